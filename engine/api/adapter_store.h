@@ -1,0 +1,39 @@
+// The engine's and the front's view of the adapter cache.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "engine/api/adapter.h"
+
+namespace lorikeet {
+
+// Pins one adapter version: while a lease lives, its adapter stays in memory, whatever happens to
+// its name. An empty lease means the base model. Copyable; dropping the last copy unpins.
+class AdapterLease {
+ public:
+  AdapterLease() = default;
+  explicit AdapterLease(std::shared_ptr<const Adapter> adapter) : adapter_(std::move(adapter)) {}
+
+  const Adapter* get() const { return adapter_.get(); }  // nullptr: base model
+  std::string_view version() const {
+    return adapter_ ? std::string_view(adapter_->version) : std::string_view();
+  }
+
+ private:
+  std::shared_ptr<const Adapter> adapter_;
+};
+
+// Thread-safe.
+class AdapterStore {
+ public:
+  virtual ~AdapterStore() = default;
+
+  // The current version of `name`, pinned. NOT_FOUND names the adapter; it is never answered by
+  // the base model.
+  virtual absl::StatusOr<AdapterLease> Acquire(std::string_view name) = 0;
+};
+
+}  // namespace lorikeet

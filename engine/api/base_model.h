@@ -1,0 +1,32 @@
+// What an adapter loader must know of the base model: shapes to check against, and the weights of
+// one linear for variants whose normal form depends on them (DoRA's row norms).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "engine/api/module.h"
+
+namespace lorikeet {
+
+struct LinearShape {
+  int32_t in = 0;
+  int32_t out = 0;
+};
+
+// Thread-safe, immutable.
+class BaseModel {
+ public:
+  virtual ~BaseModel() = default;
+
+  virtual int layers() const = 0;
+  virtual int32_t vocab_size() const = 0;
+  virtual LinearShape shape(ModuleId id) const = 0;
+
+  // Rows [first_row, first_row + rows) of the linear's weight as the GEMM uses them, dequantised,
+  // in Hugging Face row order. out: [rows, in].
+  virtual void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const = 0;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,46 @@
+// One generation request as the engine sees it: token ids in, token events out. Immutable once
+// submitted.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/api/adapter_store.h"
+#include "engine/api/limits.h"
+
+namespace lorikeet {
+
+// Order of application: penalties, temperature, top-k, top-p, min-p, draw.
+struct SamplingParams {
+  float temperature = 1.0f;         // 0: greedy
+  float top_p = 1.0f;               // (0, 1]
+  int32_t top_k = 0;                // 0: off
+  float min_p = 0.0f;               // [0, 1]; relative to the most likely token
+  float repetition_penalty = 1.0f;  // > 0; over prompt and output (Keskar et al. 2019)
+  float presence_penalty = 0.0f;    // [-2, 2]; over output
+  float frequency_penalty = 0.0f;   // [-2, 2]; over output
+  uint64_t seed = 0;                // same seed, same request: same tokens, whatever else runs
+  int32_t top_logprobs = -1;        // -1: none; 0: the chosen token only; k: k best as well
+  bool prompt_logprobs = false;     // also report log-probabilities of the prompt's tokens
+
+  bool greedy() const { return temperature == 0.0f; }
+};
+
+// INVALID_ARGUMENT naming field, value and bound when a value is out of range or not finite.
+absl::Status ValidateSampling(const SamplingParams& params);
+
+struct Request {
+  std::vector<int32_t> prompt;  // not empty
+  SamplingParams sampling;
+  int32_t max_new_tokens = 16;  // at least 1
+  std::vector<int32_t> stop_token_ids;  // end the request; the stop token is the last one sent
+  bool ignore_eos = false;              // EOS ids of the model do not end the request
+  AdapterLease adapter;                 // empty: base model
+  std::string adapter_name;             // as the client named it; empty: base model
+  int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the engine's Clock
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,29 @@
+// Plain counters of one engine step, handed to a sink on the engine thread.
+#pragma once
+
+#include <cstdint>
+
+namespace lorikeet {
+
+struct StepStats {
+  int32_t rows = 0;               // tokens computed
+  int32_t prefill_rows = 0;       // of them, prompt tokens
+  int32_t sequences = 0;          // requests in the step
+  int32_t distinct_adapters = 0;  // base not counted
+  int32_t base_rows = 0;          // rows without an adapter
+  int32_t waiting = 0;            // requests queued after planning
+  int32_t running = 0;
+  int32_t preempted = 0;          // requests sent back to the queue by this step
+  int32_t pages_used = 0;
+  int32_t pages_total = 0;
+  int32_t tokens_sampled = 0;
+  int64_t step_us = 0;
+};
+
+class StatsSink {
+ public:
+  virtual ~StatsSink() = default;
+  virtual void OnStep(const StepStats& stats) = 0;  // engine thread; must not block
+};
+
+}  // namespace lorikeet

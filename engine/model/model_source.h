@@ -1,0 +1,54 @@
+// A checkpoint, opened: configuration and canonical weights, whatever the file format.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/api/module.h"
+#include "engine/model/config.h"
+#include "engine/tensor/gguf.h"
+#include "engine/tensor/tensor_file.h"
+
+namespace lorikeet {
+
+// Per-layer vectors that are not linears.
+struct LayerNorms {
+  const TensorView* input = nullptr;           // [hidden]
+  const TensorView* post_attention = nullptr;  // [hidden]
+  const TensorView* q = nullptr;               // [head_dim] or nullptr
+  const TensorView* k = nullptr;               // [head_dim] or nullptr
+};
+
+// Immutable, thread-safe; the views stay valid while the source lives.
+class ModelSource {
+ public:
+  // PATH is a GGUF file or a Hugging Face directory (config.json + *.safetensors).
+  // INVALID_ARGUMENT names an unknown architecture, a missing tensor (all of them) or a shape that
+  // does not fit the configuration; DATA_LOSS says a file is truncated or corrupt.
+  static absl::StatusOr<std::unique_ptr<ModelSource>> Open(const std::filesystem::path& path);
+
+  virtual ~ModelSource() = default;
+
+  const ModelConfig& config() const { return config_; }
+  // Weight [out, in] and bias [out] (nullptr: none) in Hugging Face row order: rows that the file
+  // holds permuted (q and k in a llama GGUF) come back in order.
+  const TensorView& weight(ModuleId id) const { return *weights_[id]; }
+  const TensorView* bias(ModuleId id) const { return biases_[id]; }
+  const TensorView& embedding() const { return *embedding_; }  // [vocab, hidden]
+  const TensorView& final_norm() const { return *final_norm_; }
+  const LayerNorms& norms(int layer) const { return norms_[layer]; }
+  // The GGUF metadata (tokenizer, chat template); nullptr for a directory.
+  const GgufMetadata* gguf() const { return gguf_; }
+
+ protected:
+  ModelConfig config_;
+  std::vector<const TensorView*> weights_;  // [ModuleCount(layers)]
+  std::vector<const TensorView*> biases_;
+  std::vector<LayerNorms> norms_;  // [layers]
+  const TensorView* embedding_ = nullptr;
+  const TensorView* final_norm_ = nullptr;
+  const GgufMetadata* gguf_ = nullptr;
+};
+
+}  // namespace lorikeet

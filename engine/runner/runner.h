@@ -1,0 +1,19 @@
+// Computes batches: embeds, runs the model, samples. One per engine, called by its thread alone.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "engine/memory/kv_layout.h"
+#include "engine/scheduler/batch.h"
+
+namespace lorikeet {
+
+class Runner {
+ public:
+  virtual ~Runner() = default;
+
+  // Computes every row, writes its K and V into its sequence's pages and samples the logit rows.
+  // A failure is the device's: no request can be served after it.
+  virtual absl::StatusOr<StepResult> Run(const Batch& batch) = 0;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,38 @@
+// Named tensors of a memory-mapped checkpoint, whatever its format. Immutable, thread-safe.
+// Readers treat files as hostile: every offset, count and shape is checked against the file before
+// a view exists, so a view never points outside the mapping.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/tensor/tensor_view.h"
+
+namespace lorikeet {
+
+class MappedFile;  // engine/tensor/mapped_file.h
+
+class TensorFile {
+ public:
+  TensorFile() = default;
+  TensorFile(std::vector<std::shared_ptr<const MappedFile>> files,
+             std::map<std::string, TensorView, std::less<>> tensors)
+      : files_(std::move(files)), tensors_(std::move(tensors)) {}
+
+  // nullptr when there is no such tensor.
+  const TensorView* Find(std::string_view name) const {
+    auto it = tensors_.find(name);
+    return it == tensors_.end() ? nullptr : &it->second;
+  }
+  const std::map<std::string, TensorView, std::less<>>& tensors() const { return tensors_; }
+
+ private:
+  std::vector<std::shared_ptr<const MappedFile>> files_;  // keep the views alive
+  std::map<std::string, TensorView, std::less<>> tensors_;
+};
+
+}  // namespace lorikeet
