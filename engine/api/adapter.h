@@ -47,4 +47,11 @@ struct Adapter {
   AlignedBuffer storage;             // owns everything the deltas point to
 };
 
+// Rows [row_begin, row_end) of a step use `adapter`. Base rows have no segment.
+struct AdapterSegment {
+  int32_t row_begin = 0;
+  int32_t row_end = 0;
+  const Adapter* adapter = nullptr;
+};
+
 }  // namespace lorikeet

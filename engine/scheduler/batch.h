@@ -14,13 +14,6 @@
 
 namespace lorikeet {
 
-// Rows [row_begin, row_end) use `adapter`. Base rows have no segment.
-struct AdapterSegment {
-  int32_t row_begin = 0;
-  int32_t row_end = 0;
-  const Adapter* adapter = nullptr;
-};
-
 // A row whose logits are wanted.
 struct LogitRow {
   int32_t row = 0;                           // in [0, T)
