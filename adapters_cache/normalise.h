@@ -1,0 +1,30 @@
+// RawAdapter + BaseModel -> Adapter: the one form that kernels see.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "adapters_cache/formats/raw_adapter.h"
+#include "engine/api/adapter.h"
+#include "engine/api/base_model.h"
+
+namespace lorikeet {
+
+// What the factors of a low-rank pair are stored in.
+enum class FactorPrecision : uint8_t {
+  kFile,  // as in the file: results differ from PEFT in fp32 by summation order alone
+  kBF16,  // bfloat16, rounded once: half the bytes of an fp32 file
+};
+
+// Loader thread: copies every factor and, for DoRA, reads each adapted weight of `base` once.
+//
+// NOT_FOUND: modules of the file that the base does not have, or modules the configuration targets
+// that have no tensors, listed. INVALID_ARGUMENT: a shape that does not fit (module, tensor, found,
+// expected), a rank over Limits::kMaxAdapterRank, a value that is not finite (tensor and index) or
+// that overflows in the precision asked for.
+absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
+                                                         const BaseModel& base,
+                                                         FactorPrecision precision);
+
+}  // namespace lorikeet
