@@ -39,6 +39,10 @@ struct Batch {
 
 // One entry a logit row, in the batch's order.
 struct SampledToken {
+  // The row's logits were no distribution (a NaN, say, from a broken adapter): its request ends
+  // with an error, the others go on.
+  static constexpr int32_t kNoToken = -1;
+
   int32_t token = 0;        // the sampled token; the target for prompt log-probabilities
   TokenLogprobs logprobs;   // filled if the request asked
 };
