@@ -1,6 +1,6 @@
-// Named tensors of a memory-mapped checkpoint, whatever its format. Immutable, thread-safe.
+// Named tensors of a checkpoint, whatever its format. Immutable, thread-safe.
 // Readers treat files as hostile: every offset, count and shape is checked against the file before
-// a view exists, so a view never points outside the mapping.
+// a view exists, so a view never points outside its file.
 #pragma once
 
 #include <map>

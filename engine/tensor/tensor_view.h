@@ -1,14 +1,17 @@
 // A tensor somebody else owns: type, shape and bytes, row-major, outermost dimension first
 // (Hugging Face order; readers of formats that list dimensions the other way turn them round).
-// The last dimension of a quantised tensor is a multiple of its block.
+// The last dimension of a quantised tensor is a multiple of its block. The bytes of a view into a
+// file lie wherever the file has them: aligned to nothing.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "engine/base/dtype.h"
 
 namespace lorikeet {
@@ -32,5 +35,8 @@ struct TensorView {
 
 // "[64, 128]"
 std::string ShapeString(std::span<const int64_t> shape);
+
+// INVALID_ARGUMENT with `name`, the first NaN or infinity and its index. Reads every byte.
+absl::Status CheckFinite(std::string_view name, const TensorView& tensor);
 
 }  // namespace lorikeet
