@@ -23,8 +23,6 @@
 
 namespace lorikeet {
 
-using RequestId = uint64_t;
-
 // A request's outgoing events. The engine pushes and calls `wake` (on the engine thread: it must
 // not block); one front thread at a time pops. Sized for the request's token limit, so a push
 // never blocks or allocates.

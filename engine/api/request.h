@@ -13,6 +13,8 @@
 
 namespace lorikeet {
 
+using RequestId = uint64_t;
+
 // Order of application: penalties, temperature, top-k, top-p, min-p, draw.
 struct SamplingParams {
   float temperature = 1.0f;         // 0: greedy

@@ -7,7 +7,7 @@ namespace lorikeet {
 
 struct StepStats {
   int32_t rows = 0;               // tokens computed
-  int32_t prefill_rows = 0;       // of them, prompt tokens
+  int32_t prefill_rows = 0;       // of them, prompt tokens and tokens recomputed after preemption
   int32_t sequences = 0;          // requests in the step
   int32_t distinct_adapters = 0;  // base not counted
   int32_t base_rows = 0;          // rows without an adapter

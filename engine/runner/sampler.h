@@ -23,12 +23,12 @@ namespace lorikeet {
 
 // Reused from row to row so that a warm sampler does not allocate. Contents mean nothing outside.
 struct SamplerScratch {
-  std::vector<float> adjusted;     // [vocab] logits after penalties
-  std::vector<float> weights;      // [vocab] unnormalised probabilities
-  std::vector<float> block_max;    // [vocab / block]
-  std::vector<float> sorted_max;   // [vocab / block]
-  std::vector<uint64_t> keys;      // candidates, see sampler.cc
-  std::vector<int32_t> counts;     // [vocab] all zero between calls
+  std::vector<float> adjusted;    // [vocab] logits after penalties
+  std::vector<float> weights;     // [vocab] unnormalised probabilities
+  std::vector<float> block_max;   // [vocab / block]
+  std::vector<float> sorted_max;  // [vocab / block]
+  std::vector<uint64_t> keys;     // candidates, see sampler.cc
+  std::vector<int32_t> counts;    // [vocab] all zero between calls
 };
 
 // Fills `out` for one logit row. `logits` are the model's raw logits of that row: [vocab].

@@ -1,0 +1,182 @@
+// Scheduler::Plan: who gets rows in the next step, and the step as arrays.
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/scheduler/scheduler.h"
+#include "engine/scheduler/sequence.h"
+
+namespace lorikeet {
+
+bool Scheduler::Plan(Batch* batch) {
+  LK_CHECK(!step_.planned);
+  stats_ = StepStats();
+  if (empty()) return false;
+  budget_ = options_.limits.max_batch_tokens;
+  PlanDecodes();
+  for (Sequence* sequence : running_) {
+    if (sequence->planned == 0) PlanPrefill(sequence);
+  }
+  while (budget_ > 0 && Admit()) PlanPrefill(running_.back());
+  BuildBatch(batch);
+  LK_CHECK_MSG(batch->rows() > 0, "requests are open but none can run");
+  CountStep(*batch);
+  step_.planned = true;
+  return true;
+}
+
+void Scheduler::PlanDecodes() {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence* sequence = running_[i];
+    if (!sequence->decoding()) continue;
+    if (!ReserveOrPreempt(sequence)) return;  // it was the youngest itself
+    sequence->planned = 1;
+    --budget_;
+  }
+}
+
+// Pages for all of the sequence's tokens, taken from younger sequences if need be. False if it
+// was preempted itself.
+bool Scheduler::ReserveOrPreempt(Sequence* sequence) {
+  while (!sequence->pages.Reserve(sequence->length())) {
+    PreemptYoungest();
+    if (sequence->state != SequenceState::kRunning) return false;
+  }
+  return true;
+}
+
+void Scheduler::PreemptYoungest() {
+  Sequence* victim = running_.back();
+  LK_CHECK_MSG(running_.size() > 1, "the pool cannot hold one whole context");
+  LK_CHECK(victim->planned == 0);
+  running_.pop_back();
+  victim->pages.Release();
+  victim->computed = 0;
+  victim->state = SequenceState::kPreempted;
+  preempted_.push_front(victim);
+  ++stats_.preempted;
+}
+
+// Pages for the whole prompt were taken at admission.
+void Scheduler::PlanPrefill(Sequence* sequence) {
+  sequence->planned = std::min(sequence->uncomputed(), budget_);
+  budget_ -= sequence->planned;
+}
+
+// Starts the next preempted or waiting sequence. False if there is none or it must wait.
+bool Scheduler::Admit() {
+  if (running() >= max_running_) return false;
+  Sequence* sequence = NextWaiting();
+  if (sequence == nullptr || !Fits(*sequence)) return false;
+  LK_CHECK(sequence->pages.Reserve(sequence->length()));
+  PopWaiting();
+  if (sequence->admission < 0) {
+    sequence->admission = next_admission_++;
+    sequence->tokens.reserve(std::min<int64_t>(
+        context_tokens_, int64_t{sequence->prompt_tokens} + sequence->request.max_new_tokens));
+    if (sequence->request.sampling.prompt_logprobs) {
+      sequence->prompt_logprobs.reserve(sequence->prompt_tokens - 1);
+    }
+  }
+  sequence->state = SequenceState::kRunning;
+  LK_CHECK(running_.empty() || running_.back()->admission < sequence->admission);
+  running_.push_back(sequence);
+  return true;
+}
+
+// Its tokens, and one block more for it and for everybody who runs already.
+bool Scheduler::Fits(const Sequence& sequence) const {
+  const int64_t pages = options_.kv.PagesFor(sequence.length());
+  if (running_.empty()) return pages <= pool_.free();
+  const int64_t headroom = int64_t{running() + 1} * options_.kv.pages_per_block;
+  return pages + headroom <= pool_.free();
+}
+
+Scheduler::Sequence* Scheduler::NextWaiting() {
+  if (!preempted_.empty()) return preempted_.front();
+  return turns_.empty() ? nullptr : turns_.front()->waiting.front();
+}
+
+void Scheduler::PopWaiting() {
+  if (!preempted_.empty()) {
+    preempted_.pop_front();
+    return;
+  }
+  Group* group = turns_.front();
+  turns_.pop_front();
+  group->waiting.pop_front();
+  --waiting_;
+  if (!group->waiting.empty()) turns_.push_back(group);
+}
+
+void Scheduler::BuildBatch(Batch* batch) {
+  step_.sequences.clear();
+  step_.logits.clear();
+  for (Sequence* sequence : running_) {
+    if (sequence->planned > 0) step_.sequences.push_back(sequence);
+  }
+  std::sort(step_.sequences.begin(), step_.sequences.end(),
+            [](const Sequence* a, const Sequence* b) {
+              if (a->group != b->group) return a->group->order < b->group->order;
+              return a->admission < b->admission;
+            });
+  batch->tokens.clear();
+  batch->positions.clear();
+  batch->sequence_begin.assign(1, 0);
+  batch->page_begin.assign(1, 0);
+  batch->pages.clear();
+  batch->segments.clear();
+  batch->logit_rows.clear();
+  for (Sequence* sequence : step_.sequences) AppendRows(sequence, batch);
+}
+
+void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
+  const int32_t first_row = batch->rows();
+  const int32_t index = batch->sequences();
+  const int32_t end = sequence->computed + sequence->planned;
+  for (int32_t position = sequence->computed; position < end; ++position) {
+    batch->tokens.push_back(sequence->tokens[position]);
+    batch->positions.push_back(position);
+    const bool last = position + 1 == sequence->length();
+    const bool prompt = sequence->request.sampling.prompt_logprobs &&
+                        position >= sequence->prompt_logprobs_done &&
+                        position + 1 < sequence->prompt_tokens;
+    if (!last && !prompt) continue;
+    LogitRow row;
+    row.row = first_row + position - sequence->computed;
+    row.sequence = index;
+    row.target = prompt ? sequence->tokens[position + 1] : -1;
+    row.sampling = &sequence->request.sampling;
+    row.history = std::span(sequence->tokens).first(position + 1);
+    row.prompt_tokens = sequence->prompt_tokens;
+    batch->logit_rows.push_back(row);
+    step_.logits.push_back({sequence, prompt});
+  }
+  const auto pages = sequence->pages.First(end);
+  batch->pages.insert(batch->pages.end(), pages.begin(), pages.end());
+  batch->sequence_begin.push_back(batch->rows());
+  batch->page_begin.push_back(static_cast<int32_t>(batch->pages.size()));
+
+  const Adapter* adapter = sequence->group->adapter;
+  if (adapter == nullptr) return;
+  if (batch->segments.empty() || batch->segments.back().adapter != adapter) {
+    batch->segments.push_back({first_row, first_row, adapter});
+  }
+  batch->segments.back().row_end = batch->rows();
+}
+
+void Scheduler::CountStep(const Batch& batch) {
+  stats_.rows = batch.rows();
+  stats_.base_rows = batch.segments.empty() ? batch.rows() : batch.segments.front().row_begin;
+  for (const Sequence* sequence : step_.sequences) {
+    const bool decode = sequence->decoding() && sequence->generated() > 0;
+    if (!decode) stats_.prefill_rows += sequence->planned;
+  }
+  stats_.sequences = batch.sequences();
+  stats_.distinct_adapters = static_cast<int32_t>(batch.segments.size());
+  stats_.waiting = waiting();
+  stats_.running = running();
+  stats_.pages_used = pool_.used();
+  stats_.pages_total = pool_.total();
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,205 @@
+#include "engine/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/scheduler/sequence.h"
+
+namespace lorikeet {
+
+int32_t ContextTokens(const SchedulerOptions& options) {
+  const int64_t pool_tokens =
+      int64_t{options.pages / options.kv.pages_per_block} * KvLayout::kPageTokens;
+  return static_cast<int32_t>(std::min<int64_t>(options.limits.max_context_tokens, pool_tokens));
+}
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options),
+      context_tokens_(ContextTokens(options)),
+      // A row for each running sequence must fit in a step.
+      max_running_(std::min(options.limits.max_running_requests, options.limits.max_batch_tokens)),
+      pool_(options.pages),
+      earliest_deadline_us_(std::numeric_limits<int64_t>::max()) {
+  LK_CHECK(context_tokens_ >= 2);
+  LK_CHECK(max_running_ >= 1);
+  running_.reserve(max_running_);
+  step_.sequences.reserve(max_running_);
+}
+
+Scheduler::~Scheduler() = default;
+
+void Scheduler::Enqueue(RequestId id, Request request) {
+  LK_CHECK(!step_.planned);
+  const int32_t prompt = static_cast<int32_t>(request.prompt.size());
+  LK_CHECK(prompt >= 1 && prompt < context_tokens_ && request.max_new_tokens >= 1);
+  Group* group = GroupOf(request.adapter.get());
+  earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);
+  auto [slot, inserted] = sequences_.emplace(
+      id, std::make_unique<Sequence>(id, std::move(request), group, &pool_, &options_.kv));
+  LK_CHECK_MSG(inserted, "request id used twice");
+  ++group->open;
+  ++waiting_;
+  if (group->waiting.empty()) turns_.push_back(group);
+  group->waiting.push_back(slot->second.get());
+}
+
+Scheduler::Group* Scheduler::GroupOf(const Adapter* adapter) {
+  std::unique_ptr<Group>& group = groups_[adapter];
+  if (!group) {
+    group = std::make_unique<Group>();
+    group->adapter = adapter;
+    group->order = adapter ? next_group_order_++ : 0;
+  }
+  return group.get();
+}
+
+void Scheduler::Cancel(RequestId id, int64_t now_us, RequestEvents* events) {
+  LK_CHECK(!step_.planned);
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) return;
+  Sequence* sequence = found->second.get();
+  Finish(sequence, FinishReason::kCanceled, absl::OkStatus(), now_us, events);
+  Remove(sequence);
+}
+
+void Scheduler::Expire(int64_t now_us, RequestEvents* events) {
+  LK_CHECK(!step_.planned);
+  if (now_us < earliest_deadline_us_) return;
+  earliest_deadline_us_ = std::numeric_limits<int64_t>::max();
+  std::vector<Sequence*> expired;
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence->request.deadline_us <= now_us) {
+      expired.push_back(sequence.get());
+    } else {
+      earliest_deadline_us_ = std::min(earliest_deadline_us_, sequence->request.deadline_us);
+    }
+  }
+  for (Sequence* sequence : expired) {
+    Finish(sequence, FinishReason::kError,
+           absl::DeadlineExceededError(absl::StrCat("the deadline passed after ",
+                                                    sequence->generated(), " of at most ",
+                                                    sequence->request.max_new_tokens, " tokens")),
+           now_us, events);
+    Remove(sequence);
+  }
+}
+
+void Scheduler::FailAll(const absl::Status& status, int64_t now_us, RequestEvents* events) {
+  step_.planned = false;
+  while (!sequences_.empty()) {
+    Sequence* sequence = sequences_.begin()->second.get();
+    Finish(sequence, FinishReason::kError, status, now_us, events);
+    Remove(sequence);
+  }
+  earliest_deadline_us_ = std::numeric_limits<int64_t>::max();
+}
+
+void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events) {
+  LK_CHECK(step_.planned);
+  LK_CHECK(result.sampled.size() == step_.logits.size());
+  step_.planned = false;
+  for (Sequence* sequence : step_.sequences) {
+    sequence->computed += sequence->planned;
+    sequence->planned = 0;
+  }
+  stats_.tokens_sampled = 0;
+  for (size_t i = 0; i < step_.logits.size(); ++i) {
+    const auto [sequence, prompt] = step_.logits[i];
+    if (sequence->state == SequenceState::kFinished) continue;  // an earlier row was broken
+    SampledToken& sampled = result.sampled[i];
+    if (sampled.token == SampledToken::kNoToken) {
+      Finish(sequence, FinishReason::kError,
+             absl::InternalError(absl::StrCat(
+                 "the model gave logits that are no distribution (NaN or infinite) after ",
+                 sequence->generated(), " tokens, adapter '", sequence->request.adapter_name, "'")),
+             now_us, events);
+    } else if (prompt) {
+      sequence->prompt_logprobs.push_back(std::move(sampled.logprobs));
+      ++sequence->prompt_logprobs_done;
+    } else {
+      AcceptToken(sequence, std::move(sampled), now_us, events);
+    }
+  }
+  for (Sequence* sequence : step_.sequences) {
+    if (sequence->state == SequenceState::kFinished) Remove(sequence);
+  }
+  stats_.pages_used = pool_.used();
+  stats_.running = running();
+  stats_.waiting = waiting();
+}
+
+void Scheduler::AcceptToken(Sequence* sequence, SampledToken sampled, int64_t now_us,
+                            RequestEvents* events) {
+  if (sequence->request.sampling.prompt_logprobs && sequence->generated() == 0) {
+    TokenEvent event;
+    event.kind = TokenEvent::Kind::kPromptLogprobs;
+    event.prompt_logprobs = std::move(sequence->prompt_logprobs);
+    event.time_us = now_us;
+    events->push_back({sequence->id, std::move(event)});
+  }
+  sequence->tokens.push_back(sampled.token);
+  ++stats_.tokens_sampled;
+  TokenEvent event;
+  event.token = sampled.token;
+  event.logprobs = std::move(sampled.logprobs);
+  event.time_us = now_us;
+  events->push_back({sequence->id, std::move(event)});
+  const FinishReason reason = ReasonToFinish(*sequence, sampled.token);
+  if (reason != FinishReason::kNone) {
+    Finish(sequence, reason, absl::OkStatus(), now_us, events);
+  }
+}
+
+FinishReason Scheduler::ReasonToFinish(const Sequence& sequence, int32_t token) const {
+  const auto has = [token](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  if (!sequence.request.ignore_eos && has(options_.eos_ids)) return FinishReason::kEos;
+  if (has(sequence.request.stop_token_ids)) return FinishReason::kStop;
+  if (sequence.generated() >= sequence.request.max_new_tokens ||
+      sequence.length() >= context_tokens_) {
+    return FinishReason::kLength;
+  }
+  return FinishReason::kNone;
+}
+
+void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
+                       RequestEvents* events) {
+  TokenEvent event;
+  event.kind = TokenEvent::Kind::kFinished;
+  event.finish = reason;
+  event.status = std::move(status);
+  event.time_us = now_us;
+  events->push_back({sequence->id, std::move(event)});
+
+  switch (sequence->state) {
+    case SequenceState::kWaiting: {
+      Group* group = sequence->group;
+      std::erase(group->waiting, sequence);
+      if (group->waiting.empty()) std::erase(turns_, group);
+      --waiting_;
+      break;
+    }
+    case SequenceState::kPreempted:
+      std::erase(preempted_, sequence);
+      break;
+    case SequenceState::kRunning:
+      std::erase(running_, sequence);
+      break;
+    case SequenceState::kFinished:
+      LK_CHECK_MSG(false, "a request finished twice");
+  }
+  sequence->state = SequenceState::kFinished;
+}
+
+void Scheduler::Remove(Sequence* sequence) {
+  Group* group = sequence->group;
+  if (--group->open == 0) groups_.erase(group->adapter);
+  sequences_.erase(sequence->id);
+}
+
+}  // namespace lorikeet

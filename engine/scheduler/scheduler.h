@@ -1,0 +1,141 @@
+// Decides what each step computes. Moves integers only: no threads, no device and no clock of its
+// own, so that any history can be simulated.
+//
+// A step. Decode rows come first: every running sequence that lacks only its last token gets its
+// one row, so a long prompt cannot delay tokens that are streaming. What is left of
+// max_batch_tokens goes to prompts in chunks, in order of admission, then to newly admitted
+// requests.
+//
+// Admission is round-robin over adapters (the base model counts as one) and first come, first
+// served within an adapter. A request takes pages for its whole prompt at once, and while others
+// run it leaves one block for each of them, so it is not preempted right away. A request whose
+// turn it is but that does not fit yet is waited for, never skipped.
+//   Bound on waiting: a request with k others of its adapter ahead of it, while at most A adapters
+//   have requests waiting, is admitted after at most k + (k + 1)(A - 1) other requests.
+//
+// Preemption. When a running sequence needs a page and none is free, the one admitted last gives
+// its pages back and waits, ahead of all new requests; its tokens are kept and recomputed as
+// if they were prompt. So the running sequences are always older than the preempted ones, and the
+// oldest always advances: with everybody else preempted the pool holds a whole context.
+//
+// Results belong to the step that Plan recorded, not to the sequences' present state: a backend
+// whose results come one step late needs a second recorded step, not another scheduler.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/api/limits.h"
+#include "engine/api/request.h"
+#include "engine/api/step_stats.h"
+#include "engine/api/token_event.h"
+#include "engine/memory/kv_layout.h"
+#include "engine/memory/page_pool.h"
+#include "engine/scheduler/batch.h"
+
+namespace lorikeet {
+
+struct SchedulerOptions {
+  Limits limits;  // max_context_tokens resolved: > 0
+  KvLayout kv;
+  int32_t pages = 0;  // in the pool; at least two tokens' worth
+  std::vector<int32_t> eos_ids;
+};
+
+// Prompt and output together: the smaller of max_context_tokens and what the whole pool holds.
+int32_t ContextTokens(const SchedulerOptions& options);
+
+struct RequestEvent {
+  RequestId id = 0;
+  TokenEvent event;
+};
+using RequestEvents = std::vector<RequestEvent>;
+
+// One thread. Times are microseconds of the caller's clock; events are appended in order.
+// REQUIRES: between Plan and its Commit, nothing but FailAll.
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+  ~Scheduler();
+
+  // REQUIRES: a new id; a prompt of 1 to ContextTokens() - 1 tokens; max_new_tokens >= 1.
+  void Enqueue(RequestId id, Request request);
+  // Ends the request with kCanceled. Unknown ids are ignored.
+  void Cancel(RequestId id, int64_t now_us, RequestEvents* events);
+  // Ends every request whose deadline has passed with DEADLINE_EXCEEDED.
+  void Expire(int64_t now_us, RequestEvents* events);
+  // Ends every request with `status`, a planned step's included.
+  void FailAll(const absl::Status& status, int64_t now_us, RequestEvents* events);
+
+  // Fills `batch` with the next step and returns true, or false when there is no request.
+  // `batch` points into the scheduler's sequences until Commit.
+  bool Plan(Batch* batch);
+  // `result` is of the planned step.
+  void Commit(StepResult result, int64_t now_us, RequestEvents* events);
+
+  bool empty() const { return sequences_.empty(); }
+  int32_t waiting() const { return waiting_ + static_cast<int32_t>(preempted_.size()); }
+  int32_t running() const { return static_cast<int32_t>(running_.size()); }
+  const PagePool& pool() const { return pool_; }
+  const StepStats& stats() const { return stats_; }  // of the last Plan and Commit; no step_us
+
+ private:
+  struct Sequence;
+  struct Group;  // of one adapter
+
+  // What a step's results mean.
+  struct Step {
+    struct Logits {
+      Sequence* sequence;
+      bool prompt;  // a prompt token's log-probability; otherwise a sampled token
+    };
+    bool planned = false;
+    std::vector<Sequence*> sequences;  // [S] in the batch's order
+    std::vector<Logits> logits;        // [logit rows]
+  };
+
+  bool ReserveOrPreempt(Sequence* sequence);
+  void PreemptYoungest();
+  void PlanDecodes();
+  void PlanPrefill(Sequence* sequence);
+  bool Admit();
+  bool Fits(const Sequence& sequence) const;
+  Sequence* NextWaiting();
+  void PopWaiting();
+
+  void BuildBatch(Batch* batch);
+  void AppendRows(Sequence* sequence, Batch* batch);
+  void CountStep(const Batch& batch);
+
+  void AcceptToken(Sequence* sequence, SampledToken sampled, int64_t now_us, RequestEvents* events);
+  FinishReason ReasonToFinish(const Sequence& sequence, int32_t token) const;
+  void Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
+              RequestEvents* events);
+  void Remove(Sequence* sequence);
+  Group* GroupOf(const Adapter* adapter);
+
+  const SchedulerOptions options_;
+  const int32_t context_tokens_;
+  const int32_t max_running_;
+  PagePool pool_;
+
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::unordered_map<const Adapter*, std::unique_ptr<Group>> groups_;  // with open requests
+  std::deque<Group*> turns_;         // groups with waiting requests; the front's turn is next
+  std::deque<Sequence*> preempted_;  // oldest first
+  std::vector<Sequence*> running_;   // oldest first
+  int32_t waiting_ = 0;              // in the groups' queues
+  int64_t next_group_order_ = 1;     // 0 is the base's
+  int64_t next_admission_ = 0;
+  int64_t earliest_deadline_us_;  // no deadline is earlier
+
+  int32_t budget_ = 0;  // rows left while planning
+  Step step_;
+  StepStats stats_;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,54 @@
+// A request being served. The scheduler's own: no other folder includes this.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "engine/api/request.h"
+#include "engine/api/token_event.h"
+#include "engine/memory/sequence_pages.h"
+#include "engine/scheduler/scheduler.h"
+
+namespace lorikeet {
+
+enum class SequenceState : uint8_t { kWaiting, kPreempted, kRunning, kFinished };
+
+struct Scheduler::Sequence {
+  Sequence(RequestId id, Request request, Group* group, PagePool* pool, const KvLayout* layout)
+      : id(id),
+        request(std::move(request)),
+        tokens(std::move(this->request.prompt)),
+        prompt_tokens(static_cast<int32_t>(tokens.size())),
+        group(group),
+        pages(pool, layout) {}
+
+  int32_t length() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t generated() const { return length() - prompt_tokens; }
+  int32_t uncomputed() const { return length() - computed; }
+  // One row is all it lacks: its turn comes before prompts'.
+  bool decoding() const { return uncomputed() == 1; }
+
+  const RequestId id;
+  Request request;              // its prompt has moved to `tokens`
+  std::vector<int32_t> tokens;  // prompt, then output
+  const int32_t prompt_tokens;
+  Group* const group;
+  SequencePages pages;
+  SequenceState state = SequenceState::kWaiting;
+  int64_t admission = -1;                      // counted at the first admission: smaller is older
+  int32_t computed = 0;                        // tokens whose K and V are in `pages`
+  int32_t planned = 0;                         // rows of the step in flight
+  std::vector<TokenLogprobs> prompt_logprobs;  // of tokens 1, 2, ... so far
+  int32_t prompt_logprobs_done = 0;            // entries collected, sent ones included
+};
+
+struct Scheduler::Group {
+  const Adapter* adapter = nullptr;
+  int64_t order = 0;              // of rows in a batch: the base first, then by first use
+  int32_t open = 0;               // sequences in any state
+  std::deque<Sequence*> waiting;  // first come first; never admitted yet
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,108 @@
+// A runner whose "model" is a hash of the whole history. It keeps what each row writes in the
+// pages the batch names and reads the history back from there, so a wrong page, position or chunk
+// changes the tokens or fails outright.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/memory/kv_layout.h"
+#include "engine/runner/runner.h"
+#include "gtest/gtest.h"
+
+namespace lorikeet {
+
+inline uint64_t Mix(uint64_t a, uint64_t b) {
+  uint64_t x = a * 0x9E3779B97F4A7C15u + b + 0x632BE59BD9B4E019u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+// What the fake model answers after `history`, alone: the reference for every mix.
+struct FakeModel {
+  int32_t vocab = 64;
+
+  uint64_t State(std::span<const int32_t> history, const Adapter* adapter) const {
+    uint64_t state = adapter ? Mix(std::hash<std::string>()(adapter->version), 1) : 0;
+    for (const int32_t token : history) state = Mix(state, token);
+    return state;
+  }
+  int32_t Token(uint64_t state, uint64_t seed) const {
+    return static_cast<int32_t>(Mix(state, seed) % vocab);
+  }
+  float Logprob(uint64_t state, int32_t target) const {
+    return -static_cast<float>(Mix(state, target) % 1000) / 100.0f;
+  }
+};
+
+class FakeRunner final : public Runner {
+ public:
+  FakeRunner(FakeModel model, KvLayout kv, int32_t pages)
+      : model_(model), kv_(kv), slots_(size_t(pages) * KvLayout::kPageTokens, -1) {}
+
+  absl::StatusOr<StepResult> Run(const Batch& batch) override {
+    Store(batch);
+    StepResult result;
+    for (const LogitRow& row : batch.logit_rows) result.sampled.push_back(Answer(batch, row));
+    if (on_run) {
+      absl::Status status = on_run(batch, &result);
+      if (!status.ok()) return status;
+    }
+    return result;
+  }
+
+  // Called at the end of each step; may change the result or fail the device.
+  std::function<absl::Status(const Batch&, StepResult*)> on_run;
+
+ private:
+  int32_t& Slot(const Batch& batch, int32_t sequence, int32_t position, int32_t page_of_block) {
+    const int32_t block = position / KvLayout::kPageTokens;
+    const int32_t index = batch.page_begin[sequence] + block * kv_.pages_per_block + page_of_block;
+    EXPECT_LT(index, batch.page_begin[sequence + 1]) << "no page for position " << position;
+    return slots_[size_t(batch.pages[index]) * KvLayout::kPageTokens +
+                  position % KvLayout::kPageTokens];
+  }
+
+  void Store(const Batch& batch) {
+    for (int32_t s = 0; s < batch.sequences(); ++s) {
+      for (int32_t r = batch.sequence_begin[s]; r < batch.sequence_begin[s + 1]; ++r) {
+        for (int32_t p = 0; p < kv_.pages_per_block; ++p) {
+          Slot(batch, s, batch.positions[r], p) = batch.tokens[r];
+        }
+      }
+    }
+  }
+
+  SampledToken Answer(const Batch& batch, const LogitRow& row) {
+    const Adapter* adapter = nullptr;
+    for (const AdapterSegment& segment : batch.segments) {
+      if (row.row >= segment.row_begin && row.row < segment.row_end) adapter = segment.adapter;
+    }
+    const int32_t position = batch.positions[row.row];
+    EXPECT_EQ(row.history.size(), position + 1);
+    std::vector<int32_t> history(position + 1);
+    for (int32_t i = 0; i <= position; ++i) {
+      history[i] = Slot(batch, row.sequence, i, 0);
+      EXPECT_EQ(history[i], row.history[i]) << "pages hold another token at position " << i;
+      for (int32_t p = 1; p < kv_.pages_per_block; ++p) {
+        EXPECT_EQ(Slot(batch, row.sequence, i, p), history[i]) << "page " << p << " of a block";
+      }
+    }
+    const uint64_t state = model_.State(history, adapter);
+    SampledToken sampled;
+    sampled.token = row.target >= 0 ? row.target : model_.Token(state, row.sampling->seed);
+    sampled.logprobs.logprob = model_.Logprob(state, sampled.token);
+    return sampled;
+  }
+
+  const FakeModel model_;
+  const KvLayout kv_;
+  std::vector<int32_t> slots_;  // [pages, kPageTokens] the token written there; -1: nothing yet
+};
+
+}  // namespace lorikeet

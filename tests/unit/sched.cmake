@@ -1,0 +1,2 @@
+lorikeet_test(memory_test ${CMAKE_CURRENT_LIST_DIR}/memory_test.cc LIBS lorikeet_memory)
+lorikeet_test(scheduler_test ${CMAKE_CURRENT_LIST_DIR}/scheduler_test.cc LIBS lorikeet_scheduler)
