@@ -34,12 +34,12 @@ struct AdapterInfo {
   std::string path;     // resolved directory it came from
   int32_t min_rank = 0;
   int32_t max_rank = 0;
-  int32_t modules = 0;          // adapted linears
-  int64_t bytes = 0;            // in memory; shared with other names of the same version
-  int64_t leases = 0;           // requests that hold it through this name now
-  int64_t hits = 0;             // Acquire calls answered
+  int32_t modules = 0;  // adapted linears
+  int64_t bytes = 0;    // in memory; shared with other names of the same version
+  int64_t leases = 0;   // requests that hold it through this name now
+  int64_t hits = 0;     // Acquire calls answered
   int64_t loaded_at_unix_us = 0;
-  int64_t last_used_unix_us = 0;  // of the last Acquire; 0: never
+  int64_t last_used_unix_us = 0;      // of the last Acquire; 0: never
   std::vector<std::string> warnings;  // of the load: keys and tensors that change nothing
 };
 
@@ -96,7 +96,7 @@ class AdapterRegistry final : public AdapterStore {
 
   absl::StatusOr<AdapterLease> Acquire(std::string_view name) override;
 
-  std::vector<AdapterInfo> List() const;  // by name
+  std::vector<AdapterInfo> List() const;                         // by name
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;  // NOT_FOUND names it
 
   static constexpr int kMaxPendingLoads = 256;

@@ -9,7 +9,6 @@
 #include <string_view>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "engine/tensor/tensor_file.h"
 
 namespace lorikeet {
@@ -20,24 +19,24 @@ struct RawTensor {
   TensorView view;
 };
 
-// y = magnitude-normalised (x Wᵀ + scale·(x Aᵀ) Bᵀ) + bias, as in engine/api/adapter.h.
+// One linear, in the notation of engine/api/adapter.h.
 struct RawModule {
-  std::optional<RawTensor> a;          // [rank, in]
-  std::optional<RawTensor> b;          // [out, rank]
-  std::optional<RawTensor> lora_bias;  // [out]; contributes scale·lora_bias
-  std::optional<RawTensor> magnitude;  // [out]; DoRA's m
-  std::optional<RawTensor> base_bias;  // [out]; replaces the base's bias
+  std::optional<RawTensor> a;            // [rank, in]
+  std::optional<RawTensor> b;            // [out, rank]
+  std::optional<RawTensor> lora_bias;    // [out]; contributes scale · lora_bias
+  std::optional<RawTensor> magnitude;    // [out]; m of DoRA's m / ‖W + s·B·A‖row
+  std::optional<RawTensor> base_bias;    // [out]; replaces the base's bias
+  std::optional<RawTensor> base_weight;  // [out, in]; a copy of the base's weight, used for nothing
   float scale = 1.0f;
-  int32_t rank = 0;  // as the configuration states it; A and B must agree
 };
 
 struct RawAdapter {
-  std::string variant;                                // "lora", "rslora", "dora", ...
-  std::string base_model;                             // as the configuration names it
-  std::string version;                                // identity, see ReadAdapterFiles
+  std::string variant;                                    // "lora", "rslora", "dora", ...
+  std::string base_model;                                 // as the configuration names it
+  std::string version;                                    // AdapterFiles::version
   std::map<std::string, RawModule, std::less<>> modules;  // by path: "model.layers.3.mlp.up_proj"
-  // Whether the configuration asks for this linear of the model; every one it asks for must be in
-  // `modules`.
+  // Whether the configuration asks for this linear of the model. Each one it asks for must be in
+  // `modules`. Empty: the configuration does not say.
   std::function<bool(std::string_view path)> targets;
   std::vector<std::string> warnings;
   TensorFile tensors;

@@ -27,6 +27,13 @@ class BaseModel {
   // Rows [first_row, first_row + rows) of the linear's weight as the GEMM uses them, dequantised,
   // in Hugging Face row order. out: [rows, in].
   virtual void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const = 0;
+
+  // Whether the linear has a bias; writes it to `out` ([out] floats) unless that is nullptr. Needed
+  // by adapters that replace biases; a model without any need not override it.
+  virtual bool ReadBias(ModuleId id, float* out) const {
+    static_cast<void>(id), static_cast<void>(out);
+    return false;
+  }
 };
 
 }  // namespace lorikeet

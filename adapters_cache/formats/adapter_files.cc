@@ -1,0 +1,161 @@
+#include "adapters_cache/formats/adapter_files.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <memory>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "engine/api/limits.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "engine/tensor/json.h"
+#include "engine/tensor/mapped_file.h"
+#include "engine/tensor/safetensors.h"
+
+namespace lorikeet {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr char kConfigName[] = "adapter_config.json";
+constexpr char kWeightsName[] = "adapter_model.safetensors";
+constexpr int64_t kMaxConfigBytes = 1 << 20;
+
+class Sha256 {
+ public:
+  Sha256() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
+    LK_CHECK(context_ != nullptr);
+    LK_CHECK(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
+  }
+  // With its length first, so that no two sequences of parts run together alike.
+  void Part(const void* data, size_t bytes) {
+    const uint64_t length = bytes;
+    LK_CHECK(EVP_DigestUpdate(context_.get(), &length, sizeof(length)) == 1);
+    LK_CHECK(EVP_DigestUpdate(context_.get(), data, bytes) == 1);
+  }
+  void Part(std::string_view text) { Part(text.data(), text.size()); }
+
+  std::string Hex() {
+    unsigned char digest[32];
+    LK_CHECK(EVP_DigestFinal_ex(context_.get(), digest, nullptr) == 1);
+    return absl::BytesToHexString(
+        absl::string_view(reinterpret_cast<const char*>(digest), sizeof(digest)));
+  }
+
+ private:
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+};
+
+std::string Identity(const Json& config, const TensorFile& tensors) {
+  Sha256 hash;
+  hash.Part("lorikeet adapter 1");
+  hash.Part(config.dump());
+  for (const auto& [name, view] : tensors.tensors()) {
+    hash.Part(name);
+    hash.Part(Info(view.dtype).name);
+    hash.Part(view.shape.data(), view.shape.size() * sizeof(view.shape[0]));
+    hash.Part(view.bytes.data(), view.bytes.size());
+  }
+  return hash.Hex();
+}
+
+std::string JoinPaths(std::span<const fs::path> paths) {
+  std::string all;
+  for (const fs::path& path : paths) absl::StrAppend(&all, all.empty() ? "" : ", ", path.string());
+  return all;
+}
+
+// The real path of an existing regular file under `roots`, within `max_bytes`.
+absl::StatusOr<fs::path> ResolveFile(const fs::path& path, std::span<const fs::path> roots,
+                                     int64_t max_bytes) {
+  std::error_code error;
+  fs::path real = fs::canonical(path, error);
+  if (error) return absl::NotFoundError(absl::StrCat(path.string(), ": ", error.message()));
+  if (!roots.empty() && !IsUnder(real, roots)) {
+    return absl::PermissionDeniedError(
+        absl::StrCat(path.string(), " leads to ", real.string(),
+                     ", outside the allowed roots: ", JoinPaths(roots)));
+  }
+  if (!fs::is_regular_file(real, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path.string(), " is not a regular file"));
+  }
+  const auto bytes = fs::file_size(real, error);
+  if (!error && bytes > static_cast<uintmax_t>(max_bytes)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(path.string(), " has ", bytes, " bytes; at most ", max_bytes));
+  }
+  return real;
+}
+
+absl::StatusOr<Json> ReadConfig(const fs::path& path) {
+  LK_ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path, FileAccess::kCopy));
+  const std::string_view text(reinterpret_cast<const char*>(file->bytes().data()),
+                              file->bytes().size());
+  // Bounds the depth and refuses repeated keys; what passes parses again without surprises.
+  LK_RETURN_IF_ERROR(ParseJson(text, path.string()).status());
+  Json config = Json::parse(text.begin(), text.end());
+  if (!config.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(path.string(), " is not a JSON object"));
+  }
+  return config;
+}
+
+// Why there are no weights to read.
+absl::Status NoWeights(const fs::path& directory) {
+  std::error_code error;
+  for (const char* pickle : {"adapter_model.bin", "pytorch_adapter.bin"}) {
+    if (!fs::exists(directory / pickle, error)) continue;
+    return absl::UnimplementedError(absl::StrCat(
+        (directory / pickle).string(),
+        " is a Python pickle, which can run code when it is read, so it is refused. Convert it "
+        "where you trust it: python -c \"import torch, safetensors.torch as s; "
+        "s.save_file({k: v.contiguous() for k, v in torch.load('",
+        pickle, "', weights_only=True).items()}, '", kWeightsName, "')\""));
+  }
+  if (fs::exists(directory / "adapter.safetensors", error)) {
+    return absl::UnimplementedError(absl::StrCat(
+        directory.string(), " holds an AdapterHub adapter (adapter.safetensors); only PEFT's ",
+        kWeightsName, " is served"));
+  }
+  return absl::NotFoundError(absl::StrCat("no ", kWeightsName, " in ", directory.string()));
+}
+
+}  // namespace
+
+bool IsUnder(const fs::path& path, std::span<const fs::path> roots) {
+  return std::any_of(roots.begin(), roots.end(), [&path](const fs::path& root) {
+    return std::mismatch(root.begin(), root.end(), path.begin(), path.end()).first == root.end();
+  });
+}
+
+absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
+                                              std::span<const fs::path> roots) {
+  std::error_code error;
+  if (!fs::is_directory(directory, error)) {
+    return absl::NotFoundError(absl::StrCat(directory.string(), " is not a directory"));
+  }
+  AdapterFiles files;
+  files.directory = directory;
+  if (!fs::exists(directory / kConfigName, error)) {
+    return absl::NotFoundError(absl::StrCat("no ", kConfigName, " in ", directory.string()));
+  }
+  LK_ASSIGN_OR_RETURN(const fs::path config,
+                      ResolveFile(directory / kConfigName, roots, kMaxConfigBytes));
+  LK_ASSIGN_OR_RETURN(files.config, ReadConfig(config));
+
+  if (!fs::exists(directory / kWeightsName, error)) return NoWeights(directory);
+  LK_ASSIGN_OR_RETURN(const fs::path weights,
+                      ResolveFile(directory / kWeightsName, roots, Limits::kMaxAdapterFileBytes));
+  LK_ASSIGN_OR_RETURN(files.tensors, ReadSafetensors(weights, FileAccess::kCopy));
+  files.version = Identity(files.config, files.tensors);
+  return files;
+}
+
+}  // namespace lorikeet

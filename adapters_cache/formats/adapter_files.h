@@ -1,0 +1,37 @@
+// The files of an adapter directory, read and identified, not yet understood.
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/tensor/tensor_file.h"
+#include "nlohmann/json.hpp"
+
+namespace lorikeet {
+
+struct AdapterFiles {
+  std::filesystem::path directory;  // as opened
+  // adapter_config.json, keys in file order: PEFT's patterns take the first that matches.
+  nlohmann::ordered_json config;
+  TensorFile tensors;  // adapter_model.safetensors
+  // Lower-case hexadecimal SHA-256 of the configuration without its white space and of every
+  // tensor (name, type, shape, bytes) by name. Layout, order and metadata of the weights file do
+  // not enter; the order of the configuration's keys does, since it can change the result.
+  std::string version;
+};
+
+// Reads adapter_config.json and adapter_model.safetensors of `directory`. When `roots` is not
+// empty, both must lie under one of them after symbolic links are resolved; roots are canonical.
+//
+// NOT_FOUND: no such directory or file; PERMISSION_DENIED: outside the roots; DATA_LOSS: truncated
+// or malformed files; INVALID_ARGUMENT: not an adapter's files; UNIMPLEMENTED: pickled weights,
+// with how to convert them; RESOURCE_EXHAUSTED: a file larger than its limit.
+absl::StatusOr<AdapterFiles> ReadAdapterFiles(const std::filesystem::path& directory,
+                                              std::span<const std::filesystem::path> roots);
+
+// Whether `path` is one of `roots` or below one. Compares components; resolves nothing.
+bool IsUnder(const std::filesystem::path& path, std::span<const std::filesystem::path> roots);
+
+}  // namespace lorikeet

@@ -1,0 +1,108 @@
+#include "adapters_cache/formats/format_table.h"
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "adapters_cache/formats/peft_lora.h"
+
+namespace lorikeet {
+namespace {
+
+using Parser = void (*)(const AdapterFiles& files, RawAdapter* raw, Problems* problems);
+
+struct Format {
+  std::string_view peft_type;
+  Parser parse;        // nullptr: known, not served
+  const char* reason;  // why not
+};
+
+constexpr const char* kNotYet = "this server serves LoRA, rsLoRA and DoRA";
+constexpr const char* kNotInFile =
+    "what it computes is not fully stored in its file; merge it or "
+    "convert it to LoRA with PEFT";
+
+// PEFT 0.21's names, and BONE, which became MISS.
+constexpr Format kFormats[] = {
+    {"LORA", ParsePeftLora, nullptr},
+    {"ADALORA", nullptr, kNotYet},
+    {"ADAMSS", nullptr, kNotInFile},
+    {"ADAPTION_PROMPT", nullptr, kNotYet},
+    {"BEFT", nullptr, kNotYet},
+    {"BOFT", nullptr, kNotYet},
+    {"BONE", nullptr, kNotYet},
+    {"C3A", nullptr, kNotYet},
+    {"CARTRIDGE", nullptr, kNotYet},
+    {"CPT", nullptr, kNotYet},
+    {"DEFT", nullptr, kNotYet},
+    {"DELORA", nullptr, kNotYet},
+    {"FOURIERFT", nullptr, kNotYet},
+    {"FROD", nullptr, kNotYet},
+    {"GLORA", nullptr, kNotYet},
+    {"GRALORA", nullptr, kNotYet},
+    {"HIRA", nullptr, kNotYet},
+    {"HRA", nullptr, kNotYet},
+    {"IA3", nullptr, kNotYet},
+    {"LILY", nullptr,
+     "its gate averages over the whole batch, so a request's answer would depend "
+     "on its neighbours"},
+    {"LN_TUNING", nullptr, kNotYet},
+    {"LOHA", nullptr, kNotYet},
+    {"LOKR", nullptr, kNotYet},
+    {"MISS", nullptr, kNotYet},
+    {"MULTITASK_PROMPT_TUNING", nullptr, kNotYet},
+    {"OFT", nullptr, kNotYet},
+    {"OSF", nullptr, kNotYet},
+    {"P_TUNING", nullptr, kNotYet},
+    {"PEANUT", nullptr, kNotYet},
+    {"POLY", nullptr, kNotYet},
+    {"PREFIX_TUNING", nullptr, kNotYet},
+    {"PROMPT_TUNING", nullptr, kNotYet},
+    {"PSOFT", nullptr, kNotInFile},
+    {"PVERA", nullptr, kNotYet},
+    {"RANDLORA", nullptr, kNotYet},
+    {"ROAD", nullptr, kNotYet},
+    {"SHADOW", nullptr, "it runs a second transformer beside the base model"},
+    {"SHIRA", nullptr, kNotYet},
+    {"SUPERTUNING", nullptr, kNotYet},
+    {"TINYLORA", nullptr, kNotYet},
+    {"TRAINABLE_TOKENS", nullptr, kNotYet},
+    {"UNILORA", nullptr, kNotYet},
+    {"VBLORA", nullptr, kNotYet},
+    {"VERA", nullptr, kNotYet},
+    {"WAVEFT", nullptr, kNotYet},
+    {"XLORA", nullptr, kNotYet},
+};
+
+}  // namespace
+
+RawAdapter ParseAdapter(AdapterFiles files, Problems* problems) {
+  RawAdapter raw;
+  raw.version = files.version;
+  const auto base = files.config.find("base_model_name_or_path");
+  if (base != files.config.end() && base->is_string()) raw.base_model = base->get<std::string>();
+
+  const auto type = files.config.find("peft_type");
+  if (type == files.config.end() || !type->is_string()) {
+    problems->Invalid(files.config.contains("hidden_size") && files.config.contains("config")
+                          ? "adapter_config.json is AdapterHub's format: not served; " +
+                                std::string(kNotYet) + " of PEFT"
+                          : "adapter_config.json has no peft_type");
+    return raw;
+  }
+  raw.variant = type->get<std::string>();
+  for (const Format& format : kFormats) {
+    if (format.peft_type != raw.variant) continue;
+    if (format.parse == nullptr) {
+      problems->Unserved("peft_type " + raw.variant + " is not served: " + format.reason);
+      return raw;
+    }
+    format.parse(files, &raw, problems);
+    raw.tensors = std::move(files.tensors);
+    return raw;
+  }
+  problems->Unserved("peft_type '" + raw.variant + "' is unknown");
+  return raw;
+}
+
+}  // namespace lorikeet

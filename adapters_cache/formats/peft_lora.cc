@@ -1,0 +1,367 @@
+#include "adapters_cache/formats/peft_lora.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/peft_targets.h"
+#include "engine/api/limits.h"
+
+namespace lorikeet {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Options that change the result and are not served. "Set" is anything but null, false and empty.
+struct RefusedOption {
+  std::string_view key;
+  const char* reason;
+};
+constexpr RefusedOption kRefusedOptions[] = {
+    {"use_qalora", "QALoRA pools the input of its linears"},
+    {"alora_invocation_tokens", "activated LoRA switches on in the middle of a prompt"},
+    {"arrow_config", "Arrow routes every token among several adapters"},
+    {"kasa_config", "KaSA truncates the base's weights"},
+    {"use_bdlora", "BD-LoRA stores block-diagonal factors"},
+    {"target_parameters", "it adapts expert parameters, which are no linears"},
+    {"layer_replication", "it changes the base's layers"},
+    {"modules_to_save", "it replaces whole modules of the base"},
+    {"trainable_token_indices", "it replaces rows of the embedding"},
+    {"megatron_config", "it is laid out for Megatron"},
+};
+
+// Options without effect on inference, or read elsewhere in this file or by PeftTargets.
+constexpr std::array kKnownOptions = std::to_array<std::string_view>({
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "monteclora_config",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+    "velora_config",
+});
+
+struct LoraOptions {
+  int64_t rank = 8;
+  double alpha = 8;
+  PeftPatternValues rank_pattern;
+  PeftPatternValues alpha_pattern;
+  bool rslora = false;
+  bool dora = false;
+  bool lora_bias = false;
+  bool base_bias = false;  // bias is "all" or "lora_only"
+};
+
+bool IsSet(const Json& value) {
+  if (value.is_null() || (value.is_boolean() && !value.get<bool>())) return false;
+  return !(value.is_structured() && value.empty()) && value != "";
+}
+
+// What `key` holds, or `fallback` when it is absent or null, reporting any other type.
+double ReadNumber(const Json& config, const char* key, double fallback, Problems* problems) {
+  const auto it = config.find(key);
+  if (it == config.end() || it->is_null()) return fallback;
+  if (it->is_number()) return it->get<double>();
+  problems->Invalid(absl::StrCat(key, " is ", it->dump(), ", not a number"));
+  return fallback;
+}
+
+bool ReadBool(const Json& config, const char* key, Problems* problems) {
+  const auto it = config.find(key);
+  if (it == config.end() || it->is_null()) return false;
+  if (it->is_boolean()) return it->get<bool>();
+  problems->Invalid(absl::StrCat(key, " is ", it->dump(), ", neither true nor false"));
+  return false;
+}
+
+void CheckInit(const Json& config, Problems* problems) {
+  const auto it = config.find("init_lora_weights");
+  if (it == config.end() || it->is_null() || it->is_boolean()) return;
+  std::string init = it->is_string() ? it->get<std::string>() : it->dump();
+  for (char& c : init) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  for (const char* plain : {"gaussian", "eva", "orthogonal", "mica"}) {
+    if (init == plain) return;
+  }
+  for (const char* residual : {"pissa", "olora", "corda", "loftq", "lora_ga"}) {
+    if (!std::string_view(init).starts_with(residual)) continue;
+    problems->Unserved(
+        absl::StrCat("init_lora_weights '", init,
+                     "' trained against a changed base. Convert it to plain LoRA: "
+                     "save_pretrained(..., path_initial_model_for_weight_conversion=...) in PEFT"));
+    return;
+  }
+  problems->Unserved(absl::StrCat("init_lora_weights '", init, "' is unknown"));
+}
+
+void CheckTask(const Json& config, Problems* problems) {
+  const auto it = config.find("task_type");
+  if (it == config.end() || it->is_null() || *it == "CAUSAL_LM") return;
+  problems->Unserved(absl::StrCat("task_type ", it->dump(), ": only CAUSAL_LM generates text"));
+}
+
+void CheckOptions(const Json& config, std::vector<std::string>* warnings, Problems* problems) {
+  for (const auto& [key, value] : config.items()) {
+    if (!IsSet(value)) continue;
+    const auto refused =
+        std::find_if(std::begin(kRefusedOptions), std::end(kRefusedOptions),
+                     [&key](const RefusedOption& option) { return option.key == key; });
+    if (refused != std::end(kRefusedOptions)) {
+      problems->Unserved(absl::StrCat(key, " is not served: ", refused->reason));
+    } else if (std::find(kKnownOptions.begin(), kKnownOptions.end(), key) == kKnownOptions.end()) {
+      warnings->push_back("adapter_config.json: unknown key '" + key + "' is ignored");
+    }
+  }
+  CheckInit(config, problems);
+  CheckTask(config, problems);
+  if (ReadBool(config, "fan_in_fan_out", problems)) {
+    warnings->push_back("fan_in_fan_out is ignored: the base's linears are stored [out, in]");
+  }
+}
+
+LoraOptions ReadOptions(const Json& config, Problems* problems) {
+  LoraOptions options;
+  const double rank = ReadNumber(config, "r", 8, problems);
+  if (rank >= 1 && rank <= Limits::kMaxAdapterRank && rank == std::floor(rank)) {
+    options.rank = static_cast<int64_t>(rank);
+  } else {
+    problems->Invalid(absl::StrCat("r is ", config.at("r").dump(),
+                                   "; a rank is a whole number of 1 to ", Limits::kMaxAdapterRank));
+  }
+  options.alpha = ReadNumber(config, "lora_alpha", 8, problems);
+  options.rank_pattern = PeftPatternValues::Parse(config, "rank_pattern", problems);
+  options.alpha_pattern = PeftPatternValues::Parse(config, "alpha_pattern", problems);
+  options.rslora = ReadBool(config, "use_rslora", problems);
+  options.dora = ReadBool(config, "use_dora", problems);
+  options.lora_bias = ReadBool(config, "lora_bias", problems);
+  if (options.lora_bias && options.dora) {
+    problems->Invalid("lora_bias and use_dora exclude each other");
+  }
+  const auto bias = config.find("bias");
+  if (bias != config.end() && !bias->is_null() && *bias != "none") {
+    options.base_bias = *bias == "all" || *bias == "lora_only";
+    if (!options.base_bias) {
+      problems->Invalid("bias is " + bias->dump() + "; \"none\", \"all\" or \"lora_only\"");
+    }
+  }
+  return options;
+}
+
+bool StripSuffix(std::string_view* text, std::string_view suffix) {
+  if (text->size() <= suffix.size() || !text->ends_with(suffix)) return false;
+  text->remove_suffix(suffix.size());
+  return true;
+}
+
+// "base_model.model.M.lora_A.default.weight" -> "M.lora_A.weight": PEFT drops the adapter's name
+// and adds the prefix on save; files from elsewhere may do neither.
+std::string CanonicalName(std::string_view name) {
+  constexpr std::string_view kPrefix = "base_model.model.";
+  if (name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
+  constexpr std::string_view kInfix = ".default";
+  std::string canonical(name);
+  for (std::string_view after : {".lora_A", ".lora_B", ".lora_magnitude_vector"}) {
+    const std::string from = std::string(after) + std::string(kInfix);
+    const size_t at = canonical.rfind(from);
+    if (at == std::string::npos) continue;
+    const size_t end = at + from.size();
+    if (end == canonical.size() || canonical[end] == '.') {
+      canonical.erase(at + after.size(), kInfix.size());
+    }
+  }
+  return canonical;
+}
+
+class LoraReader {
+ public:
+  LoraReader(const AdapterFiles& files, RawAdapter* raw, Problems* problems)
+      : files_(files), raw_(raw), problems_(problems) {}
+
+  void Read() {
+    CheckOptions(files_.config, &raw_->warnings, problems_);
+    options_ = ReadOptions(files_.config, problems_);
+    raw_->variant = options_.dora ? "dora" : options_.rslora ? "rslora" : "lora";
+    auto targets = PeftTargets::Parse(files_.config, problems_);
+    for (const auto& [name, view] : files_.tensors.tensors()) Place(name, view);
+    if (!unused_.empty()) {
+      problems_->Invalid(
+          absl::StrCat(unused_.size(), " tensors have no place in this adapter: ", List(unused_)));
+    }
+    if (!embeddings_.empty()) {
+      problems_->Unserved("LoRA on embeddings is not served: " + List(embeddings_));
+    }
+    if (raw_->modules.empty() && problems_->empty()) {
+      problems_->Invalid("the file holds no LoRA tensors");
+    }
+    for (auto& [path, module] : raw_->modules) Complete(path, &module);
+    NoteTargets(std::move(targets));
+  }
+
+ private:
+  static constexpr size_t kMaxListed = 20;
+
+  static std::string List(const std::vector<std::string>& names) {
+    std::string all;
+    for (size_t i = 0; i < std::min(names.size(), kMaxListed); ++i) {
+      absl::StrAppend(&all, i == 0 ? "" : ", ", names[i]);
+    }
+    if (names.size() > kMaxListed)
+      absl::StrAppend(&all, " and ", names.size() - kMaxListed, " more");
+    return all;
+  }
+
+  void Place(const std::string& name, const TensorView& view) {
+    const std::string canonical = CanonicalName(name);
+    std::string_view path = canonical;
+    if (StripSuffix(&path, ".lora_A.weight")) return Put(path, &RawModule::a, name, view);
+    if (StripSuffix(&path, ".lora_B.weight")) return Put(path, &RawModule::b, name, view);
+    if (options_.lora_bias && StripSuffix(&path, ".lora_B.bias")) {
+      return Put(path, &RawModule::lora_bias, name, view);
+    }
+    if (options_.dora && (StripSuffix(&path, ".lora_magnitude_vector") ||
+                          StripSuffix(&path, ".lora_magnitude_vector.weight"))) {
+      return Put(path, &RawModule::magnitude, name, view);
+    }
+    if (path == "lm_head.base_layer.weight") {
+      return Put("lm_head", &RawModule::base_weight, name, view);
+    }
+    if (path.ends_with(".lora_embedding_A") || path.ends_with(".lora_embedding_B")) {
+      embeddings_.push_back(name);
+      return;
+    }
+    // Of the training only: VeLoRA's compressed activations, MonteCLoRA's noise.
+    if (path.ends_with(".lora_velora_embed")) return;
+    if (path.find(".lora_monteclora_sampler.") != std::string_view::npos) return;
+    if (options_.base_bias && path.find(".lora_") == std::string_view::npos &&
+        (StripSuffix(&path, ".base_layer.bias") || StripSuffix(&path, ".bias"))) {
+      return Put(path, &RawModule::base_bias, name, view);
+    }
+    unused_.push_back(name);
+  }
+
+  void Put(std::string_view path, std::optional<RawTensor> RawModule::*field,
+           const std::string& name, const TensorView& view) {
+    std::optional<RawTensor>& tensor = raw_->modules[std::string(path)].*field;
+    if (tensor.has_value()) {
+      problems_->Invalid(absl::StrCat("two tensors for one place: ", tensor->name, " and ", name));
+      return;
+    }
+    tensor = RawTensor{name, view};
+  }
+
+  // The module's rank as the configuration states it; 0 after reporting.
+  int64_t StatedRank(const std::string& path) {
+    const std::optional<double> rank = options_.rank_pattern.Find(path);
+    if (!rank.has_value()) return options_.rank;
+    if (*rank >= 1 && *rank <= Limits::kMaxAdapterRank && *rank == std::floor(*rank)) {
+      return static_cast<int64_t>(*rank);
+    }
+    problems_->Invalid(absl::StrCat(path, ": rank_pattern gives ", *rank,
+                                    "; a rank is a whole number of 1 to ",
+                                    Limits::kMaxAdapterRank));
+    return 0;
+  }
+
+  void Complete(const std::string& path, RawModule* module) {
+    if (!module->a && !module->b && !module->lora_bias && !module->magnitude &&
+        !module->base_weight) {
+      return;  // a bias alone (bias: all)
+    }
+    CheckPresent(path, module->a, "lora_A.weight");
+    CheckPresent(path, module->b, "lora_B.weight");
+    if (options_.lora_bias) CheckPresent(path, module->lora_bias, "lora_B.bias");
+    if (options_.dora) CheckPresent(path, module->magnitude, "lora_magnitude_vector");
+    const int64_t rank = StatedRank(path);
+    if (rank == 0) return;
+    if (module->a) CheckRank(*module->a, 0, rank);
+    if (module->b) CheckRank(*module->b, 1, rank);
+
+    const double alpha = options_.alpha_pattern.Find(path).value_or(options_.alpha);
+    const double divisor = options_.rslora ? std::sqrt(static_cast<double>(rank)) : rank;
+    module->scale = static_cast<float>(alpha / divisor);
+    if (!std::isfinite(module->scale)) {
+      problems_->Invalid(absl::StrCat(path, ": lora_alpha ", alpha, " is out of range"));
+    }
+  }
+
+  void CheckPresent(const std::string& path, const std::optional<RawTensor>& tensor,
+                    std::string_view parameter) {
+    if (tensor.has_value()) return;
+    problems_->Invalid(
+        absl::StrCat(path, " has no ", absl::string_view(parameter.data(), parameter.size())));
+  }
+
+  void CheckRank(const RawTensor& tensor, int dimension, int64_t rank) {
+    const TensorView& view = tensor.view;
+    if (view.shape.size() == 2 && view.shape[dimension] == rank) return;
+    problems_->Invalid(absl::StrCat(
+        tensor.name, " is ", ShapeString(view.shape),
+        ", but the configuration's rank (r, rank_pattern) asks for ",
+        dimension == 0 ? absl::StrCat("[", rank, ", in]") : absl::StrCat("[out, ", rank, "]")));
+  }
+
+  void NoteTargets(PeftTargets targets) {
+    if (!targets.stated()) {
+      raw_->warnings.push_back("target_modules is not stated: whatever the file holds is applied");
+      return;
+    }
+    std::vector<std::string> extra;
+    for (const auto& [path, module] : raw_->modules) {
+      if (module.a && !targets.Match(path)) extra.push_back(path);
+    }
+    if (!extra.empty()) {
+      raw_->warnings.push_back(
+          "the file holds weights of modules that its target_modules leave out; they are "
+          "applied: " +
+          List(extra));
+    }
+    raw_->targets = [targets = std::move(targets)](std::string_view path) {
+      return targets.Match(path);
+    };
+  }
+
+  const AdapterFiles& files_;
+  RawAdapter* raw_;
+  Problems* problems_;
+  LoraOptions options_;
+  std::vector<std::string> unused_;
+  std::vector<std::string> embeddings_;
+};
+
+}  // namespace
+
+void ParsePeftLora(const AdapterFiles& files, RawAdapter* raw, Problems* problems) {
+  LoraReader(files, raw, problems).Read();
+}
+
+}  // namespace lorikeet

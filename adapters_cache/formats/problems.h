@@ -1,0 +1,37 @@
+// Everything that is wrong with an adapter. Readers go on after a problem where that makes sense,
+// so that people see the whole list at once; a load fails with all of it.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace lorikeet {
+
+class Problems {
+ public:
+  void Add(absl::Status problem) { list_.push_back(std::move(problem)); }
+  void Invalid(const std::string& message) { Add(absl::InvalidArgumentError(message)); }
+  void Unserved(const std::string& message) { Add(absl::UnimplementedError(message)); }
+
+  bool empty() const { return list_.empty(); }
+  const std::vector<absl::Status>& list() const { return list_; }
+
+  // OK, or the first problem's code with every message.
+  absl::Status ToStatus() const {
+    if (list_.empty()) return absl::OkStatus();
+    std::string all;
+    for (const absl::Status& problem : list_) {
+      if (!all.empty()) all += "; ";
+      all.append(problem.message().data(), problem.message().size());
+    }
+    return absl::Status(list_.front().code(), all);
+  }
+
+ private:
+  std::vector<absl::Status> list_;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,328 @@
+#include "adapters_cache/normalise.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/dora.h"
+#include "adapters_cache/formats/problems.h"
+#include "engine/api/limits.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet {
+namespace {
+
+constexpr int64_t kAlign = AlignedBuffer::kAlignment;
+
+int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+std::vector<float> ToFloats(const TensorView& view) {
+  std::vector<float> values(view.elements());
+  Dequantize(view.dtype, view.bytes.data(), view.elements(), values.data());
+  return values;
+}
+
+// A module of the file that found its linear in the base.
+struct Matched {
+  ModuleId id = 0;
+  LinearShape shape;
+  const std::string* path = nullptr;
+  const RawModule* raw = nullptr;
+  int32_t rank = 0;
+  DType dtype = DType::kBF16;  // as stored
+};
+
+class Normaliser {
+ public:
+  Normaliser(const RawAdapter& raw, const BaseModel& base, FactorPrecision precision)
+      : raw_(raw), base_(base), precision_(precision) {}
+
+  absl::StatusOr<std::shared_ptr<const Adapter>> Run() {
+    LK_RETURN_IF_ERROR(MatchModules());
+    for (const Matched& module : matched_) CheckModule(module);
+    LK_RETURN_IF_ERROR(problems_.ToStatus());
+    auto adapter = std::make_shared<Adapter>();
+    adapter->version = raw_.version;
+    adapter->variant = raw_.variant;
+    adapter->modules.resize(ModuleCount(base_.layers()));
+    adapter->storage = AlignedBuffer(StorageBytes());
+    adapter->bytes = static_cast<int64_t>(adapter->storage.size());
+    next_ = adapter->storage.data();
+    for (const Matched& module : matched_) {
+      LK_RETURN_IF_ERROR(Fill(module, &adapter->modules[module.id]));
+      adapter->max_rank = std::max(adapter->max_rank, module.rank);
+    }
+    LK_CHECK(next_ == adapter->storage.data() + adapter->storage.size());
+    return std::shared_ptr<const Adapter>(std::move(adapter));
+  }
+
+ private:
+  // Pairs the file's modules with the base's linears, both ways.
+  absl::Status MatchModules() {
+    std::set<std::string_view> unknown;
+    for (const auto& [path, module] : raw_.modules) unknown.insert(path);
+    std::vector<std::string> missing;
+    for (ModuleId id = 0; id < ModuleCount(base_.layers()); ++id) {
+      const std::string path = ModulePath(id, base_.layers());
+      const auto it = raw_.modules.find(path);
+      if (it != raw_.modules.end()) {
+        unknown.erase(it->first);
+        matched_.push_back(MakeMatched(id, it->first, it->second));
+      }
+      const bool has_factors = it != raw_.modules.end() && it->second.a.has_value();
+      if (!has_factors && raw_.targets && raw_.targets(path)) missing.push_back(path);
+    }
+    if (!unknown.empty()) {
+      return absl::NotFoundError(
+          absl::StrCat("the base model (", base_.layers(), " layers) has no ",
+                       List({unknown.begin(), unknown.end()}), ", which the adapter changes"));
+    }
+    if (!missing.empty()) {
+      return absl::NotFoundError(
+          "target_modules asks for modules that the file has no tensors for: " + List(missing));
+    }
+    return absl::OkStatus();
+  }
+
+  static std::string List(const std::vector<std::string>& names) {
+    constexpr size_t kMaxListed = 20;
+    std::string all;
+    for (size_t i = 0; i < std::min(names.size(), kMaxListed); ++i) {
+      absl::StrAppend(&all, i == 0 ? "" : ", ", names[i]);
+    }
+    if (names.size() > kMaxListed)
+      absl::StrAppend(&all, " and ", names.size() - kMaxListed, " more");
+    return all;
+  }
+
+  Matched MakeMatched(ModuleId id, const std::string& path, const RawModule& raw) const {
+    Matched module{.id = id, .shape = base_.shape(id), .path = &path, .raw = &raw};
+    if (raw.a && raw.b) {
+      if (!raw.a->view.shape.empty()) {
+        module.rank = static_cast<int32_t>(
+            std::clamp<int64_t>(raw.a->view.shape[0], 0, std::numeric_limits<int32_t>::max()));
+      }
+      const DType a = raw.a->view.dtype;
+      module.dtype = precision_ == FactorPrecision::kBF16 ? DType::kBF16
+                     : a == raw.b->view.dtype             ? a
+                                                          : DType::kF32;
+    }
+    return module;
+  }
+
+  void CheckModule(const Matched& module) {
+    const RawModule& raw = *module.raw;
+    const int64_t in = module.shape.in;
+    const int64_t out = module.shape.out;
+    if (module.rank > Limits::kMaxAdapterRank) {
+      problems_.Invalid(absl::StrCat(*module.path, ": rank ", module.rank, "; at most ",
+                                     Limits::kMaxAdapterRank));
+    }
+    CheckTensor(module, raw.a, {module.rank, in});
+    CheckTensor(module, raw.b, {out, module.rank});
+    CheckTensor(module, raw.lora_bias, {out});
+    CheckTensor(module, raw.magnitude, {out});
+    CheckTensor(module, raw.base_bias, {out});
+    CheckTensor(module, raw.base_weight, {out, in});
+    if (raw.base_bias && !base_.ReadBias(module.id, nullptr)) {
+      problems_.Invalid(absl::StrCat(raw.base_bias->name, " replaces a bias, but ", *module.path,
+                                     " of the base model has none"));
+    }
+  }
+
+  void CheckTensor(const Matched& module, const std::optional<RawTensor>& tensor,
+                   const std::vector<int64_t>& expected) {
+    if (!tensor.has_value()) return;
+    if (tensor->view.shape != expected) {
+      problems_.Invalid(absl::StrCat(tensor->name, " is ", ShapeString(tensor->view.shape), "; ",
+                                     *module.path, " [", module.shape.out, ", ", module.shape.in,
+                                     "] of the base model needs ", ShapeString(expected)));
+      return;
+    }
+    const absl::Status finite = CheckFinite(tensor->name, tensor->view);
+    if (!finite.ok()) problems_.Add(finite);
+  }
+
+  static bool HasBias(const RawModule& raw) { return raw.lora_bias || raw.base_bias; }
+
+  size_t StorageBytes() const {
+    int64_t bytes = 0;
+    for (const Matched& module : matched_) {
+      const int64_t width = Info(module.dtype).block_bytes;
+      bytes += module.rank * (RoundUp(module.shape.in * width) + RoundUp(module.shape.out * width));
+      const int64_t vector = RoundUp(module.shape.out * int64_t{sizeof(float)});
+      bytes += (module.raw->magnitude ? vector : 0) + (HasBias(*module.raw) ? vector : 0);
+    }
+    return static_cast<size_t>(bytes);
+  }
+
+  std::byte* Take(int64_t bytes) {
+    std::byte* taken = next_;
+    next_ += RoundUp(bytes);
+    return taken;
+  }
+
+  absl::Status Fill(const Matched& module, ModuleDelta* delta) {
+    const RawModule& raw = *module.raw;
+    const auto [in, out] = module.shape;
+    if (raw.base_weight) LK_RETURN_IF_ERROR(CheckBaseCopy(module));
+    if (module.rank > 0) LK_RETURN_IF_ERROR(FillFactors(module, &delta->low_rank));
+    if (raw.magnitude) {
+      auto* scale = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
+      const std::vector<float> magnitude = ToFloats(raw.magnitude->view);
+      LK_RETURN_IF_ERROR(DoraOutScale(base_, module.id, ToFloats(raw.a->view),
+                                      ToFloats(raw.b->view), module.rank, raw.scale, magnitude,
+                                      scale));
+      delta->out_scale = scale;
+    }
+    if (!HasBias(raw)) return absl::OkStatus();
+    auto* bias = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
+    if (raw.base_bias) {  // the base's is added anyway: store the difference
+      const std::vector<float> replaced = ToFloats(raw.base_bias->view);
+      std::vector<float> of_base(out);
+      LK_CHECK(base_.ReadBias(module.id, of_base.data()));
+      for (int32_t o = 0; o < out; ++o) bias[o] = replaced[o] - of_base[o];
+    }
+    if (raw.lora_bias) {
+      const std::vector<float> trained = ToFloats(raw.lora_bias->view);
+      for (int32_t o = 0; o < out; ++o) bias[o] += raw.scale * trained[o];
+    }
+    delta->bias = bias;
+    return absl::OkStatus();
+  }
+
+  absl::Status FillFactors(const Matched& module, LowRank* low_rank) {
+    const auto [in, out] = module.shape;
+    const int64_t width = Info(module.dtype).block_bytes;
+    low_rank->rank = module.rank;
+    low_rank->dtype = module.dtype;
+    low_rank->scale = module.raw->scale;
+    low_rank->a_stride = RoundUp(in * width) / width;
+    low_rank->b_stride = RoundUp(out * width) / width;
+    std::byte* a = Take(module.rank * low_rank->a_stride * width);
+    std::byte* b = Take(module.rank * low_rank->b_stride * width);
+    low_rank->a = a;
+    low_rank->b = b;
+    LK_RETURN_IF_ERROR(StoreRows(*module.raw->a, module.dtype, low_rank->a_stride, a));
+    return StoreColumns(*module.raw->b, module.dtype, low_rank->b_stride, b);
+  }
+
+  static absl::Status Overflow(const RawTensor& tensor, int64_t index, float value) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tensor.name, ": element ", index, " is ", value,
+                     ", too large for the bfloat16 that `fast` precision stores; use `exact`"));
+  }
+
+  // One value in `dtype`; false when it overflows.
+  static bool StoreValue(DType dtype, float value, std::byte* to) {
+    if (dtype == DType::kF32) {
+      std::memcpy(to, &value, sizeof(value));
+      return true;
+    }
+    LK_CHECK(dtype == DType::kBF16);  // f16 is only ever copied
+    const uint16_t bits = FloatToBF16(value);
+    std::memcpy(to, &bits, sizeof(bits));
+    return std::isfinite(BF16ToFloat(bits));
+  }
+
+  static absl::Status StoreRows(const RawTensor& tensor, DType dtype, int64_t stride,
+                                std::byte* to) {
+    const TensorView& view = tensor.view;
+    const int64_t columns = view.row_elements();
+    const int64_t width = Info(dtype).block_bytes;
+    std::vector<float> row(columns);
+    for (int64_t r = 0; r < view.rows(); ++r, to += stride * width) {
+      if (view.dtype == dtype) {
+        std::memcpy(to, view.row(r), view.row_bytes());
+        continue;
+      }
+      Dequantize(view.dtype, view.row(r), columns, row.data());
+      for (int64_t c = 0; c < columns; ++c) {
+        if (!StoreValue(dtype, row[c], to + c * width))
+          return Overflow(tensor, r * columns + c, row[c]);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // The transpose: column c of the tensor becomes row c of `to`.
+  static absl::Status StoreColumns(const RawTensor& tensor, DType dtype, int64_t stride,
+                                   std::byte* to) {
+    const TensorView& view = tensor.view;
+    const int64_t columns = view.row_elements();
+    const int64_t width = Info(dtype).block_bytes;
+    std::vector<float> row(columns);
+    for (int64_t r = 0; r < view.rows(); ++r) {
+      if (view.dtype == dtype) {
+        const std::byte* from = view.row(r);
+        for (int64_t c = 0; c < columns; ++c) {
+          std::memcpy(to + (c * stride + r) * width, from + c * width, width);
+        }
+        continue;
+      }
+      Dequantize(view.dtype, view.row(r), columns, row.data());
+      for (int64_t c = 0; c < columns; ++c) {
+        if (!StoreValue(dtype, row[c], to + (c * stride + r) * width)) {
+          return Overflow(tensor, r * columns + c, row[c]);
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // PEFT stores a copy of a targeted head. It is the base's own unless somebody changed it, which
+  // would be lost: refuse that, allowing for a quantised base.
+  absl::Status CheckBaseCopy(const Matched& module) const {
+    constexpr double kMaxRelativeDifference = 0.2;
+    constexpr int32_t kRows = 64;
+    const auto [in, out] = module.shape;
+    const TensorView& copy = module.raw->base_weight->view;
+    std::vector<float> ours(int64_t{kRows} * in);
+    std::vector<float> theirs(ours.size());
+    double difference = 0;
+    double norm = 0;
+    for (int32_t first = 0; first < out; first += kRows) {
+      const int32_t rows = std::min(kRows, out - first);
+      base_.ReadRows(module.id, first, rows, ours.data());
+      Dequantize(copy.dtype, copy.row(first), int64_t{rows} * in, theirs.data());
+      for (int64_t i = 0; i < int64_t{rows} * in; ++i) {
+        const double d = double{theirs[i]} - ours[i];
+        difference += d * d;
+        norm += double{ours[i]} * ours[i];
+      }
+    }
+    if (difference <= kMaxRelativeDifference * kMaxRelativeDifference * norm) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat(module.raw->base_weight->name, " differs from the base model's ", *module.path,
+                     " by ", 100 * std::sqrt(difference / norm), " % (at most ",
+                     100 * kMaxRelativeDifference, " %): the adapter belongs to another base"));
+  }
+
+  const RawAdapter& raw_;
+  const BaseModel& base_;
+  const FactorPrecision precision_;
+  std::vector<Matched> matched_;
+  Problems problems_;
+  std::byte* next_ = nullptr;  // first free byte of the storage
+};
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
+                                                         const BaseModel& base,
+                                                         FactorPrecision precision) {
+  return Normaliser(raw, base, precision).Run();
+}
+
+}  // namespace lorikeet
