@@ -85,9 +85,9 @@ class AdapterRegistry final : public AdapterStore {
   void LoadAsync(std::string name, std::filesystem::path path, Origin origin, LoadDone done);
 
   // Takes the name away at once, so that new requests get NOT_FOUND, waits until its leases are
-  // gone, frees, and calls `done` once, on the registry's own thread. NOT_FOUND: no such name;
-  // DEADLINE_EXCEEDED: still leased after `drain` (the name is gone all the same, and the memory
-  // follows its last lease).
+  // gone, frees, and calls `done` once, on the registry's own thread (or at once, on this one, when
+  // it is refused). NOT_FOUND: no such name; DEADLINE_EXCEEDED: still leased after `drain` (the
+  // name is gone all the same, and the memory follows its last lease).
   void UnloadAsync(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
 
   // The same, waiting. Not from the engine thread or a registry callback.
