@@ -3,21 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
-namespace lorikeet {
+#include "absl/status/status.h"
 
-// Rotary scaling of Llama 3.1 ("llama3") or plain position interpolation ("linear").
-struct RopeScaling {
-  enum class Kind : uint8_t { kLinear, kLlama3 };
-  Kind kind = Kind::kLinear;
-  float factor = 1.0f;
-  float low_freq_factor = 1.0f;   // kLlama3
-  float high_freq_factor = 4.0f;  // kLlama3
-  int32_t original_context = 8192;  // kLlama3
-};
+namespace lorikeet {
 
 struct ModelConfig {
   std::string family;  // "llama", "smollm3", "mistral", "qwen2", "qwen3"
@@ -30,18 +22,24 @@ struct ModelConfig {
   int32_t head_dim = 0;
   int32_t vocab = 0;
   int32_t context = 0;  // max_position_embeddings
-  float norm_eps = 1e-5f;
-  float rope_theta = 10000.0f;
-  std::optional<RopeScaling> rope_scaling;
-  std::vector<uint8_t> layer_uses_rope;  // [layers]; SmolLM3 leaves some layers without
-  int32_t sliding_window = 0;            // 0: none; w: a token sees itself and w - 1 before it
-  std::vector<uint8_t> layer_uses_window;  // [layers]
+  float norm_eps = 1e-6f;
+  // Radians per position of each rotary pair, scaling of every kind included. Pair i of a head is
+  // its values i and i + head_dim / 2.
+  std::vector<float> rope_inverse_frequencies;  // [head_dim / 2]
+  std::vector<uint8_t> layer_uses_rope;         // [layers]; SmolLM3 leaves some layers without
+  int32_t sliding_window = 0;              // 0: none; w: a token sees itself and w - 1 before it
+  std::vector<uint8_t> layer_uses_window;  // [layers]; all 0 when sliding_window is 0
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
   bool qk_norm = false;  // per-head RMS norm of q and k before rotary (Qwen3)
   bool tied_head = false;
-  std::vector<int32_t> eos_ids;  // of generation_config.json or the file
+  std::vector<int32_t> eos_ids;  // ascending; of generation_config.json or the file; may be empty
 };
+
+// What holds in every family: query heads share KV heads evenly, head_dim is even, per-layer
+// vectors have one entry a layer, frequencies are finite. INVALID_ARGUMENT naming the values;
+// `where` begins it.
+absl::Status CheckConfig(const ModelConfig& config, std::string_view where);
 
 }  // namespace lorikeet

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/api/module.h"
@@ -20,19 +21,22 @@ struct LayerNorms {
   const TensorView* k = nullptr;               // [head_dim] or nullptr
 };
 
-// Immutable, thread-safe; the views stay valid while the source lives.
+// Immutable, thread-safe; the views stay valid while the source lives. Their bytes are aligned to
+// the type's scalars (4 for F32, else 2), and norms and biases are never quantised. The values are
+// as the file has them: nobody has looked for NaN.
 class ModelSource {
  public:
   // PATH is a GGUF file or a Hugging Face directory (config.json + *.safetensors).
-  // INVALID_ARGUMENT names an unknown architecture, a missing tensor (all of them) or a shape that
-  // does not fit the configuration; DATA_LOSS says a file is truncated or corrupt.
+  // NOT_FOUND: no such file. INVALID_ARGUMENT names an unknown architecture or setting, and all
+  // missing tensors, shapes that do not fit the configuration and tensors that belong nowhere;
+  // DATA_LOSS says a file is truncated or corrupt.
   static absl::StatusOr<std::unique_ptr<ModelSource>> Open(const std::filesystem::path& path);
 
   virtual ~ModelSource() = default;
 
   const ModelConfig& config() const { return config_; }
   // Weight [out, in] and bias [out] (nullptr: none) in Hugging Face row order: rows that the file
-  // holds permuted (q and k in a llama GGUF) come back in order.
+  // holds permuted (q and k in a llama GGUF) come back in order. A tied head is the embedding.
   const TensorView& weight(ModuleId id) const { return *weights_[id]; }
   const TensorView* bias(ModuleId id) const { return biases_[id]; }
   const TensorView& embedding() const { return *embedding_; }  // [vocab, hidden]

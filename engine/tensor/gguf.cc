@@ -160,7 +160,8 @@ class GgufReader {
     at_ = 4;
     const auto version = TakeScalar<uint32_t>();
     if (version == 2 || version == 3) return absl::OkStatus();
-    if (__builtin_bswap32(version) <= 3) return Unsupported("big-endian GGUF is not supported");
+    if (version >> 24 != 0 && __builtin_bswap32(version) <= 3)
+      return Unsupported("big-endian GGUF is not supported");
     return Unsupported("GGUF version ", version, "; versions 2 and 3 are supported");
   }
 

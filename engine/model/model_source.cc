@@ -1,0 +1,288 @@
+#include "engine/model/model_source.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/base/aligned_buffer.h"
+#include "engine/base/status_macros.h"
+#include "engine/model/config_gguf.h"
+#include "engine/model/config_hf.h"
+#include "engine/tensor/json.h"
+#include "engine/tensor/safetensors.h"
+
+namespace lorikeet {
+namespace {
+
+// What a checkpoint format calls its tensors. Names in a layer follow "<layer>N.".
+struct TensorNames {
+  const char* embedding;
+  const char* final_norm;
+  const char* head;
+  const char* layer;
+  std::array<const char*, kLinearsPerLayer> linears;  // plus ".weight" or ".bias"
+  const char* input_norm;
+  const char* post_attention_norm;
+  const char* q_norm;
+  const char* k_norm;
+  const char* ignored_suffix;  // tensors that end so hold nothing the configuration does not say
+};
+
+constexpr TensorNames kHfNames = {
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+    "model.layers.",
+    {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"},
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "self_attn.q_norm.weight",
+    "self_attn.k_norm.weight",
+    "rotary_emb.inv_freq",
+};
+
+constexpr TensorNames kGgufNames = {
+    "token_embd.weight",
+    "output_norm.weight",
+    "output.weight",
+    "blk.",
+    {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"},
+    "attn_norm.weight",
+    "ffn_norm.weight",
+    "attn_q_norm.weight",
+    "attn_k_norm.weight",
+    "rope_freqs.weight",  // already part of the configuration
+};
+
+std::vector<int64_t> LinearShape(const ModelConfig& config, Linear linear) {
+  const int64_t q = int64_t{config.heads} * config.head_dim;
+  const int64_t kv = int64_t{config.kv_heads} * config.head_dim;
+  switch (linear) {
+    case Linear::kQ:
+      return {q, config.hidden};
+    case Linear::kK:
+    case Linear::kV:
+      return {kv, config.hidden};
+    case Linear::kO:
+      return {config.hidden, q};
+    case Linear::kGate:
+    case Linear::kUp:
+      return {config.ffn, config.hidden};
+    case Linear::kDown:
+      return {config.hidden, config.ffn};
+  }
+  return {};
+}
+
+bool HasBias(const ModelConfig& config, Linear linear) {
+  if (linear <= Linear::kV) return config.qkv_bias;
+  return linear == Linear::kO ? config.o_bias : config.mlp_bias;
+}
+
+// Finds the tensors a model needs and remembers everything that is wrong, to say it all at once.
+class TensorFinder {
+ public:
+  explicit TensorFinder(const TensorFile& file) : file_(file) {}
+
+  // nullptr when the tensor is missing or does not fit, which Finish() reports.
+  const TensorView* Find(const std::string& name, const std::vector<int64_t>& shape) {
+    used_.insert(name);
+    const TensorView* tensor = file_.Find(name);
+    if (tensor == nullptr) {
+      missing_.push_back(name);
+    } else if (tensor->shape != shape) {
+      misfits_.push_back(
+          absl::StrCat(name, " is ", ShapeString(tensor->shape), ", not ", ShapeString(shape)));
+    } else if (shape.size() == 1 && IsQuantized(tensor->dtype)) {
+      misfits_.push_back(absl::StrCat(name, " is ", Info(tensor->dtype).name,
+                                      ", which is not supported for a vector"));
+    } else {
+      return tensor;
+    }
+    return nullptr;
+  }
+
+  absl::Status Finish(const std::string& where, std::string_view ignored_suffix) const {
+    std::vector<std::string> unexpected;
+    for (const auto& [name, tensor] : file_.tensors()) {
+      const bool ignored =
+          name.size() >= ignored_suffix.size() &&
+          name.compare(name.size() - ignored_suffix.size(), std::string::npos, ignored_suffix) == 0;
+      if (!ignored && used_.count(name) == 0) unexpected.push_back(name);
+    }
+    std::vector<std::string> problems;
+    auto report = [&problems](const char* what, const std::vector<std::string>& list) {
+      if (list.empty()) return;
+      problems.push_back(absl::StrCat(list.size(), " ", what, ": ", absl::StrJoin(list, ", ")));
+    };
+    report("missing", missing_);
+    report("of the wrong shape or type", misfits_);
+    report("with no place in the model", unexpected);
+    if (problems.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        where, ": tensors do not fit the configuration: ", absl::StrJoin(problems, "; ")));
+  }
+
+ private:
+  const TensorFile& file_;
+  std::set<std::string> used_;
+  std::vector<std::string> missing_, misfits_;
+};
+
+class FileSource final : public ModelSource {
+ public:
+  absl::Status OpenDirectory(const std::filesystem::path& path) {
+    const std::filesystem::path config_path = path / "config.json";
+    LK_ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(config_path));
+    absl::StatusOr<nlohmann::json> generation = ReadJsonFile(path / "generation_config.json");
+    if (absl::IsNotFound(generation.status())) generation = nlohmann::json();
+    LK_RETURN_IF_ERROR(generation.status());
+    LK_ASSIGN_OR_RETURN(config_, ParseHfConfig(config, *generation, config_path.string()));
+    LK_ASSIGN_OR_RETURN(tensors_, ReadSafetensorsModel(path));
+    // "models/llama/" has its name before the last slash, "." in the path it stands for.
+    const std::filesystem::path full = std::filesystem::absolute(path / "").lexically_normal();
+    config_.name = full.parent_path().filename().string();
+    return Resolve(path.string(), kHfNames);
+  }
+
+  absl::Status OpenGguf(const std::filesystem::path& path) {
+    LK_ASSIGN_OR_RETURN(GgufFile file, ReadGguf(path));
+    LK_ASSIGN_OR_RETURN(config_, ParseGgufConfig(file, path.string()));
+    config_.name = path.stem().string();
+    metadata_ = std::move(file.metadata);
+    gguf_ = &metadata_;
+    tensors_ = std::move(file.tensors);
+    LK_RETURN_IF_ERROR(Resolve(path.string(), kGgufNames));
+    if (GgufPermutesQk(config_)) RestoreRowOrder();
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Resolve(const std::string& where, const TensorNames& names) {
+    TensorFinder finder(tensors_);
+    embedding_ = finder.Find(names.embedding, {config_.vocab, config_.hidden});
+    final_norm_ = finder.Find(names.final_norm, {config_.hidden});
+    weights_.resize(ModuleCount(config_.layers));
+    biases_.resize(ModuleCount(config_.layers));
+    norms_.resize(config_.layers);
+    for (int layer = 0; layer < config_.layers; ++layer) ResolveLayer(layer, names, finder);
+
+    const bool own_head = !config_.tied_head || tensors_.Find(names.head) != nullptr;
+    const TensorView* head =
+        own_head ? finder.Find(names.head, {config_.vocab, config_.hidden}) : embedding_;
+    LK_RETURN_IF_ERROR(finder.Finish(where, names.ignored_suffix));
+    if (config_.tied_head && own_head) {
+      if (head->dtype != embedding_->dtype ||
+          !std::equal(head->bytes.begin(), head->bytes.end(), embedding_->bytes.begin())) {
+        return absl::InvalidArgumentError(absl::StrCat(where, ": tie_word_embeddings is true, but ",
+                                                       names.head, " differs from ",
+                                                       names.embedding));
+      }
+      head = embedding_;
+    }
+    weights_[HeadModule(config_.layers)] = head;
+    AlignAll();
+    return absl::OkStatus();
+  }
+
+  void ResolveLayer(int layer, const TensorNames& names, TensorFinder& finder) {
+    const std::string prefix = absl::StrCat(names.layer, layer, ".");
+    for (int i = 0; i < kLinearsPerLayer; ++i) {
+      const Linear linear = static_cast<Linear>(i);
+      const ModuleId id = LayerModule(layer, linear);
+      const std::vector<int64_t> shape = LinearShape(config_, linear);
+      weights_[id] = finder.Find(absl::StrCat(prefix, names.linears[i], ".weight"), shape);
+      if (HasBias(config_, linear)) {
+        biases_[id] = finder.Find(absl::StrCat(prefix, names.linears[i], ".bias"), {shape[0]});
+      }
+    }
+    LayerNorms& norms = norms_[layer];
+    norms.input = finder.Find(absl::StrCat(prefix, names.input_norm), {config_.hidden});
+    norms.post_attention =
+        finder.Find(absl::StrCat(prefix, names.post_attention_norm), {config_.hidden});
+    if (!config_.qk_norm) return;
+    norms.q = finder.Find(absl::StrCat(prefix, names.q_norm), {config_.head_dim});
+    norms.k = finder.Find(absl::StrCat(prefix, names.k_norm), {config_.head_dim});
+  }
+
+  // Copies what the file holds at an address the type cannot be read from.
+  void AlignAll() {
+    auto align = [this](const TensorView*& view) {
+      if (view == nullptr) return;
+      const uintptr_t alignment = view->dtype == DType::kF32 ? 4 : 2;
+      if (reinterpret_cast<uintptr_t>(view->bytes.data()) % alignment == 0) return;
+      AlignedBuffer copy(view->bytes.size());
+      std::memcpy(copy.data(), view->bytes.data(), view->bytes.size());
+      view = Keep(*view, std::move(copy));
+    };
+    const bool tied = weights_.back() == embedding_;
+    align(embedding_);
+    if (tied) weights_.back() = embedding_;
+    align(final_norm_);
+    for (const TensorView*& view : weights_) align(view);
+    for (const TensorView*& view : biases_) align(view);
+    for (LayerNorms& norms : norms_) {
+      for (const TensorView** view : {&norms.input, &norms.post_attention, &norms.q, &norms.k}) {
+        align(*view);
+      }
+    }
+  }
+
+  // Rows of q and k (and of their biases) from rotary pairs side by side to half a head apart. Rows
+  // move as a whole, so quantisation blocks, which lie along them, stay what they are.
+  void RestoreRowOrder() {
+    for (int layer = 0; layer < config_.layers; ++layer) {
+      for (const Linear linear : {Linear::kQ, Linear::kK}) {
+        const ModuleId id = LayerModule(layer, linear);
+        weights_[id] = WithPairsApart(*weights_[id]);
+        if (biases_[id] != nullptr) biases_[id] = WithPairsApart(*biases_[id]);
+      }
+    }
+  }
+
+  const TensorView* WithPairsApart(const TensorView& view) {
+    const int64_t rows = view.shape[0];
+    const size_t row_bytes = view.bytes.size() / rows;
+    const int64_t half = config_.head_dim / 2;
+    AlignedBuffer ordered(view.bytes.size());
+    for (int64_t to = 0; to < rows; ++to) {
+      const int64_t head = to / config_.head_dim;
+      const int64_t side = to % config_.head_dim / half;
+      const int64_t from = head * config_.head_dim + to % half * 2 + side;
+      std::memcpy(ordered.data() + to * row_bytes, view.bytes.data() + from * row_bytes, row_bytes);
+    }
+    return Keep(view, std::move(ordered));
+  }
+
+  // A view like `like` of bytes that this source now owns.
+  const TensorView* Keep(const TensorView& like, AlignedBuffer bytes) {
+    buffers_.push_back(std::move(bytes));
+    views_.push_back(like);
+    views_.back().bytes = {buffers_.back().data(), buffers_.back().size()};
+    return &views_.back();
+  }
+
+  TensorFile tensors_;
+  GgufMetadata metadata_;
+  std::deque<AlignedBuffer> buffers_;
+  std::deque<TensorView> views_;  // of buffers_; addresses stay
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ModelSource>> ModelSource::Open(const std::filesystem::path& path) {
+  auto source = std::make_unique<FileSource>();
+  std::error_code ignored;
+  LK_RETURN_IF_ERROR(std::filesystem::is_directory(path, ignored) ? source->OpenDirectory(path)
+                                                                  : source->OpenGguf(path));
+  return std::unique_ptr<ModelSource>(std::move(source));
+}
+
+}  // namespace lorikeet

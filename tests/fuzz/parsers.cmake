@@ -1,0 +1,14 @@
+add_library(parser_properties STATIC ${PROJECT_SOURCE_DIR}/tests/fuzz/parsers.cc)
+target_include_directories(parser_properties PUBLIC ${PROJECT_SOURCE_DIR})
+target_link_libraries(parser_properties PUBLIC lorikeet_model lorikeet_tensor)
+
+lorikeet_test(mutation_test ${PROJECT_SOURCE_DIR}/tests/fuzz/mutation_test.cc
+  LIBS parser_properties)
+
+# With clang: build/<preset>/gguf_fuzz -max_total_time=60 CORPUS_DIR
+if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
+  foreach(parser safetensors gguf hf_config)
+    add_executable(${parser}_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/${parser}_fuzz.cc)
+    target_link_libraries(${parser}_fuzz PRIVATE parser_properties -fsanitize=fuzzer)
+  endforeach()
+endif()
