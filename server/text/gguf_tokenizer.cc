@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "server/text/post_processor.h"
+#include "server/text/tokenizer.h"
 #include "server/text/utf8.h"
 
 namespace lorikeet {
@@ -192,6 +192,36 @@ absl::StatusOr<Json> MergesFromScores(const GgufTokenizerSpec& spec,
   return pairs;
 }
 
+// The template that puts `bos` and `eos` around a text; null where there is nothing to add.
+Json SpecialTokenTemplate(const std::optional<NamedToken>& bos,
+                          const std::optional<NamedToken>& eos) {
+  if (!bos && !eos) return nullptr;
+  const auto special = [](const NamedToken& token, int type) {
+    return Json{{"SpecialToken", {{"id", token.text}, {"type_id", type}}}};
+  };
+  const auto sequence = [&](const char* id, int type) {
+    Json parts = Json::array();
+    if (bos) parts.push_back(special(*bos, type));
+    parts.push_back({{"Sequence", {{"id", id}, {"type_id", type}}}});
+    if (eos) parts.push_back(special(*eos, type));
+    return parts;
+  };
+  const Json single = sequence("A", 0);
+  Json pair = single;  // never used here, but the format asks for it
+  for (const Json& part : sequence("B", 1)) pair.push_back(part);
+  Json tokens = Json::object();
+  for (const auto& token : {bos, eos}) {
+    if (!token) continue;
+    tokens[token->text] = {{"id", token->text},
+                           {"ids", Json::array({token->id})},
+                           {"tokens", Json::array({token->text})}};
+  }
+  return {{"type", "TemplateProcessing"},
+          {"single", single},
+          {"pair", pair},
+          {"special_tokens", tokens}};
+}
+
 absl::StatusOr<Json> PostProcessor(const GgufTokenizerSpec& spec, bool add_bos_by_default) {
   const bool add_bos = spec.add_bos.value_or(add_bos_by_default && spec.bos_id);
   const bool add_eos = spec.add_eos.value_or(false);
@@ -205,7 +235,7 @@ absl::StatusOr<Json> PostProcessor(const GgufTokenizerSpec& spec, bool add_bos_b
     if (!add) return std::nullopt;
     return NamedToken{*id, spec.tokens[*id]};
   };
-  return PostProcessorJson(named(add_bos, spec.bos_id), named(add_eos, spec.eos_id));
+  return SpecialTokenTemplate(named(add_bos, spec.bos_id), named(add_eos, spec.eos_id));
 }
 
 Json Model(const GgufTokenizerSpec& spec, Json merges) {

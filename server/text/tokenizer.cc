@@ -58,14 +58,6 @@ absl::Status Tokenizer::Init(std::string_view tokenizer_json) {
   return absl::OkStatus();
 }
 
-absl::Status Tokenizer::SetPostProcessor(std::string_view json) {
-  LkBytes error;
-  if (lk_tokenizer_set_post_processor(rust_.get(), rust::Data(json), json.size(), &error)) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(rust::TakeString(error));
-}
-
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const GgufTokenizerSpec& spec) {
   LK_ASSIGN_OR_RETURN(const std::string json, GgufToTokenizerJson(spec));
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer());

@@ -67,9 +67,9 @@ class Tokenizer {
  public:
   // A Hugging Face directory: tokenizer.json, and where they are there tokenizer_config.json,
   // special_tokens_map.json, generation_config.json, config.json, chat_template.jinja or .json and
-  // additional_chat_templates/. add_bos_token and add_eos_token of tokenizer_config.json replace
-  // the template of tokenizer.json, as in Transformers. clean_up_tokenization_spaces is not
-  // applied: it would change text that has been streamed already.
+  // additional_chat_templates/. What goes around a text is up to tokenizer.json alone: add_bos_token
+  // and add_eos_token of tokenizer_config.json count for nothing, as in Transformers 5.
+  // clean_up_tokenization_spaces is not applied: it would change text that is streamed already.
   // NOT_FOUND: no tokenizer.json; INVALID_ARGUMENT: a file that does not parse, by name.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromDirectory(
       const std::filesystem::path& directory);
@@ -109,8 +109,6 @@ class Tokenizer {
   Tokenizer() = default;
   // Parses a tokenizer.json and fills rust_ and pieces_.
   absl::Status Init(std::string_view tokenizer_json);
-  // Replaces what Encode does with add_special.
-  absl::Status SetPostProcessor(std::string_view json);
   // The token if the vocabulary has it.
   std::optional<NamedToken> Named(std::string_view text) const;
 

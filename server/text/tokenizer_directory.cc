@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "server/text/post_processor.h"
 #include "server/text/tokenizer.h"
 
 namespace lorikeet {
@@ -53,11 +52,6 @@ std::string TokenText(const Json& config, const char* name) {
     return (*it)["content"].get<std::string>();
   }
   return "";
-}
-
-bool Flag(const Json& config, const char* name) {
-  const auto it = config.find(name);
-  return it != config.end() && it->is_boolean() && it->get<bool>();
 }
 
 // "eos_token_id" of a config: a number, a list of numbers, or not there.
@@ -114,7 +108,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const fs::pa
   const fs::path json_path = directory / "tokenizer.json";
   LK_ASSIGN_OR_RETURN(const std::optional<std::string> json, ReadIfThere(json_path));
   if (!json) return absl::NotFoundError(absl::StrCat(json_path.string(), " does not exist"));
-  LK_ASSIGN_OR_RETURN(Json config, ReadObjectIfThere(directory / "tokenizer_config.json"));
+  LK_ASSIGN_OR_RETURN(const Json config, ReadObjectIfThere(directory / "tokenizer_config.json"));
   LK_ASSIGN_OR_RETURN(const Json map, ReadObjectIfThere(directory / "special_tokens_map.json"));
   LK_ASSIGN_OR_RETURN(const Json generation, ReadObjectIfThere(directory / "generation_config.json"));
   LK_ASSIGN_OR_RETURN(const Json model, ReadObjectIfThere(directory / "config.json"));
@@ -129,18 +123,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const fs::pa
   };
   tokenizer->named_ = {named("bos_token"), named("eos_token"), named("unk_token"),
                        named("pad_token")};
-  const NamedTokens& tokens = tokenizer->named_;
-  if (config.contains("add_bos_token") || config.contains("add_eos_token")) {
-    const Json post_processor =
-        PostProcessorJson(Flag(config, "add_bos_token") ? tokens.bos : std::nullopt,
-                          Flag(config, "add_eos_token") ? tokens.eos : std::nullopt);
-    LK_RETURN_IF_ERROR(tokenizer->SetPostProcessor(post_processor.dump()));
-  }
 
   std::vector<int32_t>& ends = tokenizer->end_ids_;
   AppendEndIds(generation, &ends);
   if (ends.empty()) AppendEndIds(model, &ends);
-  if (tokens.eos) ends.push_back(tokens.eos->id);
+  if (tokenizer->named_.eos) ends.push_back(tokenizer->named_.eos->id);
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
   LK_ASSIGN_OR_RETURN(tokenizer->chat_template_, ReadTemplates(directory, config));

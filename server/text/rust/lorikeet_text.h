@@ -40,11 +40,6 @@ typedef struct LkTokenizer LkTokenizer;
 bool lk_tokenizer_create(const uint8_t* json, size_t json_size, LkTokenizer** out, LkBytes* error);
 void lk_tokenizer_free(LkTokenizer* tokenizer);
 
-// Replaces the tokenizer's post-processor (the JSON of that field). REQUIRES: no other call is
-// running on this handle.
-bool lk_tokenizer_set_post_processor(LkTokenizer* tokenizer, const uint8_t* json, size_t json_size,
-                                     LkBytes* error);
-
 // `add_special`: whether the tokenizer's own template (a BOS token, for most) is applied.
 bool lk_tokenizer_encode(const LkTokenizer* tokenizer, const uint8_t* text, size_t text_size,
                          bool add_special, LkIds* ids, LkBytes* error);

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use chat::ChatTemplate;
 use pieces::Pieces;
-use tokenizers::{PostProcessorWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -111,22 +111,6 @@ pub unsafe extern "C" fn lk_tokenizer_free(tokenizer: *mut Tokenizer) {
     if !tokenizer.is_null() {
         drop(Box::from_raw(tokenizer));
     }
-}
-
-#[no_mangle]
-pub unsafe extern "C" fn lk_tokenizer_set_post_processor(
-    tokenizer: *mut Tokenizer,
-    json: *const u8,
-    json_size: usize,
-    error: *mut LkBytes,
-) -> bool {
-    guard(&mut (), error, || {
-        let json = utf8(slice(json, json_size), "post_processor")?;
-        let processor: PostProcessorWrapper =
-            serde_json::from_str(json).map_err(|e| e.to_string())?;
-        (*tokenizer).with_post_processor(Some(processor));
-        Ok(())
-    })
 }
 
 #[no_mangle]
