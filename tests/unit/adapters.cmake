@@ -1,0 +1,4 @@
+# Tests of adapters_cache.
+set(adapters_support ${CMAKE_CURRENT_SOURCE_DIR}/unit/adapters_support.cc)
+lorikeet_test(adapters_peft_test golden/adapters_peft_test.cc ${adapters_support}
+  LIBS lorikeet_adapters_cache)
