@@ -51,8 +51,10 @@ class Backend {
   // gate = silu(gate) ∘ up. Both [T, F] (Shazeer 2020, SwiGLU).
   virtual void SwiGlu(Matrix gate, Matrix up) = 0;
 
-  // fn(i) for i in [0, n) on the backend's host threads: host work between steps (sampling).
-  virtual void ParallelFor(int32_t n, const std::function<void(int32_t)>& fn) = 0;
+  // fn(task, thread) for task in [0, n) on the backend's host threads, thread in [0, threads()):
+  // host work between steps (sampling).
+  virtual void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) = 0;
+  virtual int32_t threads() const = 0;
 };
 
 // INVALID_ARGUMENT / FAILED_PRECONDITION when this machine cannot run it, saying what is missing.

@@ -1,0 +1,103 @@
+#include "engine/kernels/cpu/cpu_backend.h"
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "engine/kernels/cpu/float_gemm.h"
+#include "engine/kernels/cpu/simd.h"
+#include "engine/kernels/cpu/widen.h"
+
+namespace lorikeet {
+namespace {
+
+void AddRmsNormRow(float* x, const float* delta, const float* weight, float eps, int32_t width,
+                   float* out) {
+  __m256 squares = _mm256_setzero_ps();
+  for (int32_t i = 0; i < width; i += 8) {
+    __m256 v = _mm256_loadu_ps(x + i);
+    if (delta) {
+      v = _mm256_add_ps(v, _mm256_loadu_ps(delta + i));
+      _mm256_storeu_ps(x + i, v);
+    }
+    squares = _mm256_fmadd_ps(v, v, squares);
+  }
+  const float scale = 1.0f / std::sqrt(simd::Sum(squares) / width + eps);
+  for (int32_t i = 0; i < width; i += 8) {
+    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(scale));
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(v, _mm256_loadu_ps(weight + i)));
+  }
+}
+
+void SwiGluRow(float* gate, const float* up, int32_t width) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  for (int32_t i = 0; i < width; i += 8) {
+    const __m256 g = _mm256_loadu_ps(gate + i);
+    const __m256 denominator = _mm256_add_ps(one, simd::Exp(_mm256_sub_ps(_mm256_setzero_ps(), g)));
+    const __m256 silu = _mm256_div_ps(g, denominator);
+    _mm256_storeu_ps(gate + i, _mm256_mul_ps(silu, _mm256_loadu_ps(up + i)));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const BackendOptions& options) {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c")) {
+    return absl::FailedPreconditionError(
+        "this processor lacks AVX2, FMA or F16C; the CPU backend needs all three");
+  }
+  const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+  if (options.threads < 0 || options.threads > 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads is ", options.threads, "; it must be 0 (all cores) to 1024"));
+  }
+  CpuBackend::Features features;
+  features.avx512_vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                         __builtin_cpu_supports("avx512vl") &&
+                         __builtin_cpu_supports("avx512vnni");
+  const int32_t threads = options.threads > 0 ? options.threads : cores > 0 ? cores : 1;
+  return std::make_unique<CpuBackend>(options, threads, features);
+}
+
+CpuBackend::CpuBackend(const BackendOptions& options, int32_t threads, Features features)
+    : options_(options),
+      features_(features),
+      pool_(threads),
+      panels_(threads),
+      attention_scratch_(threads) {}
+
+std::string CpuBackend::Describe() const {
+  return absl::StrCat("cpu (", features_.avx512_vnni ? "avx512-vnni" : "avx2", ", ",
+                      pool_.threads(), pool_.threads() == 1 ? " thread, " : " threads, ",
+                      options_.precision == Precision::kExact ? "exact" : "fast", ")");
+}
+
+DType CpuBackend::kv_dtype() const {
+  return options_.precision == Precision::kExact ? DType::kF32 : DType::kF16;
+}
+
+void CpuBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {
+  pool_.ParallelFor(n, fn);
+}
+
+void CpuBackend::Embed(const TensorView& table, std::span<const int32_t> tokens, Matrix out) {
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    Widen(table.dtype, table.row(tokens[t]), table.row_elements(), out.row(t));
+  }
+}
+
+void CpuBackend::AddRmsNorm(Matrix x, Matrix delta, const float* weight, float eps, Matrix out) {
+  ForRows(x.rows, [&](int32_t r) {
+    AddRmsNormRow(x.row(r), delta.data ? delta.row(r) : nullptr, weight, eps, x.width, out.row(r));
+  });
+}
+
+void CpuBackend::SwiGlu(Matrix gate, Matrix up) {
+  ForRows(gate.rows, [&](int32_t r) { SwiGluRow(gate.row(r), up.row(r), gate.width); });
+}
+
+}  // namespace lorikeet

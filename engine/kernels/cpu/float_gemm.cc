@@ -1,0 +1,30 @@
+#include "engine/kernels/cpu/float_gemm.h"
+
+#include <dnnl.h>
+#include <omp.h>
+
+#include "engine/base/check.h"
+#include "engine/kernels/cpu/widen.h"
+
+namespace lorikeet {
+
+void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t column_end,
+               std::vector<float>* panel, Matrix y) {
+  const int64_t in = weight.row_elements();
+  const int32_t columns = column_end - column_begin;
+  const float* w = nullptr;
+  if (weight.dtype == DType::kF32) {
+    w = reinterpret_cast<const float*>(weight.row(column_begin));
+  } else {
+    panel->resize(kFloatPanelColumns * in);
+    Widen(weight.dtype, weight.row(column_begin), columns * in, panel->data());
+    w = panel->data();
+  }
+  omp_set_num_threads(1);  // of this thread alone: the pool splits the work, not oneDNN
+  const dnnl_status_t status =
+      dnnl_sgemm('N', 'T', x.rows, columns, in, 1.0f, x.data, x.width, w, in, 0.0f,
+                 y.data + column_begin, y.width);
+  LK_CHECK_MSG(status == dnnl_success, "dnnl_sgemm");
+}
+
+}  // namespace lorikeet

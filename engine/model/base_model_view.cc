@@ -1,0 +1,19 @@
+#include "engine/model/base_model_view.h"
+
+#include "engine/base/check.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet {
+
+LinearShape BaseModelView::shape(ModuleId id) const {
+  const TensorView& weight = source_->weight(id);
+  return {static_cast<int32_t>(weight.row_elements()), static_cast<int32_t>(weight.rows())};
+}
+
+void BaseModelView::ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const {
+  const TensorView& weight = source_->weight(id);
+  LK_CHECK(first_row >= 0 && rows >= 0 && first_row + rows <= weight.rows());
+  Dequantize(weight.dtype, weight.row(first_row), rows * weight.row_elements(), out);
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,24 @@
+// BaseModel over an open checkpoint.
+#pragma once
+
+#include <memory>
+
+#include "engine/api/base_model.h"
+#include "engine/model/model_source.h"
+
+namespace lorikeet {
+
+class BaseModelView final : public BaseModel {
+ public:
+  explicit BaseModelView(std::shared_ptr<const ModelSource> source) : source_(std::move(source)) {}
+
+  int layers() const override { return source_->config().layers; }
+  int32_t vocab_size() const override { return source_->config().vocab; }
+  LinearShape shape(ModuleId id) const override;
+  void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const override;
+
+ private:
+  std::shared_ptr<const ModelSource> source_;
+};
+
+}  // namespace lorikeet

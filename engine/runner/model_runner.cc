@@ -1,0 +1,99 @@
+#include "engine/runner/model_runner.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+namespace {
+
+absl::StatusOr<Precision> ChoosePrecision(const std::string& name, const ModelSource& source) {
+  if (name == "exact") return Precision::kExact;
+  if (name == "fast") return Precision::kFast;
+  if (name == "auto") {
+    const bool full = source.weight(LayerModule(0, Linear::kQ)).dtype == DType::kF32;
+    return full ? Precision::kExact : Precision::kFast;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("precision is \"", name, "\"; it must be auto, exact or fast"));
+}
+
+absl::Status CheckDevice(const std::string& device) {
+  if (device == "auto" || device == "cpu") return absl::OkStatus();
+  if (device == "cuda") {
+    return absl::FailedPreconditionError("device is \"cuda\", but this build has no CUDA backend");
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("device is \"", device, "\"; it must be auto, cpu or cuda"));
+}
+
+KvLayout MakeLayout(const ModelConfig& config, DType dtype) {
+  return KvLayout::Make(config.layers, config.kv_heads, config.head_dim, dtype);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
+    std::shared_ptr<const ModelSource> source, const RunnerOptions& options) {
+  LK_RETURN_IF_ERROR(CheckDevice(options.device));
+  LK_ASSIGN_OR_RETURN(const Precision precision, ChoosePrecision(options.precision, *source));
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                      MakeCpuBackend({precision, options.threads}));
+  const KvLayout layout = MakeLayout(source->config(), backend->kv_dtype());
+  const int64_t block_bytes = layout.pages_per_block * layout.page_bytes();
+  if (options.kv_bytes < block_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the KV cache has ", options.kv_bytes, " bytes; ", KvLayout::kPageTokens,
+                     " tokens of this model alone take ", block_bytes));
+  }
+  LK_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
+                      Model::Load(source, backend.get(), options.limits.max_batch_tokens));
+  return std::unique_ptr<ModelRunner>(new ModelRunner(
+      std::move(source), std::move(backend), std::move(model), precision, options.kv_bytes));
+}
+
+ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
+                         std::unique_ptr<Backend> backend, std::unique_ptr<Model> model,
+                         Precision precision, int64_t kv_bytes)
+    : backend_(std::move(backend)),
+      model_(std::move(model)),
+      base_model_(source),
+      precision_(precision),
+      kv_(MakeLayout(source->config(), backend_->kv_dtype())),
+      pages_(static_cast<int32_t>(std::min<int64_t>(kv_bytes / kv_.page_bytes(), INT32_MAX))),
+      kv_memory_(pages_ * kv_.page_bytes()),
+      scratch_(backend_->threads()) {}
+
+void ModelRunner::SampleChunk(const Batch& batch, int32_t begin, int32_t rows,
+                              StepResult* result) {
+  const Matrix logits = model_->Logits(begin, rows);
+  backend_->ParallelFor(rows, [&](int32_t i, int32_t thread) {
+    const std::span<const float> row(logits.row(i), logits.width);
+    Sample(row, batch.logit_rows[begin + i], &scratch_[thread], &result->sampled[begin + i]);
+  });
+}
+
+absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
+  first_positions_.clear();
+  for (int32_t s = 0; s < batch.sequences(); ++s) {
+    first_positions_.push_back(batch.positions[batch.sequence_begin[s]]);
+  }
+  logit_rows_.clear();
+  for (const LogitRow& row : batch.logit_rows) logit_rows_.push_back(row.row);
+
+  StepInput input{batch.tokens, batch.positions, logit_rows_, batch.segments, {}};
+  input.kv = {kv_, kv_memory_.data(), batch.sequence_begin, first_positions_, batch.page_begin,
+              batch.pages};
+  model_->Forward(input);
+
+  const int32_t wanted = static_cast<int32_t>(logit_rows_.size());
+  StepResult result;
+  result.sampled.resize(wanted);
+  for (int32_t begin = 0; begin < wanted; begin += Model::kHeadRows) {
+    SampleChunk(batch, begin, std::min(Model::kHeadRows, wanted - begin), &result);
+  }
+  return result;
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,60 @@
+// The Runner that really computes: a model on a backend, its KV pages and the sampler.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/api/base_model.h"
+#include "engine/api/limits.h"
+#include "engine/kernels/backend.h"
+#include "engine/model/base_model_view.h"
+#include "engine/model/model.h"
+#include "engine/runner/runner.h"
+#include "engine/runner/sampler.h"
+
+namespace lorikeet {
+
+struct RunnerOptions {
+  std::string device = "auto";     // auto, cpu, cuda
+  std::string precision = "auto";  // exact, fast; auto: exact for float32 models, else fast
+  int32_t threads = 0;             // 0: as many as there are cores
+  int64_t kv_bytes = int64_t{1} << 30;  // for the KV pages
+  Limits limits;
+};
+
+class ModelRunner final : public Runner {
+ public:
+  // INVALID_ARGUMENT names an option's value and its bound; FAILED_PRECONDITION says what this
+  // machine or build lacks.
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(
+      std::shared_ptr<const ModelSource> source, const RunnerOptions& options);
+
+  absl::StatusOr<StepResult> Run(const Batch& batch) override;
+
+  const KvLayout& kv() const { return kv_; }
+  int32_t pages() const { return pages_; }
+  const BaseModel& base_model() const { return base_model_; }
+  Precision precision() const { return precision_; }
+  std::string Describe() const { return backend_->Describe(); }
+
+ private:
+  ModelRunner(std::shared_ptr<const ModelSource> source, std::unique_ptr<Backend> backend,
+              std::unique_ptr<Model> model, Precision precision, int64_t kv_bytes);
+  void SampleChunk(const Batch& batch, int32_t begin, int32_t rows, StepResult* result);
+
+  const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<Model> model_;
+  const BaseModelView base_model_;
+  const Precision precision_;
+  const KvLayout kv_;
+  const int32_t pages_;
+  AlignedBuffer kv_memory_;  // [pages_] pages
+  std::vector<int32_t> first_positions_;  // [S] of the step
+  std::vector<int32_t> logit_rows_;       // [L] of the step
+  std::vector<SamplerScratch> scratch_;   // [backend threads]
+};
+
+}  // namespace lorikeet
