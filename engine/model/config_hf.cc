@@ -23,14 +23,15 @@ struct Family {
   int32_t head_dim;  // 0: hidden_size / num_attention_heads
   double rope_theta;
   bool tied_head;
+  int32_t eos_id;  // -1: none
 };
 
 constexpr Family kFamilies[] = {
-    {"LlamaForCausalLM", "llama", 0, 0, 10000.0, false},
-    {"SmolLM3ForCausalLM", "smollm3", 4, 0, 2000000.0, true},
-    {"MistralForCausalLM", "mistral", 8, 0, 10000.0, false},
-    {"Qwen2ForCausalLM", "qwen2", 32, 0, 10000.0, false},
-    {"Qwen3ForCausalLM", "qwen3", 32, 128, 10000.0, false},
+    {"LlamaForCausalLM", "llama", 0, 0, 10000.0, false, 2},
+    {"SmolLM3ForCausalLM", "smollm3", 4, 0, 2000000.0, true, 128001},
+    {"MistralForCausalLM", "mistral", 8, 0, 10000.0, false, 2},
+    {"Qwen2ForCausalLM", "qwen2", 32, 0, 10000.0, false, -1},
+    {"Qwen3ForCausalLM", "qwen3", 32, 128, 10000.0, false, -1},
 };
 
 // Settings of related architectures that change the mathematics, with the value that does not.
@@ -62,6 +63,7 @@ constexpr NeutralSetting kNeutralSettings[] = {
     {"qk_layernorm", 0},
     {"query_pre_attn_scalar", 0},
     {"residual_multiplier", 1},
+    {"rope_interleaved", 0},
     {"rotary_pct", 1},
     {"scale_depth", 0},
     {"scale_emb", 1},
@@ -379,7 +381,8 @@ class HfConfigReader {
   absl::Status ReadEosIds() {
     const json* eos = generation_.is_object() ? Get(generation_, "eos_token_id") : nullptr;
     if (eos == nullptr) eos = Get(json_, "eos_token_id");
-    if (eos == nullptr) return absl::OkStatus();
+    const json fallback = json_.contains("eos_token_id") ? json::array() : json{family_->eos_id};
+    if (eos == nullptr) eos = &fallback;
     const json ids = eos->is_array() ? *eos : json::array({*eos});
     for (const json& id : ids) {
       if (!id.is_number_integer()) {
