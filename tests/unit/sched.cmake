@@ -1,2 +1,3 @@
 lorikeet_test(memory_test ${CMAKE_CURRENT_LIST_DIR}/memory_test.cc LIBS lorikeet_memory)
 lorikeet_test(scheduler_test ${CMAKE_CURRENT_LIST_DIR}/scheduler_test.cc LIBS lorikeet_scheduler)
+lorikeet_test(sampler_test ${CMAKE_CURRENT_LIST_DIR}/sampler_test.cc LIBS lorikeet_runner)
