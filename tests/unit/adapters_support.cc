@@ -91,6 +91,10 @@ bool TestBase::ReadBias(ModuleId id, float* out) const {
   return !linear.bias.empty();
 }
 
+void TestBase::Scale(const std::string& path, float factor) {
+  for (float& value : linears_.at(path).weight) value *= factor;
+}
+
 std::string SafetensorsBytes(const TensorSpecs& tensors) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   std::string data;

@@ -48,6 +48,9 @@ class TestBase final : public BaseModel {
   void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const override;
   bool ReadBias(ModuleId id, float* out) const override;
 
+  // Multiplies the weights of one linear.
+  void Scale(const std::string& path, float factor);
+
   const LinearWeights& At(ModuleId id) const { return linears_.at(ModulePath(id, layers_)); }
 
  private:
