@@ -1,0 +1,92 @@
+#include "tests/support/model_harness.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+namespace lorikeet {
+
+ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precision, int32_t lanes,
+                           int32_t max_tokens, int32_t threads) {
+  absl::StatusOr<std::unique_ptr<ModelSource>> source = ModelSource::Open(model);
+  LK_CHECK_MSG(source.ok(), source.status().ToString());
+  source_ = *std::move(source);
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads});
+  LK_CHECK_MSG(backend.ok(), backend.status().ToString());
+  backend_ = *std::move(backend);
+  absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(source_, backend_.get(), kMaxRows);
+  LK_CHECK_MSG(loaded.ok(), loaded.status().ToString());
+  model_ = *std::move(loaded);
+  const ModelConfig& config = source_->config();
+  layout_ = KvLayout::Make(config.layers, config.kv_heads, config.head_dim, backend_->kv_dtype());
+  lane_blocks_ = layout_.PagesFor(max_tokens) / layout_.pages_per_block;
+  pages_ = AlignedBuffer(int64_t{lanes} * lane_blocks_ * layout_.pages_per_block *
+                         layout_.page_bytes());
+}
+
+std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane*> lanes,
+                                                                const std::vector<int32_t>& rows) {
+  std::vector<int32_t> order(lanes.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return lanes[a]->adapter < lanes[b]->adapter; });
+  std::vector<int32_t> tokens, positions, sequence_begin = {0}, first_position, page_begin = {0};
+  std::vector<int32_t> page_ids, logit_rows;
+  std::vector<AdapterSegment> segments;
+  for (int32_t i : order) {
+    Lane& lane = *lanes[i];
+    if (rows[i] == 0) continue;
+    const int32_t begin = static_cast<int32_t>(tokens.size());
+    for (int32_t r = 0; r < rows[i]; ++r) {
+      tokens.push_back(lane.tokens[lane.computed + r]);
+      positions.push_back(lane.computed + r);
+    }
+    const int32_t end = static_cast<int32_t>(tokens.size());
+    first_position.push_back(lane.computed);
+    sequence_begin.push_back(end);
+    // Pages of different lanes interleave, so that a wrong page id is a wrong result.
+    const int32_t blocks = lane.computed + rows[i] + KvLayout::kPageTokens - 1;
+    for (int32_t b = 0; b < blocks / KvLayout::kPageTokens; ++b) {
+      for (int32_t p = 0; p < layout_.pages_per_block; ++p) {
+        page_ids.push_back((b * layout_.pages_per_block + p) * static_cast<int32_t>(lanes.size()) + i);
+      }
+    }
+    page_begin.push_back(static_cast<int32_t>(page_ids.size()));
+    if (lane.adapter && !segments.empty() && segments.back().adapter == lane.adapter) {
+      segments.back().row_end = end;
+    } else if (lane.adapter) {
+      segments.push_back({begin, end, lane.adapter});
+    }
+  }
+  logit_rows.resize(tokens.size());
+  std::iota(logit_rows.begin(), logit_rows.end(), 0);
+  StepInput input{tokens, positions, logit_rows, segments, {}};
+  input.kv = {layout_,    pages_.data(), sequence_begin,
+              first_position, page_begin,    page_ids};
+  model_->Forward(input);
+
+  std::vector<std::vector<float>> flat;
+  for (int32_t begin = 0; begin < static_cast<int32_t>(tokens.size()); begin += Model::kHeadRows) {
+    const int32_t n = std::min<int32_t>(Model::kHeadRows, tokens.size() - begin);
+    const Matrix logits = model_->Logits(begin, n);
+    for (int32_t r = 0; r < n; ++r) flat.emplace_back(logits.row(r), logits.row(r) + logits.width);
+  }
+  std::vector<std::vector<std::vector<float>>> out(lanes.size());
+  int32_t at = 0;
+  for (int32_t i : order) {
+    for (int32_t r = 0; r < rows[i]; ++r) out[i].push_back(std::move(flat[at++]));
+    lanes[i]->computed += rows[i];
+  }
+  return out;
+}
+
+std::vector<std::vector<float>> ModelHarness::Run(Lane* lane) {
+  return Step({lane}, {static_cast<int32_t>(lane->tokens.size()) - lane->computed})[0];
+}
+
+int32_t ArgMax(const std::vector<float>& values) {
+  return static_cast<int32_t>(std::max_element(values.begin(), values.end()) - values.begin());
+}
+
+}  // namespace lorikeet

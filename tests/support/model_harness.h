@@ -1,0 +1,56 @@
+// A model on the CPU backend driven row by row: what tests of the forward pass need and no more.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/aligned_buffer.h"
+#include "engine/kernels/backend.h"
+#include "engine/memory/kv_layout.h"
+#include "engine/model/model.h"
+#include "engine/model/model_source.h"
+
+namespace lorikeet {
+
+// One sequence: its tokens so far, how many of them are computed, its adapter.
+struct Lane {
+  std::vector<int32_t> tokens;
+  int32_t computed = 0;
+  const Adapter* adapter = nullptr;  // nullptr: base
+};
+
+class ModelHarness {
+ public:
+  static constexpr int32_t kMaxRows = 512;
+
+  // Pages of all lanes come out of `max_tokens` tokens a lane. Fails the test when the model does
+  // not open.
+  ModelHarness(const std::filesystem::path& model, Precision precision, int32_t lanes,
+               int32_t max_tokens, int32_t threads = 2);
+
+  const ModelSource& source() const { return *source_; }
+  std::shared_ptr<const ModelSource> shared_source() const { return source_; }
+
+  // Computes `rows[i]` uncomputed tokens of lanes[i] in one step (0: the lane sits out), adapters'
+  // rows adjacent. Returns logits of every row by lane: [lane][row][vocab].
+  std::vector<std::vector<std::vector<float>>> Step(std::vector<Lane*> lanes,
+                                                    const std::vector<int32_t>& rows);
+
+  // All uncomputed tokens of one lane in one step: [rows][vocab].
+  std::vector<std::vector<float>> Run(Lane* lane);
+
+ private:
+  std::shared_ptr<const ModelSource> source_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Model> model_;
+  KvLayout layout_;
+  int32_t lane_blocks_;
+  AlignedBuffer pages_;
+};
+
+// Index of the largest value, the first of equals.
+int32_t ArgMax(const std::vector<float>& values);
+
+}  // namespace lorikeet
