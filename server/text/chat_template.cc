@@ -43,8 +43,8 @@ absl::StatusOr<ChatTemplate::Handle> ChatTemplate::Compile(std::string_view sour
   return Handle(compiled);
 }
 
-absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(
-    const ChatTemplateSource& source, const NamedTokens& named) {
+absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(const ChatTemplateSource& source,
+                                                                   const NamedTokens& named) {
   if (source.text.empty()) return absl::InvalidArgumentError("the model has no chat template");
   std::unique_ptr<ChatTemplate> chat(new ChatTemplate());
   LK_ASSIGN_OR_RETURN(chat->text_, Compile(source.text));

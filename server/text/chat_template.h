@@ -23,15 +23,17 @@ struct ChatMessage {
 std::string MessagesJson(std::span<const ChatMessage> messages);
 
 struct ChatRequest {
-  std::string messages_json;         // array of objects, OpenAI's shape
-  std::string tools_json;            // array of tool schemas; empty: no tools
-  std::string variables_json;        // object: further variables of the template; empty: none
-  bool add_generation_prompt = true; // end with the beginning of the assistant's answer
-  int64_t now_unix_s = 0;            // what strftime_now tells, in the local time zone
+  std::string messages_json;          // array of objects, OpenAI's shape
+  std::string tools_json = {};        // array of tool schemas; empty: no tools
+  std::string variables_json = {};    // object: further variables of the template; empty: none
+  bool add_generation_prompt = true;  // end with the beginning of the assistant's answer
+  int64_t now_unix_s = 0;             // what strftime_now tells, in the local time zone
 };
 
 // Immutable and thread-safe. Renders what Transformers' apply_chat_template renders: its Jinja
-// settings, raise_exception, tojson, strftime_now, loop controls, Python's string methods.
+// settings, raise_exception, tojson, strftime_now, loop controls, Python's string methods, and null
+// members of messages dropped. Not the same: tuples are lists (it shows only where one is printed),
+// and `~` writes true, false and none in lower case.
 class ChatTemplate {
  public:
   // INVALID_ARGUMENT: the source does not compile, with the line.

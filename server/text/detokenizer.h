@@ -9,10 +9,10 @@
 
 namespace lorikeet {
 
-// The texts appended, one after the other, are exactly Tokenizer::Decode of the whole sequence; each
-// is valid UTF-8 and never holds a part of a character. Text is passed on as soon as no later token
-// can change it: a character whose bytes are spread over tokens waits for its last byte, and a run
-// of byte-fallback tokens waits for its end (Hugging Face's decoder judges it as a whole).
+// The texts appended, one after the other, are exactly Tokenizer::Decode of the whole sequence;
+// each is valid UTF-8 and never holds a part of a character. Text is passed on as soon as no later
+// token can change it: a character whose bytes are spread over tokens waits for its last byte, and
+// a run of byte-fallback tokens waits for its end (Hugging Face's decoder judges it as a whole).
 // Costs a copy of the text, however long the sequence. Not thread-safe; one per stream.
 class Detokenizer {
  public:

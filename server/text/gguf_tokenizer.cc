@@ -39,10 +39,10 @@ constexpr std::string_view kTekkenWords =
 struct PreTokenizer {
   std::string_view name;
   std::string_view words = {};  // pattern of one word; empty: GPT-2's own, built into ByteLevel
-  bool single_digits = false; // every digit is split off first
+  bool single_digits = false;   // every digit is split off first
   bool nfc = false;
-  bool whole_words = false;   // a word that is a token is taken as it is, whatever the merges say
-  bool add_bos = false;       // where the file does not say
+  bool whole_words = false;  // a word that is a token is taken as it is, whatever the merges say
+  bool add_bos = false;      // where the file does not say
 };
 
 constexpr std::array kPreTokenizers = {
@@ -64,16 +64,16 @@ absl::StatusOr<PreTokenizer> FindPreTokenizer(const std::string& name) {
     if (pre.name == name || (name.empty() && pre.name == "default")) return pre;
     absl::StrAppend(&known, known.empty() ? "" : ", ", std::string(pre.name));
   }
-  return absl::InvalidArgumentError(absl::StrCat("GGUF pre-tokenizer '", name,
-                                                 "' is not supported; supported are ", known));
+  return absl::InvalidArgumentError(
+      absl::StrCat("GGUF pre-tokenizer '", name, "' is not supported; supported are ", known));
 }
 
 absl::Status CheckId(const GgufTokenizerSpec& spec, std::optional<int32_t> id, const char* name) {
   if (!id || (*id >= 0 && *id < static_cast<int64_t>(spec.tokens.size()))) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat("GGUF ", name, " is ", *id, ", the vocabulary has ",
-                                                 spec.tokens.size(), " tokens"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "GGUF ", name, " is ", *id, ", the vocabulary has ", spec.tokens.size(), " tokens"));
 }
 
 absl::Status CheckLength(const GgufTokenizerSpec& spec, size_t length, const char* name) {
@@ -152,8 +152,7 @@ size_t CharacterCount(std::string_view text) {
 // SentencePiece joins the two neighbours whose union has the highest score; as a list of merges:
 // every way to cut a token into two tokens, by falling score of the whole (the order among equals
 // is that of Transformers' conversion).
-absl::StatusOr<Json> MergesFromScores(const GgufTokenizerSpec& spec,
-                                      const Vocabulary& vocabulary) {
+absl::StatusOr<Json> MergesFromScores(const GgufTokenizerSpec& spec, const Vocabulary& vocabulary) {
   struct Merge {
     float score;
     size_t left_chars, right_chars;
@@ -177,8 +176,7 @@ absl::StatusOr<Json> MergesFromScores(const GgufTokenizerSpec& spec,
     for (const auto& [left_id, right_id, at] : cuts) {
       const std::string_view left = token.substr(0, at);
       const std::string_view right = token.substr(at);
-      merges.push_back(
-          {spec.scores[id], CharacterCount(left), CharacterCount(right), left, right});
+      merges.push_back({spec.scores[id], CharacterCount(left), CharacterCount(right), left, right});
     }
   }
   std::stable_sort(merges.begin(), merges.end(), [](const Merge& a, const Merge& b) {
@@ -302,9 +300,8 @@ absl::StatusOr<Json> SentencePieceBpe(const GgufTokenizerSpec& spec, const Vocab
   if (space_prefix) {
     normalizers.push_back({{"type", "Prepend"}, {"prepend", std::string(kSpaceMark)}});
   }
-  normalizers.push_back({{"type", "Replace"},
-                         {"pattern", {{"String", " "}}},
-                         {"content", std::string(kSpaceMark)}});
+  normalizers.push_back(
+      {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", std::string(kSpaceMark)}});
   Json decoders = Json::array({
       {{"type", "Replace"}, {"pattern", {{"String", std::string(kSpaceMark)}}}, {"content", " "}},
       {{"type", "ByteFallback"}},
@@ -328,12 +325,12 @@ absl::StatusOr<Json> SentencePieceBpe(const GgufTokenizerSpec& spec, const Vocab
 
 absl::StatusOr<std::string> GgufToTokenizerJson(const GgufTokenizerSpec& spec) {
   LK_ASSIGN_OR_RETURN(const Vocabulary vocabulary, CheckedVocabulary(spec));
-  absl::StatusOr<Json> json =
-      spec.model == "gpt2"    ? ByteLevelBpe(spec)
-      : spec.model == "llama" ? SentencePieceBpe(spec, vocabulary)
-                              : absl::InvalidArgumentError(absl::StrCat(
-                                    "GGUF tokenizer model '", spec.model,
-                                    "' is not supported; supported are gpt2 and llama"));
+  absl::StatusOr<Json> json = spec.model == "gpt2" ? ByteLevelBpe(spec)
+                              : spec.model == "llama"
+                                  ? SentencePieceBpe(spec, vocabulary)
+                                  : absl::InvalidArgumentError(absl::StrCat(
+                                        "GGUF tokenizer model '", spec.model,
+                                        "' is not supported; supported are gpt2 and llama"));
   LK_RETURN_IF_ERROR(json.status());
   (*json)["version"] = "1.0";
   (*json)["truncation"] = nullptr;

@@ -1,4 +1,5 @@
-// The tokenizer that a GGUF file carries in its metadata, turned into a Hugging Face tokenizer.json.
+// The tokenizer that a GGUF file carries in its metadata, turned into a Hugging Face
+// tokenizer.json.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,9 @@ struct GgufTokenizerSpec {
 // INVALID_ARGUMENT names a key that is missing or of the wrong type.
 absl::StatusOr<GgufTokenizerSpec> ReadGgufTokenizerSpec(const GgufMetadata& metadata);
 
-// Tokens that end a generation, sorted: EOS and EOT; where the file names no EOT, the control tokens
-// that chat models are known to end a turn with. REQUIRES: GgufToTokenizerJson accepted `spec`.
+// Tokens that end a generation, sorted: EOS and EOT; where the file names no EOT, the control
+// tokens that chat models are known to end a turn with. REQUIRES: GgufToTokenizerJson accepted
+// `spec`.
 std::vector<int32_t> GgufEndIds(const GgufTokenizerSpec& spec);
 
 // The content of a tokenizer.json that encodes as the original Hugging Face tokenizer did.

@@ -22,8 +22,7 @@ std::vector<size_t> Borders(const std::string& text) {
 
 }  // namespace
 
-absl::StatusOr<StopMatcher> StopMatcher::Create(std::vector<std::string> stops,
-                                                bool include_stop) {
+absl::StatusOr<StopMatcher> StopMatcher::Create(std::vector<std::string> stops, bool include_stop) {
   std::vector<Stop> matchers;
   for (size_t i = 0; i < stops.size(); ++i) {
     if (stops[i].empty()) {

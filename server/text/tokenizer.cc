@@ -25,8 +25,8 @@ TokenPieces Copy(const LkPieces& from) {
   pieces.bytes.assign(reinterpret_cast<const char*>(from.bytes.data), from.bytes.size);
   pieces.begin.assign(from.begin.data, from.begin.data + from.begin.size);
   pieces.flags.assign(from.flags.data, from.flags.data + from.flags.size);
-  pieces.join = from.join == LK_JOIN_BYTES ? TokenPieces::Join::kBytes
-                                           : TokenPieces::Join::kByteFallback;
+  pieces.join =
+      from.join == LK_JOIN_BYTES ? TokenPieces::Join::kBytes : TokenPieces::Join::kByteFallback;
   pieces.strip = Utf8OfCodePoint(from.strip_char);
   pieces.strip_max = from.strip_max;
   return pieces;

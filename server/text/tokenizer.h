@@ -67,10 +67,11 @@ class Tokenizer {
  public:
   // A Hugging Face directory: tokenizer.json, and where they are there tokenizer_config.json,
   // special_tokens_map.json, generation_config.json, config.json, chat_template.jinja or .json and
-  // additional_chat_templates/. What goes around a text is up to tokenizer.json alone: add_bos_token
-  // and add_eos_token of tokenizer_config.json count for nothing, as in Transformers 5.
-  // clean_up_tokenization_spaces is not applied: it would change text that is streamed already.
-  // NOT_FOUND: no tokenizer.json; INVALID_ARGUMENT: a file that does not parse, by name.
+  // additional_chat_templates/. What goes around a text is up to tokenizer.json alone:
+  // add_bos_token and add_eos_token of tokenizer_config.json count for nothing, as in
+  // Transformers 5. clean_up_tokenization_spaces is not applied: it would change text that is
+  // streamed already. NOT_FOUND: no tokenizer.json; INVALID_ARGUMENT: a file that does not parse,
+  // by name.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromDirectory(
       const std::filesystem::path& directory);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const GgufTokenizerSpec& spec);

@@ -88,9 +88,8 @@ absl::StatusOr<ChatTemplateSource> ReadTemplates(const fs::path& directory, cons
   LK_ASSIGN_OR_RETURN(std::optional<std::string> text,
                       ReadIfThere(directory / "chat_template.jinja"));
   if (text) source.text = *std::move(text);
-  LK_ASSIGN_OR_RETURN(
-      std::optional<std::string> with_tools,
-      ReadIfThere(directory / "additional_chat_templates" / "tool_use.jinja"));
+  LK_ASSIGN_OR_RETURN(std::optional<std::string> with_tools,
+                      ReadIfThere(directory / "additional_chat_templates" / "tool_use.jinja"));
   if (with_tools) source.with_tools = *std::move(with_tools);
   return source;
 }
@@ -110,7 +109,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const fs::pa
   if (!json) return absl::NotFoundError(absl::StrCat(json_path.string(), " does not exist"));
   LK_ASSIGN_OR_RETURN(const Json config, ReadObjectIfThere(directory / "tokenizer_config.json"));
   LK_ASSIGN_OR_RETURN(const Json map, ReadObjectIfThere(directory / "special_tokens_map.json"));
-  LK_ASSIGN_OR_RETURN(const Json generation, ReadObjectIfThere(directory / "generation_config.json"));
+  LK_ASSIGN_OR_RETURN(const Json generation,
+                      ReadObjectIfThere(directory / "generation_config.json"));
   LK_ASSIGN_OR_RETURN(const Json model, ReadObjectIfThere(directory / "config.json"));
 
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer());

@@ -135,15 +135,17 @@ TEST_P(GoldenTest, EveryTokenIsFoundByItsName) {
   EXPECT_FALSE(tokenizer_->TokenToId("no such token, surely"));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, GoldenTest,
-    ::testing::Values(Case{"smollm2", "gguf"}, Case{"gpt2", "directory"}, Case{"gpt2", "gguf"},
-                      Case{"smollm", "directory"}, Case{"smollm", "gguf"},
-                      Case{"llama3", "directory"}, Case{"llama3", "gguf"},
-                      Case{"qwen2", "directory"}, Case{"qwen2", "gguf"},
-                      Case{"tekken", "directory"}, Case{"tekken", "gguf"},
-                      Case{"llama2", "directory"}, Case{"llama2", "gguf"}),
-    [](const auto& info) { return absl::StrCat(info.param.name, "_", info.param.source); });
+INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
+                         ::testing::Values(Case{"smollm2", "gguf"}, Case{"gpt2", "directory"},
+                                           Case{"gpt2", "gguf"}, Case{"smollm", "directory"},
+                                           Case{"smollm", "gguf"}, Case{"llama3", "directory"},
+                                           Case{"llama3", "gguf"}, Case{"qwen2", "directory"},
+                                           Case{"qwen2", "gguf"}, Case{"tekken", "directory"},
+                                           Case{"tekken", "gguf"}, Case{"llama2", "directory"},
+                                           Case{"llama2", "gguf"}),
+                         [](const auto& info) {
+                           return absl::StrCat(info.param.name, "_", info.param.source);
+                         });
 
 TEST(TokenizerTest, KnowsTheNamedTokensAndTheEnds) {
   for (const char* source : {"directory", "gguf"}) {
@@ -231,8 +233,11 @@ TEST_F(DirectoryTest, IgnoresTruncationAndPadding) {
   Json json = ReadJson(kTokenizerGoldens / "gpt2" / "tokenizer.json");
   json["truncation"] = {
       {"direction", "Right"}, {"max_length", 2}, {"strategy", "LongestFirst"}, {"stride", 0}};
-  json["padding"] = {{"strategy", {{"Fixed", 64}}}, {"direction", "Right"},
-                     {"pad_to_multiple_of", nullptr}, {"pad_id", 0}, {"pad_type_id", 0},
+  json["padding"] = {{"strategy", {{"Fixed", 64}}},
+                     {"direction", "Right"},
+                     {"pad_to_multiple_of", nullptr},
+                     {"pad_id", 0},
+                     {"pad_type_id", 0},
                      {"pad_token", "!"}};
   Write("tokenizer.json", json.dump());
   const auto changed = Tokenizer::FromDirectory(directory_);

@@ -36,7 +36,7 @@ HAND = [
     "<|im_start|>user\nHi<|im_end|>\n", "<|endoftext|>", "a<|endoftext|>b", " <|im_end|> ", "<|im_end|><|im_end|>", "<|im_end|",
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>", "<s>[INST] Hi [/INST] Yes</s>", "<s> <s>",
     "text</s>more", "<unk>", "<pad>", "<tool_call>{}</tool_call>", "x<tool_call>y", "<0x0A>", "<0x41><0x42>", "▁", "▁▁a", "a▁b", "Ġ", "Ċ",
-    "lorikeet", " lorikeet", "lorikeets", "Lorikeet LORIKEET", "supercalifragilisticexpialidocious",
+    "lorikeet", " lorikeet", "lorikeets", " xylophones", "two xylophones sing", "Lorikeet LORIKEET", "supercalifragilisticexpialidocious",
     "\ufffd", "a\ufffdb", "\ufffd\ufffd\ufffd", "\U0010ffff", "\ue000", "\ufdd0", "\u0378", "\U000e0041",
 ]
 LONG = ["a" * 1500, "ab" * 500, " " * 700 + "x", "\n" * 300, "0" * 400, "!" * 500, "中" * 300, "😀" * 150,

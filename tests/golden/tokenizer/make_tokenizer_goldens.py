@@ -31,7 +31,8 @@ HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorikeet"
 MODEL = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
 STRINGS = all_strings()
-CORPUS = STRINGS + [" ".join(WORDS[i:] + WORDS[:i]) for i in range(0, len(WORDS), 3)]
+UNSEEN = "xylophones"  # no merges for this word
+CORPUS = [s for s in STRINGS if UNSEEN not in s] + [" ".join(WORDS[i:] + WORDS[:i]) for i in range(0, len(WORDS), 3)]
 
 LLAMA3_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -187,7 +188,7 @@ def make_small():
 
     llama3 = byte_level_bpe(split(LLAMA3_WORDS), [special(t) for t in (
         "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")],
-        whole_word="Ġlorikeets")
+        whole_word="Ġ" + UNSEEN)
     llama3.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True),
                                                  around(llama3, "<|begin_of_text|>")])
     ends = [llama3.token_to_id("<|end_of_text|>"), llama3.token_to_id("<|eot_id|>")]
@@ -202,7 +203,7 @@ def make_small():
           {"add_bos_token": False})
 
     tekken = byte_level_bpe(split(TEKKEN_WORDS), [special(t) for t in ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")],
-                            whole_word="Ġlorikeets")
+                            whole_word="Ġ" + UNSEEN)
     tekken.post_processor = around(tekken, "<s>", "</s>")
     small("tekken", tekken, "gpt2", "tekken", {"bos": "<s>", "eos": "</s>"},
           {"add_bos_token": False}, None, {"add_bos_token": True, "add_eos_token": True})

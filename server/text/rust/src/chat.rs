@@ -10,8 +10,8 @@ use serde_json::Value as Json;
 
 use crate::python;
 
-/// A template stops after this many instructions: some hundred times what a long chat needs.
-const FUEL: u64 = 50_000_000;
+/// A template stops after this many instructions: some fifty times what a chat of 1,000 turns needs.
+const FUEL: u64 = 10_000_000;
 const NAME: &str = "chat_template";
 /// The variable that carries the time to strftime_now; no Jinja name can contain a space.
 const NOW: &str = "now unix s";
@@ -32,8 +32,10 @@ impl ChatTemplate {
         env.set_unknown_method_callback(method);
         env.add_filter("tojson", |value: &Value, args: Kwargs| python::tojson(value, args));
         env.add_filter("string", |value: &Value| python::str(value).map(Value::from));
-        env.add_test("sequence", |value: &Value| {
-            matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+        env.add_test("sequence", has_items);
+        env.add_test("iterable", has_items);
+        env.add_test("number", |value: &Value| {
+            matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
         });
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
@@ -58,14 +60,34 @@ impl ChatTemplate {
                 }
             }
         }
-        let messages = all.get("messages").and_then(Json::as_array);
-        if !messages.is_some_and(|list| list.iter().all(Json::is_object)) {
-            return Err("messages: not a JSON array of objects".into());
+        let messages = all.get_mut("messages").and_then(Json::as_array_mut);
+        for message in messages.ok_or("messages: not a JSON array of objects")? {
+            let members = message.as_object_mut();
+            normalise(members.ok_or("messages: not a JSON array of objects")?);
         }
         all.insert(NOW.into(), now_unix_s.into());
         let template = self.environment.get_template(NAME).map_err(|e| explain(&e))?;
         template.render(Value::from_serialize(&all)).map_err(|e| explain(&e))
     }
+}
+
+/// What Transformers does to a message before the template sees it: members that are null count as
+/// absent, and reasoning is found under each of the names that templates read.
+fn normalise(message: &mut serde_json::Map<String, Json>) {
+    message.retain(|_, value| !value.is_null());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        .iter()
+        .find_map(|name| message.get(*name).cloned());
+    if let Some(reasoning) = reasoning {
+        message.entry("thinking").or_insert_with(|| reasoning.clone());
+        message.insert("reasoning_content".into(), reasoning);
+    }
+}
+
+/// Jinja2's idea of a sequence and of an iterable: a string, a dict and an undefined value too.
+fn has_items(value: &Value) -> bool {
+    use ValueKind::*;
+    matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
 }
 
 /// What a template said with raise_exception; kept apart from errors of the template itself.
