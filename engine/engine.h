@@ -23,22 +23,26 @@
 
 namespace lorikeet {
 
-// A request's outgoing events. The engine pushes and calls `wake` (on the engine thread: it must
-// not block); one front thread at a time pops. Sized for the request's token limit, so a push
-// never blocks or allocates.
+// A request's outgoing events. The engine pushes and then calls `wake`, on the engine thread: it
+// must neither block nor call Shutdown. One front thread at a time pops. Every event has its own
+// slot from the start, so a push never blocks or allocates and nothing can be overrun.
 class TokenSink {
  public:
-  // `max_events`: at least max_new_tokens + 2.
+  // `max_events`: at least 2 more than the tokens that can come, which are max_new_tokens or what
+  // the context leaves after the prompt. Slots cost memory only once they are used.
   TokenSink(int32_t max_events, std::function<void()> wake);
   ~TokenSink();
+  TokenSink(const TokenSink&) = delete;
+  TokenSink& operator=(const TokenSink&) = delete;
 
   bool Pop(TokenEvent* event);  // false: nothing there now
 
   void Push(TokenEvent event);  // engine thread
+  int32_t capacity() const;
 
  private:
-  struct Ring;
-  std::unique_ptr<Ring> ring_;
+  struct Slots;
+  std::unique_ptr<Slots> slots_;
   std::function<void()> wake_;
 };
 
@@ -53,26 +57,32 @@ struct EngineOptions {
 class Engine {
  public:
   // `runner`, `clock` and `stats` (may be nullptr) outlive the engine. Starts the thread.
+  // INVALID_ARGUMENT names an option out of range.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(const EngineOptions& options,
                                                        Runner* runner, const Clock* clock,
                                                        StatsSink* stats);
   ~Engine();  // Shutdown(0) if still running
 
   // Any thread. INVALID_ARGUMENT: empty prompt, token id out of range, prompt too long for the
-  // context or the pool, bad sampling values; RESOURCE_EXHAUSTED: the queue is full;
-  // UNAVAILABLE: draining or the device failed. Each names value and bound. After OK the sink gets
-  // exactly one kFinished.
+  // context or the pool, bad sampling values; RESOURCE_EXHAUSTED: max_running_requests +
+  // max_queued_requests are open already; UNAVAILABLE: draining or the device failed. Each names
+  // value and bound. After OK the sink gets exactly one kFinished, last.
   absl::StatusOr<RequestId> Submit(Request request, std::shared_ptr<TokenSink> sink);
 
-  // Any thread; unknown or finished ids are ignored. The sink gets kFinished/kCanceled.
+  // Any thread; unknown or finished ids are ignored. The sink gets kFinished/kCanceled, unless the
+  // request ended first.
   void Cancel(RequestId id);
 
-  // Refuses new requests, lets running ones finish for at most `grace_us`, cancels the rest and
-  // joins the thread. Idempotent.
+  // Refuses new requests, lets open ones finish for at most `grace_us`, ends the rest with
+  // UNAVAILABLE and joins the thread. Any thread but the engine's. Idempotent; of several calls
+  // the shortest grace counts.
   void Shutdown(int64_t grace_us);
 
+  // Any thread. UNAVAILABLE with the cause once the device has failed: no request can be served.
+  absl::Status device_status() const;
+
   struct Gauges {
-    int32_t waiting = 0;
+    int32_t waiting = 0;  // submitted and preempted requests that hold no pages
     int32_t running = 0;
   };
   Gauges gauges() const;  // any thread

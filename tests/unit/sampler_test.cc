@@ -83,7 +83,9 @@ void ExpectDistribution(Input input, const std::vector<double>& expected, int32_
       rare_want += want;
       rare_count += counts[i];
     }
-    if (want == 0) EXPECT_EQ(counts[i], 0) << "token " << i << " cannot be drawn";
+    if (want == 0) {
+      EXPECT_EQ(counts[i], 0) << "token " << i << " cannot be drawn";
+    }
   }
   if (rare_want >= 10) add(rare_want, rare_count);
   if (cells < 2) return;

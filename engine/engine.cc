@@ -1,0 +1,283 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "engine/scheduler/scheduler.h"
+
+namespace lorikeet {
+namespace {
+
+SchedulerOptions ForScheduler(const EngineOptions& options) {
+  return {options.limits, options.kv, options.pages, options.eos_ids};
+}
+
+absl::Status AtLeast(const char* name, int64_t value, int64_t bound) {
+  if (value >= bound) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, "; it must be at least ", bound));
+}
+
+absl::Status CheckOptions(const EngineOptions& options) {
+  const Limits& limits = options.limits;
+  LK_RETURN_IF_ERROR(AtLeast("max_context_tokens", limits.max_context_tokens, 2));
+  LK_RETURN_IF_ERROR(AtLeast("max_batch_tokens", limits.max_batch_tokens, 1));
+  LK_RETURN_IF_ERROR(AtLeast("max_running_requests", limits.max_running_requests, 1));
+  LK_RETURN_IF_ERROR(AtLeast("max_queued_requests", limits.max_queued_requests, 0));
+  LK_RETURN_IF_ERROR(AtLeast("the KV layout's pages per block", options.kv.pages_per_block, 1));
+  LK_RETURN_IF_ERROR(AtLeast("the vocabulary", options.vocab, 1));
+  return AtLeast("the pool's number of pages", options.pages, options.kv.pages_per_block);
+}
+
+absl::Status CheckToken(const char* field, size_t index, int32_t id, int32_t vocab) {
+  if (id >= 0 && id < vocab) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, "[", index, "] is token id ", id,
+                                                 "; the vocabulary has ids 0 to ", vocab - 1));
+}
+
+absl::Status CheckRequest(const Request& request, const EngineOptions& options,
+                          int32_t context_tokens) {
+  if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  if (prompt >= context_tokens) {
+    const bool pool = context_tokens < options.limits.max_context_tokens;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", prompt, " tokens; at most ", context_tokens - 1,
+        " leave room for an answer (", pool ? "the page pool holds " : "the context is ",
+        context_tokens, " tokens)"));
+  }
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    LK_RETURN_IF_ERROR(CheckToken("prompt", i, request.prompt[i], options.vocab));
+  }
+  LK_RETURN_IF_ERROR(AtLeast("max_new_tokens", request.max_new_tokens, 1));
+  if (request.stop_token_ids.size() > Limits::kMaxStopTokenIds) {
+    return absl::InvalidArgumentError(absl::StrCat(request.stop_token_ids.size(),
+                                                   " stop token ids; at most ",
+                                                   Limits::kMaxStopTokenIds, " are allowed"));
+  }
+  for (size_t i = 0; i < request.stop_token_ids.size(); ++i) {
+    LK_RETURN_IF_ERROR(CheckToken("stop_token_ids", i, request.stop_token_ids[i], options.vocab));
+  }
+  return ValidateSampling(request.sampling);
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  struct Submission {
+    RequestId id;
+    Request request;
+    std::shared_ptr<TokenSink> sink;
+  };
+
+  Impl(const EngineOptions& options, Runner* runner, const Clock* clock, StatsSink* stats)
+      : options(options),
+        context_tokens(ContextTokens(ForScheduler(options))),
+        max_open(int64_t{options.limits.max_running_requests} + options.limits.max_queued_requests),
+        runner(runner),
+        clock(clock),
+        stats(stats),
+        scheduler(ForScheduler(options)) {}
+
+  void Loop();
+  bool TakeInbox();
+  void Enqueue(Submission submission);
+  void Step();
+  void CountRunning();
+  void Deliver();
+
+  const EngineOptions options;
+  const int32_t context_tokens;
+  const int64_t max_open;
+  Runner* const runner;
+  const Clock* const clock;
+  StatsSink* const stats;
+
+  // The inbox and what the front asks about, under `mutex`.
+  mutable std::mutex mutex;
+  std::condition_variable wake;
+  RequestId next_id = 1;
+  std::unordered_map<RequestId, bool> open;  // -> its cancellation is in the inbox or done
+  std::vector<Submission> submissions;
+  std::vector<RequestId> cancels;
+  bool draining = false;
+  int64_t drain_until_us = std::numeric_limits<int64_t>::max();
+  absl::Status device;  // written by the engine thread alone
+  int32_t running = 0;
+
+  // The engine thread's own.
+  Scheduler scheduler;
+  std::unordered_map<RequestId, std::shared_ptr<TokenSink>> sinks;
+  std::vector<Submission> taken_submissions;
+  std::vector<RequestId> taken_cancels;
+  Batch batch;
+  RequestEvents events;
+
+  std::mutex join_mutex;
+  std::thread thread;
+};
+
+void Engine::Impl::Loop() {
+  while (TakeInbox()) Step();
+}
+
+// Sleeps while there is nothing to do, then moves the inbox into the scheduler. False: drained.
+bool Engine::Impl::TakeInbox() {
+  bool stop = false;
+  {
+    std::unique_lock lock(mutex);
+    wake.wait(lock, [this] {
+      return draining || !scheduler.empty() || !submissions.empty() || !cancels.empty();
+    });
+    taken_submissions.swap(submissions);
+    taken_cancels.swap(cancels);
+    stop = draining && clock->NowMicros() >= drain_until_us;
+    if (draining && scheduler.empty() && taken_submissions.empty()) return false;
+  }
+  for (Submission& submission : taken_submissions) Enqueue(std::move(submission));
+  for (const RequestId id : taken_cancels) scheduler.Cancel(id, clock->NowMicros(), &events);
+  taken_submissions.clear();
+  taken_cancels.clear();
+  if (stop) {
+    scheduler.FailAll(absl::UnavailableError("the server shut down before the request ended"),
+                      clock->NowMicros(), &events);
+  }
+  return true;
+}
+
+void Engine::Impl::Enqueue(Submission submission) {
+  sinks.emplace(submission.id, std::move(submission.sink));
+  scheduler.Enqueue(submission.id, std::move(submission.request));
+}
+
+void Engine::Impl::Step() {
+  const int64_t start_us = clock->NowMicros();
+  scheduler.Expire(start_us, &events);
+  if (!device.ok()) scheduler.FailAll(device, start_us, &events);
+  if (scheduler.Plan(&batch)) {
+    CountRunning();
+    absl::StatusOr<StepResult> result = runner->Run(batch);
+    const int64_t end_us = clock->NowMicros();
+    if (result.ok()) {
+      scheduler.Commit(*std::move(result), end_us, &events);
+      StepStats step = scheduler.stats();
+      step.step_us = end_us - start_us;
+      if (stats != nullptr) stats->OnStep(step);
+    } else {
+      const absl::Status failure =
+          absl::UnavailableError(absl::StrCat("the device failed: ", result.status().ToString()));
+      scheduler.FailAll(failure, end_us, &events);
+      std::lock_guard lock(mutex);
+      device = failure;
+    }
+  }
+  Deliver();
+}
+
+void Engine::Impl::CountRunning() {
+  std::lock_guard lock(mutex);
+  running = scheduler.running();
+}
+
+// Finished requests leave the count of open ones first: whoever sees kFinished can submit again.
+void Engine::Impl::Deliver() {
+  {
+    std::lock_guard lock(mutex);
+    running = scheduler.running();
+    for (const RequestEvent& e : events) {
+      if (e.event.kind == TokenEvent::Kind::kFinished) open.erase(e.id);
+    }
+  }
+  for (RequestEvent& e : events) {
+    const auto sink = sinks.find(e.id);
+    LK_CHECK(sink != sinks.end());
+    const bool last = e.event.kind == TokenEvent::Kind::kFinished;
+    sink->second->Push(std::move(e.event));
+    if (last) sinks.erase(sink);
+  }
+  events.clear();
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(const EngineOptions& options, Runner* runner,
+                                                      const Clock* clock, StatsSink* stats) {
+  LK_CHECK(runner != nullptr && clock != nullptr);
+  LK_RETURN_IF_ERROR(CheckOptions(options));
+  auto impl = std::make_unique<Impl>(options, runner, clock, stats);
+  impl->thread = std::thread([raw = impl.get()] { raw->Loop(); });
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Engine::~Engine() { Shutdown(0); }
+
+absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenSink> sink) {
+  LK_RETURN_IF_ERROR(CheckRequest(request, impl_->options, impl_->context_tokens));
+  const int64_t room = impl_->context_tokens - static_cast<int64_t>(request.prompt.size());
+  LK_CHECK_MSG(sink->capacity() >= std::min<int64_t>(request.max_new_tokens, room) + 2,
+               "the sink is too small for the request");
+  RequestId id = 0;
+  {
+    std::lock_guard lock(impl_->mutex);
+    if (!impl_->device.ok()) return impl_->device;
+    if (impl_->draining) return absl::UnavailableError("the server is shutting down");
+    if (static_cast<int64_t>(impl_->open.size()) >= impl_->max_open) {
+      const Limits& limits = impl_->options.limits;
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the queue is full: ", impl_->open.size(), " requests are open, the bound is ",
+          impl_->max_open, " (max_running_requests ", limits.max_running_requests,
+          " and max_queued_requests ", limits.max_queued_requests, ")"));
+    }
+    id = impl_->next_id++;
+    impl_->open.emplace(id, false);
+    impl_->submissions.push_back({id, std::move(request), std::move(sink)});
+  }
+  impl_->wake.notify_one();
+  return id;
+}
+
+void Engine::Cancel(RequestId id) {
+  {
+    std::lock_guard lock(impl_->mutex);
+    const auto found = impl_->open.find(id);
+    if (found == impl_->open.end() || found->second) return;
+    found->second = true;
+    impl_->cancels.push_back(id);
+  }
+  impl_->wake.notify_one();
+}
+
+void Engine::Shutdown(int64_t grace_us) {
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->draining = true;
+    const int64_t now_us = impl_->clock->NowMicros();
+    const int64_t until_us =
+        now_us + std::min(grace_us, std::numeric_limits<int64_t>::max() - now_us);
+    impl_->drain_until_us = std::min(impl_->drain_until_us, until_us);
+  }
+  impl_->wake.notify_one();
+  std::lock_guard lock(impl_->join_mutex);
+  if (impl_->thread.joinable()) impl_->thread.join();
+}
+
+absl::Status Engine::device_status() const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->device;
+}
+
+Engine::Gauges Engine::gauges() const {
+  std::lock_guard lock(impl_->mutex);
+  return {static_cast<int32_t>(impl_->open.size()) - impl_->running, impl_->running};
+}
+
+}  // namespace lorikeet
