@@ -1,0 +1,161 @@
+#include "server/config.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+namespace {
+
+using Kind = OptionTable::Kind;
+
+absl::Status WrongShape(const OptionTable::Row& row, const char* wanted) {
+  return absl::InvalidArgumentError(absl::StrCat(row.Key(), ": expected ", wanted));
+}
+
+// The option's own message starts with its flag name; a file's reader knows the key.
+absl::Status SetFromFile(const OptionTable::Row& row, const std::string& value) {
+  const absl::Status status = row.set(value);
+  if (status.ok()) return status;
+  const auto rest = std::string(status.message()).substr(row.name.size());
+  return absl::Status(status.code(), row.Key() + rest);
+}
+
+absl::Status ApplyNode(const OptionTable::Row& row, const YAML::Node& node) {
+  switch (row.kind) {
+    case Kind::kValue:
+    case Kind::kSwitch:
+      if (!node.IsScalar()) return WrongShape(row, "one value");
+      return SetFromFile(row, node.Scalar());
+    case Kind::kList:
+      if (!node.IsSequence()) return WrongShape(row, "a sequence");
+      for (const YAML::Node& item : node) {
+        if (!item.IsScalar()) return WrongShape(row, "a sequence of plain values");
+        LK_RETURN_IF_ERROR(SetFromFile(row, item.Scalar()));
+      }
+      return absl::OkStatus();
+    case Kind::kPairs:
+      if (!node.IsMap()) return WrongShape(row, "a map of names to paths");
+      for (const auto& item : node) {
+        if (!item.first.IsScalar() || !item.second.IsScalar()) {
+          return WrongShape(row, "a map of names to paths");
+        }
+        LK_RETURN_IF_ERROR(SetFromFile(row, item.first.Scalar() + "=" + item.second.Scalar()));
+      }
+      return absl::OkStatus();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ApplyMap(const YAML::Node& root, const OptionTable& table) {
+  if (root.IsNull()) return absl::OkStatus();
+  if (!root.IsMap()) return absl::InvalidArgumentError("expected a map of keys to values");
+  std::set<std::string> seen;
+  for (const auto& item : root) {
+    if (!item.first.IsScalar()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("line ", item.first.Mark().line + 1, ": a key is not a plain word"));
+    }
+    const std::string& key = item.first.Scalar();
+    const std::string where = absl::StrCat("line ", item.first.Mark().line + 1, ": ");
+    absl::StatusOr<const OptionTable::Row*> row = table.FindKey(key);
+    absl::Status status = row.status();
+    if (status.ok() && !seen.insert(key).second) {
+      status = absl::InvalidArgumentError(absl::StrCat(key, " is given twice"));
+    }
+    if (status.ok()) status = ApplyNode(**row, item.second);
+    if (!status.ok()) return absl::Status(status.code(), absl::StrCat(where, status.message()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ApplyFile(const std::string& path, const OptionTable& table) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream content;
+  if (!file || !(content << file.rdbuf())) {
+    return absl::NotFoundError(absl::StrCat("--config: cannot read '", path, "'"));
+  }
+  const absl::Status status = ApplyYaml(content.str(), table);
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+}
+
+}  // namespace
+
+OptionTable ServerOptions(ServerConfig* c) {
+  OptionTable table;
+  Limits& limits = c->limits;
+  table.Text("model", "PATH", "GGUF file or Hugging Face directory to serve", &c->model);
+  table.Text("model-name", "NAME", "what clients call the base model (default: its own name)",
+             &c->model_name);
+  table.Pairs("adapter", "NAME=PATH", "adapter directory to load at start", &c->adapters);
+  table.List("adapter-root", "DIR", "LoadAdapter reads below this directory alone",
+             &c->adapter_roots);
+  table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
+  table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
+  table.Int("http-port", 0, 65535, "", "port of /health, /ready, /metrics; 0: any free one",
+            &c->http_port);
+  table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
+  table.Choice("precision", {"auto", "exact", "fast"},
+               "exact computes in f32; fast may round activations", &c->precision);
+  table.Int("threads", 0, 1024, "threads", "CPU threads of the model; 0: all cores", &c->threads);
+  table.Int("kv-cache-mib", 1, 1 << 24, "MiB", "memory for keys and values", &c->kv_cache_mib);
+  table.Int("max-context-tokens", 0, 1 << 24, "tokens",
+            "longest prompt and answer together; 0: the model's own", &limits.max_context_tokens);
+  table.Int("max-batch-tokens", 1, 1 << 16, "tokens", "rows of one step, prompt chunks included",
+            &limits.max_batch_tokens);
+  table.Int("max-running-requests", 1, 1 << 14, "requests", "requests in a step at most",
+            &limits.max_running_requests);
+  table.Int("max-queued-requests", 0, 1 << 20, "requests", "requests waiting behind them",
+            &limits.max_queued_requests);
+  table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
+            &c->drain_s);
+  return table;
+}
+
+absl::Status ApplyYaml(const std::string& yaml, const OptionTable& table) {
+  try {
+    return ApplyMap(YAML::Load(yaml), table);
+  } catch (const YAML::Exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat("line ", error.mark.line + 1, ", column ",
+                                                   error.mark.column + 1, ": ", error.msg));
+  }
+}
+
+absl::StatusOr<ServerConfig> ParseServerConfig(std::span<const std::string> args) {
+  ServerConfig config;
+  OptionTable file_table = ServerOptions(&config);
+  std::vector<std::string> flags;
+  for (size_t i = 0; i < args.size(); ++i) {
+    constexpr std::string_view kPrefix = "--config=";
+    if (args[i] == "--config") {
+      if (++i == args.size()) return absl::InvalidArgumentError("--config needs a value FILE");
+      LK_RETURN_IF_ERROR(ApplyFile(args[i], file_table));
+    } else if (args[i].starts_with(kPrefix)) {
+      LK_RETURN_IF_ERROR(ApplyFile(args[i].substr(kPrefix.size()), file_table));
+    } else {
+      flags.push_back(args[i]);
+    }
+  }
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> rest, file_table.ParseFlags(flags));
+  if (!rest.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", rest[0], "'"));
+  }
+  if (config.model.empty()) {
+    return absl::InvalidArgumentError("no model: give --model PATH or `model` in the file");
+  }
+  return config;
+}
+
+std::string ServerHelp() {
+  ServerConfig defaults;
+  return "  --config FILE  YAML file of the keys below, with _ for -\n" +
+         ServerOptions(&defaults).Help();
+}
+
+}  // namespace lorikeet

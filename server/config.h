@@ -1,0 +1,46 @@
+// What `lorikeet serve` can be told: one table, read from an optional YAML file and from flags.
+// Flags override the file.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/api/limits.h"
+#include "server/options.h"
+
+namespace lorikeet {
+
+struct ServerConfig {
+  std::string model;                       // a GGUF file or a Hugging Face directory
+  std::string model_name;                  // empty: the model's own
+  NamedPaths adapters;                     // loaded before the server is ready
+  std::vector<std::string> adapter_roots;  // none: nothing is loaded at run time
+  std::string host = "127.0.0.1";
+  int32_t grpc_port = 50051;  // 0: any free port
+  int32_t http_port = 8080;   // 0: any free port
+  std::string device = "auto";
+  std::string precision = "auto";
+  int32_t threads = 0;  // 0: all cores
+  int32_t kv_cache_mib = 1024;
+  Limits limits;
+  int32_t drain_s = 30;
+};
+
+// The table over `config`, which must outlive it.
+OptionTable ServerOptions(ServerConfig* config);
+
+// Applies a YAML file's content. INVALID_ARGUMENT: malformed YAML with line and column, an unknown
+// key with the nearest one, a key given twice, a value that is out of its range.
+absl::Status ApplyYaml(const std::string& yaml, const OptionTable& table);
+
+// The arguments after `serve`: --config FILE first, then the flags. Every message names the
+// file or flag it is about. INVALID_ARGUMENT too when there is no model.
+absl::StatusOr<ServerConfig> ParseServerConfig(std::span<const std::string> args);
+
+// The table as text, for --help.
+std::string ServerHelp();
+
+}  // namespace lorikeet

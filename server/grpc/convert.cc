@@ -1,0 +1,131 @@
+#include "server/grpc/convert.h"
+
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+namespace {
+
+uint64_t RandomSeed() {
+  thread_local std::mt19937_64 generator(std::random_device{}());
+  return generator();
+}
+
+SamplingParams ToSampling(const v1::SamplingParams& proto) {
+  SamplingParams params;
+  if (proto.has_temperature()) params.temperature = proto.temperature();
+  if (proto.has_top_p()) params.top_p = proto.top_p();
+  params.top_k = proto.top_k();
+  params.min_p = proto.min_p();
+  params.seed = proto.has_seed() ? proto.seed() : RandomSeed();
+  if (proto.has_repetition_penalty()) params.repetition_penalty = proto.repetition_penalty();
+  params.presence_penalty = proto.presence_penalty();
+  params.frequency_penalty = proto.frequency_penalty();
+  return params;
+}
+
+absl::Status SetPrompt(v1::GenerateRequest& request, GenerationInput* input) {
+  switch (request.prompt_case()) {
+    case v1::GenerateRequest::kText:
+      input->prompt = std::move(*request.mutable_text());
+      return absl::OkStatus();
+    case v1::GenerateRequest::kTokenIds: {
+      const auto& ids = request.token_ids().ids();
+      input->prompt = std::vector<int32_t>(ids.begin(), ids.end());
+      return absl::OkStatus();
+    }
+    case v1::GenerateRequest::kChat: {
+      std::vector<ChatMessage> messages;
+      for (v1::ChatMessage& message : *request.mutable_chat()->mutable_messages()) {
+        messages.push_back(
+            {std::move(*message.mutable_role()), std::move(*message.mutable_content())});
+      }
+      input->prompt = std::move(messages);
+      return absl::OkStatus();
+    }
+    case v1::GenerateRequest::PROMPT_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("prompt: not set; send text, chat or token_ids");
+}
+
+void SetLogprobs(const TokenLogprobs& from, v1::TokenLogprobs* to) {
+  to->set_logprob(from.logprob);
+  for (const auto& [id, logprob] : from.top) {
+    v1::TokenLogprob* top = to->add_top();
+    top->set_token_id(id);
+    top->set_logprob(logprob);
+  }
+}
+
+void SetFinish(const GenerationEnd& end, v1::Finish* finish) {
+  finish->set_reason(end.length ? v1::FINISH_REASON_LENGTH : v1::FINISH_REASON_STOP);
+  if (end.stop_token) finish->set_token_id(*end.stop_token);
+  if (end.stop_string) finish->set_string(*end.stop_string);
+  finish->mutable_usage()->set_prompt_tokens(end.prompt_tokens);
+  finish->mutable_usage()->set_completion_tokens(end.completion_tokens);
+  finish->set_adapter_version(end.adapter_version);
+}
+
+}  // namespace
+
+absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
+  GenerationInput input;
+  LK_RETURN_IF_ERROR(SetPrompt(request, &input));
+  input.adapter = std::move(*request.mutable_adapter());
+  input.sampling = ToSampling(request.sampling());
+  if (request.has_logprobs()) {
+    if (request.logprobs() < 0 || request.logprobs() > Limits::kMaxTopLogprobs) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "logprobs: ", request.logprobs(), " is not in [0, ", Limits::kMaxTopLogprobs, "]"));
+    }
+    input.sampling.top_logprobs = request.logprobs();
+  }
+  const v1::StopConditions& stop = request.stop();
+  if (stop.has_max_tokens()) input.max_tokens = stop.max_tokens();
+  input.stop_strings.assign(stop.strings().begin(), stop.strings().end());
+  input.stop_token_ids.assign(stop.token_ids().begin(), stop.token_ids().end());
+  input.ignore_eos = stop.ignore_eos();
+  input.echo = request.echo();
+  return input;
+}
+
+void AppendDelta(const GenerationDelta& delta, v1::GenerateResponse* response) {
+  if (delta.prompt) {
+    v1::EchoedPrompt* prompt = response->mutable_prompt();
+    prompt->mutable_token_ids()->Add(delta.prompt->tokens.begin(), delta.prompt->tokens.end());
+    prompt->set_text(delta.prompt->text);
+    for (const TokenLogprobs& logprobs : delta.prompt->logprobs) {
+      SetLogprobs(logprobs, prompt->add_logprobs());
+    }
+  }
+  response->mutable_token_ids()->Add(delta.tokens.begin(), delta.tokens.end());
+  response->mutable_text()->append(delta.text);
+  for (const TokenLogprobs& logprobs : delta.logprobs) {
+    SetLogprobs(logprobs, response->add_logprobs());
+  }
+  if (delta.end) SetFinish(*delta.end, response->mutable_finish());
+}
+
+v1::Adapter ToProto(const AdapterInfo& info) {
+  v1::Adapter proto;
+  proto.set_name(info.name);
+  proto.set_version(info.version);
+  proto.set_variant(info.variant);
+  proto.set_path(info.path);
+  proto.set_min_rank(info.min_rank);
+  proto.set_max_rank(info.max_rank);
+  proto.set_modules(info.modules);
+  proto.set_bytes(info.bytes);
+  proto.set_active_requests(info.leases);
+  proto.set_requests(info.hits);
+  proto.set_loaded_at_unix_us(info.loaded_at_unix_us);
+  proto.set_last_used_unix_us(info.last_used_unix_us);
+  for (const std::string& warning : info.warnings) proto.add_warnings(warning);
+  return proto;
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,69 @@
+#include "server/grpc/grpc_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_builder.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/listen.h"
+
+namespace lorikeet {
+namespace {
+
+// Peers send pings on silent calls to keep them alive: as often as every 10 s is fine.
+void AllowKeepalive(grpc::ServerBuilder* builder) {
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+}
+
+}  // namespace
+
+GrpcServer::GrpcServer(const ServingContext* context, AdapterRegistry* registry,
+                       const GrpcOptions& options)
+    : generation_(context, &front_), adapters_(registry, context->metrics, options.unload_drain) {}
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingContext* context,
+                                                              AdapterRegistry* registry,
+                                                              const GrpcOptions& options) {
+  LK_RETURN_IF_ERROR(CheckCanListen(options.host, options.port, "gRPC port"));
+  // Both register plugins for servers built later; repeated calls change nothing.
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+
+  std::unique_ptr<GrpcServer> self(new GrpcServer(context, registry, options));
+  const std::string address = HostPort(options.host, options.port);
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &self->port_);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server is an error
+  AllowKeepalive(&builder);
+  builder.SetMaxReceiveMessageSize(Limits::kMaxRequestBytes);
+  builder.SetMaxSendMessageSize(-1);
+  builder.RegisterService(&self->generation_);
+  builder.RegisterService(&self->adapters_);
+  self->server_ = builder.BuildAndStart();
+  if (self->server_ == nullptr || self->port_ == 0) {
+    return absl::UnavailableError(absl::StrCat("gRPC port ", address, " cannot be listened on"));
+  }
+  for (const char* service :
+       {v1::GenerationService::service_full_name(), v1::AdapterService::service_full_name()}) {
+    self->server_->GetHealthCheckService()->SetServingStatus(service, true);
+  }
+  return self;
+}
+
+GrpcServer::~GrpcServer() { Stop(std::chrono::microseconds(0)); }
+
+void GrpcServer::SetDraining() { server_->GetHealthCheckService()->SetServingStatus(false); }
+
+void GrpcServer::Stop(std::chrono::microseconds grace) {
+  if (server_ == nullptr) return;
+  server_->Shutdown(std::chrono::system_clock::now() + grace);
+  server_->Wait();
+  server_.reset();
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,52 @@
+// The gRPC port: GenerationService, AdapterService, grpc.health.v1 and reflection.
+#pragma once
+
+#include <grpcpp/server.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "adapters_cache/registry.h"
+#include "server/generation.h"
+#include "server/grpc/adapter_service.h"
+#include "server/grpc/front_thread.h"
+#include "server/grpc/generation_service.h"
+
+namespace lorikeet {
+
+struct GrpcOptions {
+  std::string host;  // name or address
+  int32_t port = 0;  // 0: any free one
+  std::chrono::microseconds unload_drain{0};
+};
+
+class GrpcServer {
+ public:
+  // Listens and serves. `context` and `registry` outlive it. UNAVAILABLE: the port is in use;
+  // INVALID_ARGUMENT: no such address.
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServingContext* context,
+                                                           AdapterRegistry* registry,
+                                                           const GrpcOptions& options);
+  ~GrpcServer();  // Stop(0) if still running
+
+  int port() const { return port_; }
+
+  // Health answers NOT_SERVING from now on; calls are still answered.
+  void SetDraining();
+
+  // Accepts nothing new, gives open calls `grace` to end, cancels the rest. Idempotent.
+  void Stop(std::chrono::microseconds grace);
+
+ private:
+  GrpcServer(const ServingContext* context, AdapterRegistry* registry, const GrpcOptions& options);
+
+  FrontThread front_;  // outlives the calls
+  GenerationServiceImpl generation_;
+  AdapterServiceImpl adapters_;
+  std::unique_ptr<grpc::Server> server_;
+  int port_ = 0;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,54 @@
+#include "server/listen.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+
+namespace lorikeet {
+namespace {
+
+// errno of trying, 0 if it worked.
+int TryListen(const addrinfo& address) {
+  const int fd = socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return errno;
+  const int on = 1;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  int error = 0;
+  if (bind(fd, address.ai_addr, address.ai_addrlen) != 0 || listen(fd, 1) != 0) error = errno;
+  close(fd);
+  return error;
+}
+
+}  // namespace
+
+std::string HostPort(const std::string& host, int32_t port) {
+  const bool ipv6 = host.find(':') != std::string::npos && host.front() != '[';
+  return ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
+}
+
+absl::Status CheckCanListen(const std::string& host, int32_t port, const std::string& what) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int failed = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (failed != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": no address '", host, "': ", gai_strerror(failed)));
+  }
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
+  const int error = TryListen(*found);
+  if (error == 0) return absl::OkStatus();
+  const std::string where = absl::StrCat(what, " ", HostPort(host, port));
+  if (error == EADDRINUSE) return absl::UnavailableError(where + " is already in use");
+  if (error == EACCES) return absl::PermissionDeniedError(where + ": permission denied");
+  return absl::InvalidArgumentError(absl::StrCat(where, ": ", std::strerror(error)));
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,19 @@
+// Whether a port can be listened on, in words that an operator understands.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace lorikeet {
+
+// Listens on host:port for a moment; port 0 checks the host alone. UNAVAILABLE: in use;
+// PERMISSION_DENIED: a port this user may not take; INVALID_ARGUMENT: no such address. `what` names
+// the port in the message ("gRPC port").
+absl::Status CheckCanListen(const std::string& host, int32_t port, const std::string& what);
+
+// "host:port", an IPv6 address in brackets.
+std::string HostPort(const std::string& host, int32_t port);
+
+}  // namespace lorikeet

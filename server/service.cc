@@ -1,0 +1,116 @@
+#include "server/service.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/listen.h"
+
+namespace lorikeet {
+namespace {
+
+// Written responses need a moment to reach their clients after the engine is done.
+constexpr auto kFlushGrace = std::chrono::seconds(2);
+
+// The longest prompt and answer together that the model, the configuration and the pages allow.
+int32_t ContextTokens(const ServerConfig& config, const ServedModel& model) {
+  const int64_t pool = int64_t{model.pages} / model.kv.pages_per_block * KvLayout::kPageTokens;
+  int64_t tokens = std::min<int64_t>(model.context_tokens, pool);
+  if (config.limits.max_context_tokens > 0) {
+    tokens = std::min<int64_t>(tokens, config.limits.max_context_tokens);
+  }
+  return static_cast<int32_t>(tokens);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& config) {
+  std::unique_ptr<Service> self(new Service(config));
+  LK_RETURN_IF_ERROR(CheckCanListen(config.host, config.grpc_port, "gRPC port"));
+  HttpServer::Handlers handlers;
+  handlers.ready = [service = self.get()] { return service->ready_.load(); };
+  handlers.metrics = [service = self.get()] { return service->MetricsText(); };
+  LK_ASSIGN_OR_RETURN(self->http_,
+                      HttpServer::Start(config.host, config.http_port, std::move(handlers)));
+  return self;
+}
+
+Service::~Service() { Drain(0); }
+
+absl::Status Service::Serve(ServedModel model) {
+  model_ = std::move(model);
+  if (!config_.model_name.empty()) model_.name = config_.model_name;
+  AdapterRegistry::Options options;
+  options.base_name = model_.name;
+  options.allowed_roots.assign(config_.adapter_roots.begin(), config_.adapter_roots.end());
+  LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
+  LK_RETURN_IF_ERROR(StartEngine());
+  started_ = true;
+  LK_RETURN_IF_ERROR(LoadAdapters());
+  GrpcOptions grpc{config_.host, config_.grpc_port, std::chrono::seconds(config_.drain_s)};
+  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
+  ready_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status Service::StartEngine() {
+  EngineOptions options;
+  options.limits = config_.limits;
+  options.limits.max_context_tokens = ContextTokens(config_, model_);
+  options.kv = model_.kv;
+  options.pages = model_.pages;
+  options.vocab = model_.vocab_size;
+  options.eos_ids = model_.eos_ids;
+  LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
+  context_ = {.engine = engine_.get(),
+              .adapters = registry_.get(),
+              .tokenizer = model_.tokenizer.get(),
+              .chat_template = model_.chat_template.get(),
+              .clock = &clock_,
+              .metrics = &metrics_,
+              .model_name = model_.name,
+              .vocab_size = model_.vocab_size,
+              .max_context_tokens = options.limits.max_context_tokens};
+  return absl::OkStatus();
+}
+
+absl::Status Service::LoadAdapters() {
+  for (const auto& [name, path] : config_.adapters) {
+    const int64_t start_us = clock_.NowMicros();
+    const absl::Status status =
+        registry_->Load(name, path, AdapterRegistry::Origin::kOperator).status();
+    metrics_.OnAdapterLoad(status, clock_.NowMicros() - start_us);
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat("adapter '", name, "': ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Service::Drain(int32_t grace_s) {
+  ready_ = false;
+  if (grpc_ != nullptr) grpc_->SetDraining();
+  if (engine_ != nullptr)
+    engine_->Shutdown(std::chrono::microseconds(std::chrono::seconds(grace_s)).count());
+  if (grpc_ != nullptr) grpc_->Stop(kFlushGrace);
+}
+
+int Service::adapters() const { return static_cast<int>(registry_->List().size()); }
+
+std::string Service::MetricsText() {
+  Metrics::Current current;
+  if (started_) {
+    const Engine::Gauges gauges = engine_->gauges();
+    current.waiting = gauges.waiting;
+    current.running = gauges.running;
+    for (const AdapterInfo& info : registry_->List()) {
+      ++current.adapters;
+      current.adapter_bytes += info.bytes;
+    }
+  }
+  return metrics_.Text(current);
+}
+
+}  // namespace lorikeet

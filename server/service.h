@@ -1,0 +1,80 @@
+// The running service: both ports, the adapter registry and the engine over one model.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "adapters_cache/registry.h"
+#include "engine/api/base_model.h"
+#include "engine/engine.h"
+#include "engine/memory/kv_layout.h"
+#include "engine/runner/runner.h"
+#include "server/config.h"
+#include "server/generation.h"
+#include "server/grpc/grpc_server.h"
+#include "server/http/http_server.h"
+#include "server/metrics.h"
+#include "server/text/chat_template.h"
+#include "server/text/tokenizer.h"
+
+namespace lorikeet {
+
+// A model, ready to serve.
+struct ServedModel {
+  std::string name;
+  std::unique_ptr<Runner> runner;
+  const BaseModel* base = nullptr;  // owned by whoever owns the runner's weights: lives as long
+  KvLayout kv;
+  int32_t pages = 0;
+  int32_t vocab_size = 0;
+  int32_t context_tokens = 0;  // the model's own
+  std::vector<int32_t> eos_ids;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatTemplate> chat_template;  // null: none
+};
+
+class Service {
+ public:
+  // Opens the HTTP port: /health answers, /ready does not yet. Checks that the gRPC port is free,
+  // so that a long load does not end at a port in use.
+  static absl::StatusOr<std::unique_ptr<Service>> Open(const ServerConfig& config);
+  ~Service();  // Drain(0) if still serving
+
+  // Starts the engine, loads the configured adapters and opens the gRPC port. Once. An error names
+  // the adapter or the port.
+  absl::Status Serve(ServedModel model);
+
+  // Not ready any more; new requests get UNAVAILABLE, running ones finish for at most `grace_s`.
+  // Then both ports close. Idempotent.
+  void Drain(int32_t grace_s);
+
+  int http_port() const { return http_->port(); }
+  int grpc_port() const { return grpc_->port(); }  // REQUIRES: serving
+  int adapters() const;
+
+ private:
+  explicit Service(const ServerConfig& config) : config_(config) {}
+
+  absl::Status StartEngine();
+  absl::Status LoadAdapters();
+  std::string MetricsText();
+
+  // Destroyed from the bottom up: fronts first, then what they use.
+  const ServerConfig config_;
+  SteadyClock clock_;
+  Metrics metrics_;
+  ServedModel model_;
+  ServingContext context_;
+  std::unique_ptr<AdapterRegistry> registry_;
+  std::unique_ptr<Engine> engine_;
+  std::atomic<bool> ready_{false};
+  std::atomic<bool> started_{false};  // registry_ and engine_ are there for good
+  std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<GrpcServer> grpc_;
+};
+
+}  // namespace lorikeet
