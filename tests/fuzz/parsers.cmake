@@ -7,6 +7,9 @@ lorikeet_test(mutation_test ${PROJECT_SOURCE_DIR}/tests/fuzz/mutation_test.cc
 
 # With clang: build/<preset>/gguf_fuzz -max_total_time=60 CORPUS_DIR
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
+  foreach(instrumented parser_properties lorikeet_tensor lorikeet_model)
+    target_compile_options(${instrumented} PRIVATE -fsanitize=fuzzer-no-link)
+  endforeach()
   foreach(parser safetensors gguf hf_config)
     add_executable(${parser}_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/${parser}_fuzz.cc)
     target_link_libraries(${parser}_fuzz PRIVATE parser_properties -fsanitize=fuzzer)
