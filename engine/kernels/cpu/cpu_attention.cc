@@ -141,8 +141,9 @@ void PageScores(const float* query, const float* keys, int32_t head_dim, float s
   for (int32_t t = std::max(last + 1, 0); t < kPageTokens; ++t) scores[t] = kNone;
 }
 
-// Folds a page's scores and values into the running softmax of one query.
-void Accumulate(const Scratch& s, int32_t query, int32_t head_dim) {
+// Folds the scores and values of a page's first `tokens` tokens into the running softmax of one
+// query. What lies behind them is another request's leftovers, perhaps NaN: it is never read.
+void Accumulate(const Scratch& s, int32_t query, int32_t tokens, int32_t head_dim) {
   __m256 a = _mm256_loadu_ps(s.scores);
   __m256 b = _mm256_loadu_ps(s.scores + 8);
   const float page_top = simd::Max(_mm256_max_ps(a, b));
@@ -159,11 +160,13 @@ void Accumulate(const Scratch& s, int32_t query, int32_t head_dim) {
   for (int32_t d = 0; d < head_dim; d += 8) {
     __m256 acc = _mm256_mul_ps(_mm256_loadu_ps(sums + d), _mm256_set1_ps(shrink));
     __m256 odd = _mm256_setzero_ps();
-    for (int32_t t = 0; t < kPageTokens; t += 2) {
-      const float* v = s.values + t * head_dim + d;
+    const float* v = s.values + d;
+    int32_t t = 0;
+    for (; t + 2 <= tokens; t += 2, v += 2 * head_dim) {
       acc = _mm256_fmadd_ps(_mm256_set1_ps(s.scores[t]), _mm256_loadu_ps(v), acc);
       odd = _mm256_fmadd_ps(_mm256_set1_ps(s.scores[t + 1]), _mm256_loadu_ps(v + head_dim), odd);
     }
+    if (t < tokens) acc = _mm256_fmadd_ps(_mm256_set1_ps(s.scores[t]), _mm256_loadu_ps(v), acc);
     _mm256_storeu_ps(sums + d, _mm256_add_ps(acc, odd));
   }
 }
@@ -210,7 +213,7 @@ void Attend(const HeadTask& task, float* memory) {
       if (last < 0 || first >= kPageTokens) continue;
       PageScores(args.q.row(task.row_of(q)) + task.offset_of(q), keys, head_dim, args.scale,
                  first, last, s.scores);
-      Accumulate(s, q, head_dim);
+      Accumulate(s, q, std::min(last + 1, kPageTokens), head_dim);
     }
   }
   WriteOutput(task, s);

@@ -1,0 +1,443 @@
+// The CPU backend's operations against plain double-precision loops, on every instruction set this
+// machine has, with random shapes, types, segments and ranks. Seeds are in the failure messages.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "engine/base/aligned_buffer.h"
+#include "engine/base/dtype.h"
+#include "engine/kernels/backend.h"
+#include "engine/kernels/cpu/quant_weight.h"
+#include "engine/kernels/cpu/thread_pool.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet {
+namespace {
+
+constexpr DType kQuantTypes[] = {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0,
+                                 DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+std::unique_ptr<Backend> CpuBackendWith(Precision precision, int32_t threads = 2) {
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads});
+  LK_CHECK_MSG(backend.ok(), backend.status().ToString());
+  return *std::move(backend);
+}
+
+// Random bytes are valid blocks of every type once their float16 scales are finite and small.
+std::vector<std::byte> RandomBlocks(DType dtype, int64_t elements, std::mt19937& rng) {
+  std::vector<std::byte> bytes(ByteSize(dtype, elements));
+  for (std::byte& b : bytes) b = static_cast<std::byte>(rng());
+  std::uniform_real_distribution<float> scale(0.001f, 0.02f);
+  const DTypeInfo info = Info(dtype);
+  for (int64_t block = 0; block < elements / info.block_elements; ++block) {
+    std::byte* p = bytes.data() + block * info.block_bytes;
+    const auto put = [&](int offset) {
+      const uint16_t half = FloatToF16(scale(rng));
+      std::memcpy(p + offset, &half, sizeof half);
+    };
+    put(dtype == DType::kQ6_K ? 208 : 0);
+    if (dtype == DType::kQ4_1 || dtype == DType::kQ4_K || dtype == DType::kQ5_K) put(2);
+  }
+  return bytes;
+}
+
+std::vector<float> RandomFloats(int64_t n, std::mt19937& rng) {
+  std::normal_distribution<float> normal;
+  std::vector<float> out(n);
+  for (float& v : out) v = normal(rng);
+  return out;
+}
+
+// Memory whose every value is NaN: a result that was not written shows.
+std::vector<float> Poisoned(int64_t n) { return std::vector<float>(n, NAN); }
+
+struct Rows {
+  int32_t rows, in;
+  std::vector<int8_t> codes;
+  std::vector<float> scales, sums32, sums16;
+  QuantRows view() {
+    return {rows, in, codes.data(), scales.data(), sums32.data(), sums16.data()};
+  }
+};
+
+Rows Quantized(const std::vector<float>& x, int32_t rows, int32_t in) {
+  Rows q{rows, in, std::vector<int8_t>(rows * in), std::vector<float>(rows * in / 32),
+         std::vector<float>(rows * in / 32), std::vector<float>(rows * in / 16)};
+  for (int32_t r = 0; r < rows; ++r) QuantizeRow(x.data() + int64_t{r} * in, r, q.view());
+  return q;
+}
+
+TEST(QuantizeRow, RoundsToNearestOfItsScaleAndSumsItsHalves) {
+  std::mt19937 rng(1);
+  const int32_t in = 320;
+  std::vector<float> x = RandomFloats(in, rng);
+  std::fill(x.begin() + 32, x.begin() + 64, 0.0f);  // a group without a scale
+  Rows q = Quantized(x, 1, in);
+  for (int32_t g = 0; g < in / 32; ++g) {
+    float top = 0;
+    for (int32_t i = 0; i < 32; ++i) top = std::max(top, std::abs(x[g * 32 + i]));
+    EXPECT_FLOAT_EQ(q.scales[g], top / 127);
+    int32_t halves[2] = {};
+    for (int32_t i = 0; i < 32; ++i) {
+      const int8_t code = q.codes[g * 32 + i];
+      // Half a step, and the rounding of the reciprocal.
+      EXPECT_LE(std::abs(code * q.scales[g] - x[g * 32 + i]), q.scales[g] * 0.50002f) << g << " " << i;
+      halves[i / 16] += code;
+    }
+    EXPECT_FLOAT_EQ(q.sums16[2 * g], q.scales[g] * halves[0]);
+    EXPECT_FLOAT_EQ(q.sums16[2 * g + 1], q.scales[g] * halves[1]);
+    EXPECT_FLOAT_EQ(q.sums32[g], q.scales[g] * (halves[0] + halves[1]));
+  }
+}
+
+struct QuantCase {
+  const char* name;
+  QuantGemmFn gemm;
+  int32_t lanes;
+};
+
+std::vector<QuantCase> QuantKernels() {
+  std::vector<QuantCase> kernels = {{"avx2", QuantGemmAvx2, 8}};
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512vnni")) kernels.push_back({"avx512", QuantGemmAvx512, 16});
+  return kernels;
+}
+
+// The integer product is exact but for float32 scaling and summation, given the quantised inputs.
+TEST(QuantGemm, MatchesDequantisedProductOfQuantisedRows) {
+  for (const QuantCase& kernel : QuantKernels()) {
+    for (DType dtype : kQuantTypes) {
+      for (uint32_t seed = 0; seed < 12; ++seed) {
+        std::mt19937 rng(seed);
+        const int32_t in = 256 * (1 + rng() % 3);
+        const int32_t out = 1 + rng() % 100;
+        const int32_t rows = 1 + rng() % 11;
+        TensorView view{dtype, {out, in}, {}};
+        const std::vector<std::byte> bytes = RandomBlocks(dtype, int64_t{out} * in, rng);
+        view.bytes = bytes;
+        const QuantWeight packed = PackQuantWeight(view, kernel.lanes);
+        Rows x = Quantized(RandomFloats(int64_t{rows} * in, rng), rows, in);
+        std::vector<float> y = Poisoned(int64_t{rows} * out);
+        kernel.gemm(packed, x.view(), 0, rows, 0, packed.tiles(), {y.data(), rows, out});
+        std::vector<float> w(int64_t{out} * in);
+        Dequantize(dtype, bytes.data(), w.size(), w.data());
+        for (int32_t r = 0; r < rows; ++r) {
+          for (int32_t n = 0; n < out; ++n) {
+            // Scale and offset parts cancel in part: bound by the sum of their magnitudes, with
+            // the largest magnitude a weight of this row takes standing in for each part.
+            double sum = 0, magnitude = 0, top = 0;
+            for (int32_t k = 0; k < in; ++k) top = std::max<double>(top, std::abs(w[n * in + k]));
+            for (int32_t k = 0; k < in; ++k) {
+              const double a = double{x.scales[(r * in + k) / 32]} * x.codes[r * in + k];
+              sum += a * w[n * in + k];
+              magnitude += std::abs(a) * 2 * top;
+            }
+            const double tolerance = 0x1p-23 * std::sqrt(in / 16.0) * magnitude;
+            ASSERT_NEAR(y[r * out + n], sum, tolerance)
+                << kernel.name << " " << Info(dtype).name << " seed " << seed << " [" << rows << ","
+                << in << "]x[" << out << "] row " << r << " column " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(QuantGemm, RowsDoNotDependOnTheirNeighbours) {
+  for (const QuantCase& kernel : QuantKernels()) {
+    for (DType dtype : kQuantTypes) {
+      std::mt19937 rng(7);
+      const int32_t in = 512, out = 70, rows = 13;
+      TensorView view{dtype, {out, in}, {}};
+      const std::vector<std::byte> bytes = RandomBlocks(dtype, int64_t{out} * in, rng);
+      view.bytes = bytes;
+      const QuantWeight packed = PackQuantWeight(view, kernel.lanes);
+      const std::vector<float> x = RandomFloats(int64_t{rows} * in, rng);
+      Rows all = Quantized(x, rows, in);
+      std::vector<float> together = Poisoned(int64_t{rows} * out);
+      kernel.gemm(packed, all.view(), 0, rows, 0, packed.tiles(), {together.data(), rows, out});
+      for (int32_t r = 0; r < rows; ++r) {
+        Rows one = Quantized({x.begin() + r * in, x.begin() + (r + 1) * in}, 1, in);
+        std::vector<float> alone = Poisoned(out);
+        kernel.gemm(packed, one.view(), 0, 1, 0, packed.tiles(), {alone.data(), 1, out});
+        EXPECT_EQ(0, std::memcmp(alone.data(), together.data() + r * out, out * sizeof(float)))
+            << kernel.name << " " << Info(dtype).name << " row " << r;
+      }
+    }
+  }
+}
+
+// A random adapter over modules 0 .. outputs-1 of given widths.
+struct RandomAdapter {
+  Adapter adapter;
+  std::vector<std::vector<float>> a, b;  // [module] the factors as floats, [rank, in], [rank, out]
+  std::vector<std::vector<float>> vectors;
+
+  RandomAdapter(int32_t in, const std::vector<int32_t>& outs, DType dtype, std::mt19937& rng) {
+    adapter.modules.resize(outs.size());
+    a.resize(outs.size());
+    b.resize(outs.size());
+    int64_t bytes = 0;
+    std::vector<int32_t> ranks;
+    for (int32_t out : outs) {
+      ranks.push_back(rng() % 4 == 0 ? 0 : 1 + rng() % 40);
+      bytes += ranks.back() * (Stride(in) + Stride(out)) * 4;
+    }
+    adapter.storage = AlignedBuffer(bytes);
+    std::byte* next = adapter.storage.data();
+    vectors.reserve(2 * outs.size());
+    for (size_t m = 0; m < outs.size(); ++m) {
+      ModuleDelta& delta = adapter.modules[m];
+      delta.low_rank.rank = ranks[m];
+      delta.low_rank.dtype = dtype;
+      delta.low_rank.scale = 0.25f + (rng() % 8) * 0.25f;
+      delta.low_rank.a = next;
+      delta.low_rank.a_stride = Stride(in);
+      a[m] = Fill(next, ranks[m], in, Stride(in), dtype, rng);
+      next += ranks[m] * Stride(in) * 4;
+      delta.low_rank.b = next;
+      delta.low_rank.b_stride = Stride(outs[m]);
+      b[m] = Fill(next, ranks[m], outs[m], Stride(outs[m]), dtype, rng);
+      next += ranks[m] * Stride(outs[m]) * 4;
+      if (rng() % 2) {
+        vectors.push_back(RandomFloats(outs[m], rng));
+        delta.out_scale = vectors.back().data();
+      }
+      if (rng() % 2) {
+        vectors.push_back(RandomFloats(outs[m], rng));
+        delta.bias = vectors.back().data();
+      }
+    }
+  }
+
+  static int64_t Stride(int32_t width) { return (width + 31) / 32 * 32; }
+
+  static std::vector<float> Fill(std::byte* p, int32_t rank, int32_t width, int64_t stride,
+                                 DType dtype, std::mt19937& rng) {
+    std::vector<float> values = RandomFloats(int64_t{rank} * width, rng);
+    for (int32_t k = 0; k < rank; ++k) {
+      for (int32_t i = 0; i < width; ++i) {
+        float& v = values[k * width + i];
+        if (dtype == DType::kF32) {
+          reinterpret_cast<float*>(p)[k * stride + i] = v;
+          continue;
+        }
+        const uint16_t bits = dtype == DType::kBF16 ? FloatToBF16(v) : FloatToF16(v);
+        reinterpret_cast<uint16_t*>(p)[k * stride + i] = bits;
+        v = dtype == DType::kBF16 ? BF16ToFloat(bits) : F16ToFloat(bits);
+      }
+    }
+    return values;
+  }
+};
+
+// One row of one output by the definition in engine/api/adapter.h, and a bound on its magnitude.
+void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vector<float>& w,
+                  const std::vector<float>& bias, const RandomAdapter* adapter, size_t module,
+                  std::vector<double>* y, std::vector<double>* magnitude) {
+  y->assign(out, 0);
+  magnitude->assign(out, 0);
+  std::vector<double> t, t_magnitude;
+  const ModuleDelta* delta = adapter ? &adapter->adapter.modules[module] : nullptr;
+  for (int32_t k = 0; delta && k < delta->low_rank.rank; ++k) {
+    double sum = 0, bound = 0;
+    for (int32_t i = 0; i < in; ++i) {
+      sum += double{x[i]} * adapter->a[module][k * in + i];
+      bound += std::abs(double{x[i]} * adapter->a[module][k * in + i]);
+    }
+    t.push_back(sum * delta->low_rank.scale);
+    t_magnitude.push_back(bound * delta->low_rank.scale);
+  }
+  for (int32_t n = 0; n < out; ++n) {
+    double sum = 0, bound = 0;
+    for (int32_t i = 0; i < in; ++i) {
+      sum += double{x[i]} * w[int64_t{n} * in + i];
+      bound += std::abs(double{x[i]} * w[int64_t{n} * in + i]);
+    }
+    for (size_t k = 0; k < t.size(); ++k) {
+      sum += t[k] * adapter->b[module][k * out + n];
+      bound += t_magnitude[k] * std::abs(adapter->b[module][k * out + n]);
+    }
+    const double scale = delta && delta->out_scale ? delta->out_scale[n] : 1;
+    const double extra = delta && delta->bias ? delta->bias[n] : 0;
+    const double base = bias.empty() ? 0 : bias[n];
+    (*y)[n] = sum * scale + base + extra;
+    (*magnitude)[n] = bound * std::abs(scale) + std::abs(base) + std::abs(extra);
+  }
+}
+
+TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
+  for (DType weight_type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (uint32_t seed = 0; seed < 24; ++seed) {
+      std::mt19937 rng(seed);
+      std::unique_ptr<Backend> backend = CpuBackendWith(Precision::kExact, 1 + seed % 3);
+      const int32_t in = 8 * (1 + rng() % 20);
+      const int32_t rows = 1 + rng() % 40;
+      std::vector<int32_t> outs(1 + rng() % 3);
+      for (int32_t& out : outs) out = 1 + rng() % 150;
+      const DType factor_type[] = {DType::kF32, DType::kBF16, DType::kF16};
+      std::vector<std::unique_ptr<RandomAdapter>> adapters;
+      for (int i = 0; i < 4; ++i) {
+        adapters.push_back(std::make_unique<RandomAdapter>(in, outs, factor_type[rng() % 3], rng));
+      }
+      std::vector<AdapterSegment> segments;
+      std::vector<const RandomAdapter*> row_adapter(rows, nullptr);
+      for (int32_t r = rng() % 3, i = 0; r < rows && i < 4; ++i) {
+        const int32_t end = std::min<int32_t>(rows, r + 1 + rng() % 15);
+        segments.push_back({r, end, &adapters[i]->adapter});
+        std::fill(row_adapter.begin() + r, row_adapter.begin() + end, adapters[i].get());
+        r = end + rng() % 2;
+      }
+      std::vector<float> x = RandomFloats(int64_t{rows} * in, rng);
+      std::vector<std::vector<std::byte>> stored(outs.size());
+      std::vector<std::vector<float>> w(outs.size()), bias(outs.size()), y(outs.size());
+      std::vector<std::unique_ptr<LinearWeight>> weights;
+      std::vector<LinearOutput> outputs;
+      for (size_t m = 0; m < outs.size(); ++m) {
+        const int64_t n = int64_t{outs[m]} * in;
+        stored[m].resize(ByteSize(weight_type, n));
+        w[m] = RandomAdapter::Fill(stored[m].data(), outs[m], in, in, weight_type, rng);
+        TensorView view{weight_type, {outs[m], in}, stored[m]};
+        if (rng() % 2) bias[m] = RandomFloats(outs[m], rng);
+        TensorView bias_view{DType::kF32, {outs[m]}, std::as_bytes(std::span(bias[m]))};
+        weights.push_back(backend->LoadLinear(view, bias[m].empty() ? nullptr : &bias_view));
+        y[m] = Poisoned(int64_t{rows} * outs[m]);
+        outputs.push_back({weights[m].get(), static_cast<ModuleId>(m), {y[m].data(), rows, outs[m]}});
+      }
+      backend->LinearProducts({{x.data(), rows, in}, outputs, segments});
+      std::vector<double> expected, magnitude;
+      for (size_t m = 0; m < outs.size(); ++m) {
+        for (int32_t r = 0; r < rows; ++r) {
+          ReferenceRow(x.data() + r * in, in, outs[m], w[m], bias[m], row_adapter[r], m, &expected,
+                       &magnitude);
+          for (int32_t n = 0; n < outs[m]; ++n) {
+            ASSERT_NEAR(y[m][r * outs[m] + n], expected[n], 0x1p-23 * 16 * magnitude[n])
+                << Info(weight_type).name << " seed " << seed << " output " << m << " row " << r
+                << " column " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Softmax attention written out, over positions in any chunking, with and without a window.
+TEST(Attention, ChunkedPagedMatchesTheDefinition) {
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    std::mt19937 rng(seed);
+    std::unique_ptr<Backend> backend = CpuBackendWith(Precision::kExact);
+    const int32_t head_dim = 8 * (1 + rng() % 9);
+    const int32_t kv_heads = 1 + rng() % 3;
+    const int32_t heads = kv_heads * (1 + rng() % 3);
+    const int32_t tokens = 1 + rng() % 90;
+    const int32_t window = seed % 2 ? 1 + rng() % 30 : 0;
+    const int32_t layers = 3, layer = rng() % 3;
+    const KvLayout layout = KvLayout::Make(layers, kv_heads, head_dim, DType::kF32);
+    const int32_t pages = layout.PagesFor(tokens);
+    AlignedBuffer memory(pages * layout.page_bytes());
+    // Another request's leftovers must not reach this one.
+    std::fill_n(memory.as<float>(), memory.size() / sizeof(float), NAN);
+    std::vector<int32_t> ids(pages);
+    for (int32_t i = 0; i < pages; ++i) ids[i] = i;
+    std::shuffle(ids.begin(), ids.end(), rng);
+    std::vector<float> q = RandomFloats(int64_t{tokens} * heads * head_dim, rng);
+    std::vector<float> k = RandomFloats(int64_t{tokens} * kv_heads * head_dim, rng);
+    std::vector<float> v = RandomFloats(int64_t{tokens} * kv_heads * head_dim, rng);
+    std::vector<float> out = Poisoned(q.size());
+    const std::vector<float> q0 = q, k0 = k;
+    const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+    for (int32_t at = 0; at < tokens;) {
+      const int32_t rows = std::min<int32_t>(tokens - at, 1 + rng() % 40);
+      const int32_t begin[] = {0, rows}, first[] = {at};
+      const int32_t page_begin[] = {0, layout.PagesFor(at + rows)};
+      const KvView kv{layout, memory.data(), begin, first, page_begin, ids};
+      const auto part = [&](std::vector<float>& m, int32_t h) {
+        return Matrix{m.data() + int64_t{at} * h * head_dim, rows, h * head_dim};
+      };
+      RopeStoreArgs store{.q = part(q, heads), .k = part(k, kv_heads), .v = part(v, kv_heads)};
+      store.head_dim = head_dim;
+      store.layer = layer;
+      backend->RopeStore(store, kv);
+      backend->Attention({part(q, heads), part(out, heads), heads, layer, window, scale}, kv);
+      at += rows;
+    }
+    EXPECT_EQ(q, q0) << "no rotary asked for";
+    for (int32_t t = 0; t < tokens; ++t) {
+      for (int32_t h = 0; h < heads; ++h) {
+        const int32_t kv_head = h / (heads / kv_heads);
+        const int32_t from = window > 0 ? std::max(0, t - window + 1) : 0;
+        std::vector<double> weight;
+        double total = 0;
+        for (int32_t s = from; s <= t; ++s) {
+          double dot = 0;
+          for (int32_t d = 0; d < head_dim; ++d) {
+            dot += double{q0[(t * heads + h) * head_dim + d]} *
+                   k0[(s * kv_heads + kv_head) * head_dim + d];
+          }
+          weight.push_back(std::exp(dot * scale));
+          total += weight.back();
+        }
+        for (int32_t d = 0; d < head_dim; ++d) {
+          double sum = 0;
+          for (int32_t s = from; s <= t; ++s) {
+            sum += weight[s - from] / total * v[(s * kv_heads + kv_head) * head_dim + d];
+          }
+          ASSERT_NEAR(out[(t * heads + h) * head_dim + d], sum, 4e-6 * std::sqrt(head_dim))
+              << "seed " << seed << " token " << t << " head " << h << " dim " << d;
+        }
+      }
+    }
+  }
+}
+
+TEST(Elementwise, AddRmsNormAndSwiGluMatchTheirFormulas) {
+  std::mt19937 rng(3);
+  std::unique_ptr<Backend> backend = CpuBackendWith(Precision::kExact);
+  const int32_t rows = 9, width = 72;
+  std::vector<float> x = RandomFloats(rows * width, rng), delta = RandomFloats(rows * width, rng);
+  const std::vector<float> weight = RandomFloats(width, rng), x0 = x;
+  std::vector<float> out = Poisoned(rows * width);
+  backend->AddRmsNorm({x.data(), rows, width}, {delta.data(), rows, width}, weight.data(), 1e-5f,
+                      {out.data(), rows, width});
+  for (int32_t r = 0; r < rows; ++r) {
+    double squares = 0;
+    for (int32_t i = 0; i < width; ++i) {
+      EXPECT_EQ(x[r * width + i], x0[r * width + i] + delta[r * width + i]);
+      squares += double{x[r * width + i]} * x[r * width + i];
+    }
+    for (int32_t i = 0; i < width; ++i) {
+      const double expected = x[r * width + i] / std::sqrt(squares / width + 1e-5) * weight[i];
+      EXPECT_NEAR(out[r * width + i], expected, 1e-6 * std::max(1.0, std::abs(expected)));
+    }
+  }
+  std::vector<float> gate = RandomFloats(rows * width, rng);
+  for (int32_t i = 0; i < width; ++i) gate[i] = (i - width / 2) * 5.0f;  // far tails too
+  const std::vector<float> gate0 = gate;
+  backend->SwiGlu({gate.data(), rows, width}, {delta.data(), rows, width});
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const double expected = gate0[i] / (1 + std::exp(-double{gate0[i]})) * delta[i];
+    EXPECT_NEAR(gate[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << gate0[i];
+  }
+}
+
+TEST(ThreadPool, EveryTaskRunsOnceInEveryLoop) {
+  for (int32_t threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int32_t loop = 0; loop < 2000; ++loop) {
+      const int32_t tasks = loop % 17;
+      std::vector<std::atomic<int32_t>> runs(tasks);
+      pool.ParallelFor(tasks, [&](int32_t task, int32_t thread) {
+        EXPECT_LT(thread, threads);
+        runs[task].fetch_add(1);
+      });
+      for (int32_t t = 0; t < tasks; ++t) ASSERT_EQ(runs[t].load(), 1) << threads << " " << loop;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lorikeet
