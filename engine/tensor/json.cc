@@ -1,6 +1,5 @@
 #include "engine/tensor/json.h"
 
-#include <set>
 #include <string>
 #include <vector>
 
@@ -99,12 +98,14 @@ absl::StatusOr<json> ParseJson(std::string_view text, std::string_view what) {
 }
 
 absl::StatusOr<json> ReadJsonFile(const std::filesystem::path& path) {
+  std::error_code ignored;  // Open() says better what is wrong with the path
+  const uintmax_t size = std::filesystem::file_size(path, ignored);
+  if (!ignored && size > kMaxFileBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path.string(), ": ", size, " bytes; at most ", kMaxFileBytes, " are read"));
+  }
   LK_ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path, FileAccess::kCopy));
   const std::span<const std::byte> bytes = file->bytes();
-  if (bytes.size() > kMaxFileBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", bytes.size(),
-                                                   " bytes; at most ", kMaxFileBytes, " are read"));
-  }
   return ParseJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path.string());
 }
 

@@ -14,7 +14,8 @@ namespace lorikeet {
 // DATA_LOSS with the offset.
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view what);
 
-// The same for a file of at most 16 MiB. NOT_FOUND when there is none.
+// The same for a file of at most 16 MiB. NOT_FOUND when there is none, INVALID_ARGUMENT when it is
+// larger.
 absl::StatusOr<nlohmann::json> ReadJsonFile(const std::filesystem::path& path);
 
 }  // namespace lorikeet

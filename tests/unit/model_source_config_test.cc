@@ -19,8 +19,8 @@ using ::testing::HasSubstr;
 using testing::Raw;
 using testing::RawVector;
 
-// Four units in the last place: the oracle's power is good to one, its inverse and the arithmetic of
-// the scalings round again.
+// Four units in the last place: the oracle's power is good to one, its inverse and the arithmetic
+// of the scalings round again.
 void ExpectFrequencies(const std::vector<float>& got, const std::vector<float>& want) {
   ASSERT_EQ(got.size(), want.size());
   for (size_t i = 0; i < want.size(); ++i) {

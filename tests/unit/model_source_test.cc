@@ -385,7 +385,8 @@ TEST(ModelSourceTest, OpensEveryGoldenModel) {
   for (const auto& entry : std::filesystem::directory_iterator("tests/golden/models")) {
     const auto source = ModelSource::Open(entry.path());
     ASSERT_TRUE(source.ok()) << source.status();
-    EXPECT_EQ((*source)->config().name, entry.path().stem());
+    EXPECT_EQ((*source)->config().name,
+              entry.is_directory() ? entry.path().filename() : entry.path().stem());
     ++opened;
   }
   EXPECT_GE(opened, 8);

@@ -263,5 +263,15 @@ TEST(JsonTest, KeepsValuesAndRefusesWhatReadersDisagreeOn) {
   }
 }
 
+TEST(JsonTest, HugeFilesAreRefusedUnread) {
+  const TempDir dir;
+  const auto path = dir.Write("config.json", "{}");
+  EXPECT_TRUE(ReadJsonFile(path).ok());
+  std::filesystem::resize_file(path, uintmax_t{1} << 40);  // sparse
+  const absl::Status status = ReadJsonFile(path).status();
+  EXPECT_EQ(status.code(), kInvalid);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1099511627776 bytes"));
+}
+
 }  // namespace
 }  // namespace lorikeet
