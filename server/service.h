@@ -54,7 +54,9 @@ class Service {
 
   int http_port() const { return http_->port(); }
   int grpc_port() const { return grpc_->port(); }  // REQUIRES: serving
-  int adapters() const;
+  int adapters() const;                            // REQUIRES: serving
+  // Not OK once the device failed: every request gets UNAVAILABLE from then on. REQUIRES: serving.
+  absl::Status device_status() const { return engine_->device_status(); }
 
  private:
   explicit Service(const ServerConfig& config) : config_(config) {}
