@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
+
 #include "server/text/detokenizer.h"
 #include "server/text/utf8.h"
 #include "tests/unit/text_golden.h"
@@ -176,6 +179,26 @@ TEST(TokenizerTest, RefusesTextThatIsNotUtf8) {
   const auto ids = (*tokenizer)->Encode("abc\xC3(", false);
   EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ids.status().message(), "text is not valid UTF-8 at byte 3");
+}
+
+TEST(TokenizerTest, ServesManyThreadsAtOnce) {
+  const auto tokenizer = GoldenTokenizer("llama2", "gguf");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto strings = ReadJson(kTokenizerGoldens / "strings.json").get<std::vector<std::string>>();
+  const auto want = ReadJson(kTokenizerGoldens / "ids_llama2.json")["ids"].get<std::vector<Ids>>();
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (size_t i = 0; i < strings.size(); ++i) {
+        const size_t at = (i + t * 97) % strings.size();
+        const auto ids = (*tokenizer)->Encode(strings[at], false);
+        wrong += !ids.ok() || *ids != want[at];
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
 }
 
 class DirectoryTest : public ::testing::Test {

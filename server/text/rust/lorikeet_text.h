@@ -1,4 +1,4 @@
-// C interface of the Rust library `lorikeet_text`: Hugging Face tokenizers and Jinja chat templates.
+// C interface of the Rust library `lorikeet_text`: tokenizers of Hugging Face and chat templates.
 //
 // Used only by server/text/*.cc; everything else goes through the C++ headers of server/text.
 // - Strings are UTF-8 bytes with a length, never NUL-terminated.

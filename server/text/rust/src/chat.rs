@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 
 use crate::python;
 
-/// A template stops after this many instructions: some fifty times what a chat of 1,000 turns needs.
+/// A template stops after this many instructions: fifty times what a chat of 1,000 turns needs.
 const FUEL: u64 = 10_000_000;
 const NAME: &str = "chat_template";
 /// The variable that carries the time to strftime_now; no Jinja name can contain a space.
@@ -38,7 +38,8 @@ impl ChatTemplate {
             matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
         });
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
+            Err(Error::new(ErrorKind::InvalidOperation, "raise_exception")
+                .with_source(Raised(message)))
         });
         env.add_function("strftime_now", strftime_now);
         env.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| explain(&e))?;

@@ -42,8 +42,12 @@ impl Pieces {
         let count = tokenizer.get_vocab(true).values().max().map_or(0, |max| max + 1);
 
         let byte_of_char = byte_level_alphabet();
-        let mut pieces =
-            Pieces { bytes: Vec::new(), begin: vec![0], flags: Vec::with_capacity(count as usize), rule };
+        let mut pieces = Pieces {
+            bytes: Vec::new(),
+            begin: vec![0],
+            flags: Vec::with_capacity(count as usize),
+            rule,
+        };
         for id in 0..count {
             // An added token decodes as its normalised form; a model token as it is written.
             let token = added.simple_id_to_token(id).or_else(|| tokenizer.id_to_token(id));
@@ -102,7 +106,8 @@ impl Rule {
     /// Appends the piece of `token`; returns BYTE where it is a byte-fallback token.
     fn append(&self, token: &str, byte_of_char: &HashMap<char, u8>, out: &mut Vec<u8>) -> u8 {
         if self.join == Join::Bytes {
-            let bytes: Option<Vec<u8>> = token.chars().map(|c| byte_of_char.get(&c).copied()).collect();
+            let bytes: Option<Vec<u8>> =
+                token.chars().map(|c| byte_of_char.get(&c).copied()).collect();
             match bytes {
                 Some(bytes) => out.extend(bytes),
                 None => out.extend(token.as_bytes()),
@@ -132,8 +137,8 @@ fn unsupported(decoder: &Json) -> Result<Rule, String> {
         shown.push_str("...");
     }
     Err(format!(
-        "the tokenizer's decoder is of an unsupported kind: {shown}; supported are ByteLevel, and a \
-         Sequence of Replace, ByteFallback, Fuse and Strip in this order"
+        "the tokenizer's decoder is of an unsupported kind: {shown}; supported are ByteLevel, and \
+         a Sequence of Replace, ByteFallback, Fuse and Strip in this order"
     ))
 }
 

@@ -114,7 +114,8 @@ pub fn tojson(value: &Value, args: Kwargs) -> Result<Value, Error> {
             None => " ".repeat(usize::try_from(v)?.min(64)),
         }),
     };
-    let (mut item, mut key) = (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string());
+    let (mut item, mut key) =
+        (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string());
     if let Some(pair) = separators.filter(|v| !v.is_none()) {
         item = str(&pair.get_item_by_index(0)?)?;
         key = str(&pair.get_item_by_index(1)?)?;
@@ -207,7 +208,13 @@ impl JsonWriter {
         match key.as_str() {
             Some(text) => self.string(text),
             None => {
-                let mut inner = JsonWriter { out: String::new(), item: String::new(), key: String::new(), indent: None, ..*self };
+                let mut inner = JsonWriter {
+                    out: String::new(),
+                    item: String::new(),
+                    key: String::new(),
+                    indent: None,
+                    ..*self
+                };
                 inner.write(key, 0)?;
                 self.string(&inner.out);
             }
