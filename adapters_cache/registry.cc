@@ -312,6 +312,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
   drain = std::clamp<std::chrono::microseconds>(drain, std::chrono::microseconds(0),
                                                 std::chrono::hours(24));
   std::shared_ptr<const Adapter> handle;
+  std::shared_ptr<Entry> entry;
   absl::Status refused;
   {
     std::lock_guard lock(mutex_);
@@ -321,15 +322,19 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
     } else if (it == entries_.end()) {
       refused = NotLoaded(name);
     } else {
+      entry = it->second;
       handle = std::move(it->second->handle);
-      draining_.push_back(
-          {std::move(it->second), std::chrono::steady_clock::now() + drain, std::move(done)});
+      draining_.push_back({entry, SteadyTime::max(), std::move(done)});
       entries_.erase(it);
     }
   }
   if (!refused.ok()) return done(refused);
-  draining_changed_.notify_one();  // there is a new deadline
-  handle.reset();                  // without leases, OnUnused runs here
+  handle.reset();  // without leases, OnUnused runs here, before any deadline counts
+  std::lock_guard lock(mutex_);
+  for (Draining& draining : draining_) {
+    if (draining.entry == entry) draining.deadline = std::chrono::steady_clock::now() + drain;
+  }
+  draining_changed_.notify_one();
 }
 
 // The last lease of an entry without a name is gone: whoever dropped it only signals.
@@ -449,20 +454,21 @@ void AdapterRegistry::UnloadAsync(std::string_view name, std::chrono::microsecon
   core_->Unload(name, drain, std::move(done));
 }
 
+// The promises below are shared: set_value may still touch its promise when the waiter is back.
 absl::StatusOr<AdapterInfo> AdapterRegistry::Load(std::string name, fs::path path, Origin origin) {
-  std::promise<absl::StatusOr<AdapterInfo>> result;
+  auto result = std::make_shared<std::promise<absl::StatusOr<AdapterInfo>>>();
   LoadAsync(std::move(name), std::move(path), origin,
-            [&result](absl::StatusOr<AdapterInfo> info) { result.set_value(std::move(info)); });
-  return result.get_future().get();
+            [result](absl::StatusOr<AdapterInfo> info) { result->set_value(std::move(info)); });
+  return result->get_future().get();
 }
 
 absl::StatusOr<UnloadResult> AdapterRegistry::Unload(std::string_view name,
                                                      std::chrono::microseconds drain) {
-  std::promise<absl::StatusOr<UnloadResult>> result;
-  UnloadAsync(name, drain, [&result](absl::StatusOr<UnloadResult> freed) {
-    result.set_value(std::move(freed));
+  auto result = std::make_shared<std::promise<absl::StatusOr<UnloadResult>>>();
+  UnloadAsync(name, drain, [result](absl::StatusOr<UnloadResult> freed) {
+    result->set_value(std::move(freed));
   });
-  return result.get_future().get();
+  return result->get_future().get();
 }
 
 absl::StatusOr<AdapterLease> AdapterRegistry::Acquire(std::string_view name) {
