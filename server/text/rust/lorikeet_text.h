@@ -3,7 +3,7 @@
 // Used only by server/text/*.cc; everything else goes through the C++ headers of server/text.
 // - Strings are UTF-8 bytes with a length, never NUL-terminated.
 // - Functions returning bool: true = the output is set, false = *error is set (and nothing else).
-// - LkBytes and LkIds that a call filled belong to the caller: free each once with its own function.
+// - LkBytes and LkIds that a call filled belong to the caller: free each once with its function.
 // - No panic crosses this interface: one inside becomes an error that says so.
 // - Every handle may be used by any number of threads at once; free it when no call is running.
 #pragma once
