@@ -462,6 +462,7 @@ TEST(TokenSinkTest, EventsCrossThreadsInOrderAndLeftoversDie) {
 }
 
 TEST(TokenSinkDeathTest, OneEventTooManyStopsTheProgram) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   TokenSink sink(1, nullptr);
   sink.Push({});
   EXPECT_DEATH(sink.Push({}), "more events");

@@ -320,9 +320,9 @@ TEST(Sampler, LogprobsAreOfTheRawDistributionBestFirst) {
 
 TEST(Sampler, LogitsWithoutADistributionGiveNoToken) {
   for (const float temperature : {0.0f, 1.0f}) {
-    for (const int32_t at : {0, 5, 63, 64, 98, 99}) {
+    for (const int32_t at : {0, 5, 63, 64, 99, 100, 101}) {
       for (const float bad : {kNaN, -kNaN, kInfinity}) {
-        Input input{.logits = std::vector<float>(100, 1.0f),
+        Input input{.logits = std::vector<float>(102, 1.0f),
                     .params = {.temperature = temperature, .top_p = 0.9f, .top_logprobs = 3}};
         input.logits[at] = bad;
         const SampledToken out = Draw(input);
@@ -332,7 +332,7 @@ TEST(Sampler, LogitsWithoutADistributionGiveNoToken) {
         EXPECT_EQ(Draw(input).token, SampledToken::kNoToken);
       }
     }
-    Input masked{.logits = std::vector<float>(100, -kInfinity),
+    Input masked{.logits = std::vector<float>(102, -kInfinity),
                  .params = {.temperature = temperature}};
     EXPECT_EQ(Draw(masked).token, SampledToken::kNoToken);
     masked.logits[70] = -5.0f;
