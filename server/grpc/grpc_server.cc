@@ -57,7 +57,10 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
 
 GrpcServer::~GrpcServer() { Stop(std::chrono::microseconds(0)); }
 
-void GrpcServer::SetDraining() { server_->GetHealthCheckService()->SetServingStatus(false); }
+void GrpcServer::SetDraining() {
+  if (server_ == nullptr) return;  // stopped: nobody is served
+  server_->GetHealthCheckService()->SetServingStatus(false);
+}
 
 void GrpcServer::Stop(std::chrono::microseconds grace) {
   if (server_ == nullptr) return;
