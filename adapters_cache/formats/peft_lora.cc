@@ -255,7 +255,8 @@ class LoraReader {
     if (path == "lm_head.base_layer.weight") {
       return Put("lm_head", &RawModule::base_weight, name, view);
     }
-    if (path.ends_with(".lora_embedding_A") || path.ends_with(".lora_embedding_B")) {
+    if (path.ends_with(".lora_embedding_A") || path.ends_with(".lora_embedding_B") ||
+        path.ends_with("embed_tokens.base_layer.weight")) {
       embeddings_.push_back(name);
       return;
     }

@@ -16,4 +16,11 @@ void BaseModelView::ReadRows(ModuleId id, int32_t first_row, int32_t rows, float
   Dequantize(weight.dtype, weight.row(first_row), rows * weight.row_elements(), out);
 }
 
+bool BaseModelView::ReadBias(ModuleId id, float* out) const {
+  const TensorView* bias = source_->bias(id);
+  if (bias == nullptr) return false;
+  if (out != nullptr) Dequantize(bias->dtype, bias->bytes.data(), bias->elements(), out);
+  return true;
+}
+
 }  // namespace lorikeet

@@ -16,6 +16,7 @@ class BaseModelView final : public BaseModel {
   int32_t vocab_size() const override { return source_->config().vocab; }
   LinearShape shape(ModuleId id) const override;
   void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const override;
+  bool ReadBias(ModuleId id, float* out) const override;
 
  private:
   std::shared_ptr<const ModelSource> source_;

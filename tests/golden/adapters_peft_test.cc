@@ -14,6 +14,7 @@
 #include "adapters_cache/formats/format_table.h"
 #include "adapters_cache/formats/peft_targets.h"
 #include "adapters_cache/normalise.h"
+#include "engine/model/base_model_view.h"
 #include "engine/tensor/dequantize.h"
 #include "engine/tensor/safetensors.h"
 #include "tests/unit/adapters_support.h"
@@ -210,6 +211,26 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"bias_all", "qwen2", "lora", 2}, Case{"head", "llama", "lora", 3},
                       Case{"layers", "llama", "lora", 2}, Case{"regex", "llama", "lora", 8}),
     [](const auto& info) { return info.param.name; });
+
+// Adapters that replace biases need the base's own.
+TEST(BaseModelBias, IsTheCheckpointsBiasOrNone) {
+  const fs::path directory = "tests/golden/models/qwen2";
+  auto source = ModelSource::Open(directory);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const BaseModelView base(std::shared_ptr<const ModelSource>(*std::move(source)));
+  const auto file = ReadSafetensorsModel(directory);
+  ASSERT_TRUE(file.ok()) << file.status();
+  for (ModuleId id = 0; id < ModuleCount(base.layers()); ++id) {
+    const std::string path = ModulePath(id, base.layers());
+    const TensorView* expected = file->Find(path + ".bias");
+    std::vector<float> bias(base.shape(id).out);
+    ASSERT_EQ(base.ReadBias(id, bias.data()), expected != nullptr) << path;
+    ASSERT_EQ(base.ReadBias(id, nullptr), expected != nullptr) << path;
+    if (expected != nullptr) {
+      EXPECT_EQ(bias, Floats(*expected)) << path;
+    }
+  }
+}
 
 nlohmann::ordered_json ReadJson(const char* name) {
   std::ifstream file(kDirectory / name);

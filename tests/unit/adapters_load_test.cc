@@ -291,6 +291,8 @@ const std::vector<BadCase>& BadCases() {
        [](TestAdapter* a) {
          a->tensors[PeftName("model.embed_tokens", "lora_embedding_A")] = {
              DType::kF32, {4, 40}, std::vector<float>(160)};
+         a->tensors[PeftName("model.embed_tokens", "base_layer.weight")] = {
+             DType::kF32, {40, 16}, std::vector<float>(640)};
        },
        kUnserved,
        {"embeddings", "model.embed_tokens"}},
