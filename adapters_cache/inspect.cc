@@ -60,7 +60,7 @@ class Inspector {
 
  private:
   void Refuse(const char* what, const std::vector<std::string>& paths) {
-    if (!paths.empty()) report_->refusals.push_back(what + absl::StrJoin(paths, ", "));
+    if (!paths.empty()) report_->refusals.push_back(what + ListNames(paths));
   }
 
   void AddModule(const std::string& path, const RawModule& module) {

@@ -84,24 +84,14 @@ class Normaliser {
     if (!unknown.empty()) {
       return absl::NotFoundError(
           absl::StrCat("the base model (", base_.layers(), " layers) has no ",
-                       List({unknown.begin(), unknown.end()}), ", which the adapter changes"));
+                       ListNames({unknown.begin(), unknown.end()}), ", which the adapter changes"));
     }
     if (!missing.empty()) {
       return absl::NotFoundError(
-          "target_modules asks for modules that the file has no tensors for: " + List(missing));
+          "target_modules asks for modules that the file has no tensors for: " +
+          ListNames(missing));
     }
     return absl::OkStatus();
-  }
-
-  static std::string List(const std::vector<std::string>& names) {
-    constexpr size_t kMaxListed = 20;
-    std::string all;
-    for (size_t i = 0; i < std::min(names.size(), kMaxListed); ++i) {
-      absl::StrAppend(&all, i == 0 ? "" : ", ", names[i]);
-    }
-    if (names.size() > kMaxListed)
-      absl::StrAppend(&all, " and ", names.size() - kMaxListed, " more");
-    return all;
   }
 
   Matched MakeMatched(ModuleId id, const std::string& path, const RawModule& raw) const {

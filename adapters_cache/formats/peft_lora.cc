@@ -214,11 +214,11 @@ class LoraReader {
     auto targets = PeftTargets::Parse(files_.config, problems_);
     for (const auto& [name, view] : files_.tensors.tensors()) Place(name, view);
     if (!unused_.empty()) {
-      problems_->Invalid(
-          absl::StrCat(unused_.size(), " tensors have no place in this adapter: ", List(unused_)));
+      problems_->Invalid(absl::StrCat(
+          unused_.size(), " tensors have no place in this adapter: ", ListNames(unused_)));
     }
     if (!embeddings_.empty()) {
-      problems_->Unserved("LoRA on embeddings is not served: " + List(embeddings_));
+      problems_->Unserved("LoRA on embeddings is not served: " + ListNames(embeddings_));
     }
     if (raw_->modules.empty() && problems_->empty()) {
       problems_->Invalid("the file holds no LoRA tensors");
@@ -228,18 +228,6 @@ class LoraReader {
   }
 
  private:
-  static constexpr size_t kMaxListed = 20;
-
-  static std::string List(const std::vector<std::string>& names) {
-    std::string all;
-    for (size_t i = 0; i < std::min(names.size(), kMaxListed); ++i) {
-      absl::StrAppend(&all, i == 0 ? "" : ", ", names[i]);
-    }
-    if (names.size() > kMaxListed)
-      absl::StrAppend(&all, " and ", names.size() - kMaxListed, " more");
-    return all;
-  }
-
   void Place(const std::string& name, const TensorView& view) {
     const std::string canonical = CanonicalName(name);
     std::string_view path = canonical;
@@ -344,7 +332,7 @@ class LoraReader {
       raw_->warnings.push_back(
           "the file holds weights of modules that its target_modules leave out; they are "
           "applied: " +
-          List(extra));
+          ListNames(extra));
     }
     raw_->targets = [targets = std::move(targets)](std::string_view path) {
       return targets.Match(path);

@@ -10,6 +10,18 @@
 
 namespace lorikeet {
 
+// "a, b, c": at most 20 names, then how many more there are.
+inline std::string ListNames(const std::vector<std::string>& names) {
+  constexpr size_t kMaxListed = 20;
+  std::string all;
+  for (size_t i = 0; i < names.size() && i < kMaxListed; ++i)
+    all += (i == 0 ? std::string() : std::string(", ")) + names[i];
+  if (names.size() > kMaxListed) {
+    all += " and " + std::to_string(names.size() - kMaxListed) + " more";
+  }
+  return all;
+}
+
 class Problems {
  public:
   void Add(absl::Status problem) { list_.push_back(std::move(problem)); }

@@ -46,9 +46,9 @@ class GatedBase final : public BaseModel {
     changed_.wait(lock, [this] { return open_; });
     base_.ReadRows(id, first_row, rows, out);
   }
-  void WaitUntilRead() const {
+  void WaitUntilRead(int readers = 1) const {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return waiting_ > 0; });
+    changed_.wait(lock, [this, readers] { return waiting_ >= readers; });
   }
   void Open() {
     std::lock_guard lock(mutex_);
@@ -292,6 +292,21 @@ TEST_F(Registry, AcquireAndUnloadDoNotWaitForALoad) {
   gated.Open();
   EXPECT_TRUE(done->get_future().get().ok());
   EXPECT_TRUE(registry_->Acquire("dora").ok());
+}
+
+TEST_F(Registry, TheSameBytesLoadedAtTheSameTimeAreStoredOnce) {
+  GatedBase gated(base_);
+  registry_ = Make({Root()}, gated, /*loader_threads=*/2);
+  const fs::path path = Write("d", 2, /*dora=*/true);
+  auto one = std::async(std::launch::async, [&] { return Load("one", path).status(); });
+  auto two = std::async(std::launch::async, [&] { return Load("two", path).status(); });
+  gated.WaitUntilRead(2);
+  gated.Open();
+  EXPECT_TRUE(one.get().ok());
+  EXPECT_TRUE(two.get().ok());
+  EXPECT_EQ(registry_->Acquire("one")->get(), registry_->Acquire("two")->get());
+  EXPECT_EQ(registry_->Unload("one", kNow)->bytes_freed, 0);
+  EXPECT_GT(registry_->Unload("two", kNow)->bytes_freed, 0);
 }
 
 TEST_F(Registry, LoadsBeyondTheQueueAreRefusedAndEveryLoadEndsOnce) {
