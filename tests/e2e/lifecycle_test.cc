@@ -24,6 +24,20 @@ class LifecycleTest : public ServiceTest {
     if (!status.ok()) return -1;
     return response.size() == 2 && response[0] == '\x08' ? response[1] : 0;
   }
+  // Asks until a request is refused, as every one is from the moment the engine drains. While steps
+  // are held an accepted one ends by its deadline.
+  grpc::Status FirstRefusal() {
+    grpc::Status status;
+    WaitFor([&] {
+      grpc::ClientContext context;
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+      v1::GenerateResponse response;
+      status = generation().GenerateUnary(&context, TextRequest("late", 5), &response);
+      return status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED;
+    });
+    return status;
+  }
+
   static constexpr int kServing = 1;
   static constexpr int kNotServing = 2;
 };
@@ -56,15 +70,7 @@ TEST_F(LifecycleTest, HealthTellsServingAndDraining) {
   WaitFor([&] { return Metric("lorikeet_running_requests") == 1; });
   auto draining = std::async(std::launch::async, [&] { service_->Drain(3600); });
   WaitFor([&] { return Health("") == kNotServing; });
-  v1::GenerateResponse refused;
-  grpc::Status status;
-  WaitFor([&] {  // health changes a moment before the engine does
-    Allow(0);
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
-    status = generation().GenerateUnary(&context, TextRequest("late", 5), &refused);
-    return status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED;
-  });
+  const grpc::Status status = FirstRefusal();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("shutting down"));
   Release();
@@ -81,7 +87,8 @@ TEST_F(LifecycleTest, ADrainWithoutTimeEndsWhatRuns) {
       std::async(std::launch::async, [&] { return Unary(TextRequest("hello", 200), &response); });
   WaitFor([&] { return Metric("lorikeet_running_requests") == 1; });
   auto draining = std::async(std::launch::async, [&] { service_->Drain(0); });
-  Allow(100);
+  FirstRefusal();
+  Release();
   draining.get();
   const grpc::Status status = running.get();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();

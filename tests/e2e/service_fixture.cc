@@ -1,18 +1,13 @@
 #include "tests/e2e/service_fixture.h"
 
-#include <arpa/inet.h>
 #include <grpcpp/generic/generic_stub.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
-#include <sstream>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "tests/e2e/http_get.h"
 
 namespace lorikeet {
 
@@ -165,30 +160,14 @@ grpc::Status ServiceTest::Raw(const std::string& method, const std::string& requ
 }
 
 std::string ServiceTest::HttpGet(const std::string& path, int status, const std::string& verb) {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(service_->http_port()));
-  inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);
-  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  const std::string request =
-      absl::StrCat(verb, " ", path, " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-  EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
-  std::string reply;
-  char buffer[4096];
-  for (ssize_t n; (n = read(fd, buffer, sizeof buffer)) > 0;) reply.append(buffer, n);
-  close(fd);
+  const std::string reply = HttpExchange(service_->http_port(), verb, path);
   EXPECT_EQ(reply.rfind(absl::StrCat("HTTP/1.1 ", status, " "), 0), 0u) << reply;
   const size_t body = reply.find("\r\n\r\n");
   return body == std::string::npos ? std::string() : reply.substr(body + 4);
 }
 
 double ServiceTest::Metric(const std::string& series) {
-  std::istringstream lines(HttpGet("/metrics"));
-  for (std::string line; std::getline(lines, line);) {
-    if (line.rfind(series + " ", 0) == 0) return std::stod(line.substr(series.size() + 1));
-  }
-  return -1;
+  return MetricValue(HttpGet("/metrics"), series);
 }
 
 void ServiceTest::WaitFor(const std::function<bool()>& condition) {

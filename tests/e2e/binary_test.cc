@@ -1,0 +1,266 @@
+// The built program as a user runs it: `serve` in a process of its own on a real model, and every
+// client subcommand against it.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "tests/e2e/http_get.h"
+
+namespace lorikeet {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+constexpr char kModel[] = "tests/golden/models/llama";
+const std::string kAdapters = "tests/golden/adapters/llama/";
+
+struct Outcome {
+  int code = -1;  // exit status; 128 + signal if one ended it
+  std::string out, err;
+};
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Starts the program with its outputs in files.
+pid_t Spawn(std::vector<std::string> args, const std::string& out, const std::string& err) {
+  args.insert(args.begin(), LORIKEET_BINARY);
+  std::vector<char*> argv;
+  for (std::string& arg : args) argv.push_back(arg.data());
+  argv.push_back(nullptr);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    const auto redirect = [](const std::string& path, int to) {
+      dup2(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), to);
+    };
+    redirect(out, STDOUT_FILENO);
+    redirect(err, STDERR_FILENO);
+    execv(argv[0], argv.data());
+    _exit(127);
+  }
+  return pid;
+}
+
+int Wait(pid_t pid) {
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+class BinaryTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::temp_directory_path() / absl::StrCat("lorikeet_binary_", getpid());
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override {
+    if (server_ > 0) {
+      kill(server_, SIGKILL);
+      Wait(server_);
+    }
+    std::filesystem::remove_all(folder_);
+  }
+
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
+
+  Outcome Run(const std::vector<std::string>& args) {
+    Outcome outcome;
+    outcome.code = Wait(Spawn(args, Path("out"), Path("err")));
+    outcome.out = ReadFile(Path("out"));
+    outcome.err = ReadFile(Path("err"));
+    return outcome;
+  }
+  // A client subcommand against the started server.
+  Outcome Client(std::vector<std::string> args) {
+    args.insert(args.end(), {"--server", grpc_});
+    return Run(args);
+  }
+  void ExpectOneLineError(const Outcome& outcome, const std::string& part) {
+    EXPECT_NE(outcome.code, 0) << outcome.out;
+    EXPECT_LT(outcome.code, 128) << "ended by a signal";
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr(part));
+  }
+
+  void Serve(std::vector<std::string> more = {}) {
+    std::vector<std::string> args = {"serve",       "--model", kModel,           "--grpc-port", "0",
+                                     "--http-port", "0",       "--adapter-root", kAdapters};
+    for (const char* name : {"lora", "rslora", "dora", "lora_qv", "lora_bias"}) {
+      args.insert(args.end(), {"--adapter", absl::StrCat(name, "=", kAdapters, name)});
+    }
+    args.insert(args.end(), more.begin(), more.end());
+    server_ = Spawn(args, Path("serve_out"), Path("serve_err"));
+    std::string out;
+    while ((out = ReadFile(Path("serve_out"))).find(" adapters\n") == std::string::npos) {
+      ASSERT_EQ(waitpid(server_, nullptr, WNOHANG), 0) << ReadFile(Path("serve_err"));
+      usleep(5000);
+    }
+    grpc_ = Word(out, "gRPC ");
+    http_ = Word(out, "HTTP ");
+  }
+  // What follows `label` up to the next comma.
+  static std::string Word(const std::string& text, const std::string& label) {
+    const size_t begin = text.find(label) + label.size();
+    return text.substr(begin, text.find(',', begin) - begin);
+  }
+
+  double Metric(const std::string& series) const {
+    const int port = std::stoi(http_.substr(http_.find(':') + 1));
+    return MetricValue(HttpExchange(port, "GET", "/metrics"), series);
+  }
+
+  json Generate(std::vector<std::string> args) {
+    args.insert(args.begin(), {"generate", "--json", "--temperature", "0"});
+    const Outcome outcome = Client(args);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(std::count(outcome.out.begin(), outcome.out.end(), '\n'), 1) << outcome.out;
+    return json::parse(outcome.out, nullptr, /*allow_exceptions=*/false);
+  }
+
+  std::filesystem::path folder_;
+  pid_t server_ = -1;
+  std::string grpc_, http_;
+};
+
+TEST_F(BinaryTest, GenerateJsonKeepsItsContract) {
+  Serve();
+  const json plain = Generate({"--prompt-ids", "5,6,7", "--max-tokens", "6", "--ignore-eos"});
+  EXPECT_THAT(plain["token_ids"], SizeIs(6));
+  EXPECT_TRUE(plain["text"].is_string());
+  EXPECT_EQ(plain["finish_reason"], "length");
+  EXPECT_EQ(plain["usage"], json({{"prompt_tokens", 3}, {"completion_tokens", 6}}));
+  EXPECT_EQ(plain["adapter_version"], "");
+
+  const json full = Generate({"--prompt-ids", "5,6,7", "--max-tokens", "6", "--ignore-eos",
+                              "--adapter", "dora", "--logprobs", "3"});
+  EXPECT_THAT(full["adapter_version"].get<std::string>(), SizeIs(64));
+  ASSERT_THAT(full["logprobs"], SizeIs(6));
+  ASSERT_THAT(full["top_logprobs"], SizeIs(6));
+  for (int i = 0; i < 6; ++i) {  // greedy: the chosen token is the most likely one
+    ASSERT_THAT(full["top_logprobs"][i], SizeIs(3));
+    EXPECT_EQ(full["top_logprobs"][i][0][0], full["token_ids"][i]);
+    EXPECT_EQ(full["top_logprobs"][i][0][1], full["logprobs"][i]);
+    EXPECT_GE(full["top_logprobs"][i][0][1], full["top_logprobs"][i][1][1]);
+  }
+}
+
+TEST_F(BinaryTest, StopStringsEndingTokensAndStreamsAgree) {
+  Serve();
+  const std::vector<std::string> request = {"--prompt", "abc", "--max-tokens", "12",
+                                            "--ignore-eos"};
+  const json whole = Generate(request);
+  std::vector<std::string> streamed = {"generate", "--temperature", "0"};
+  streamed.insert(streamed.end(), request.begin(), request.end());
+  EXPECT_EQ(Client(streamed).out, whole["text"].get<std::string>() + "\n");
+  const int third = whole["token_ids"][2];
+  std::vector<std::string> stopped = request;
+  stopped.insert(stopped.end(), {"--stop-id", absl::StrCat(third)});
+  const json short_answer = Generate(stopped);
+  EXPECT_EQ(short_answer["finish_reason"], "stop");
+  EXPECT_EQ(short_answer["token_ids"].back(), third);
+  EXPECT_LE(short_answer["token_ids"].size(), 3);
+}
+
+TEST_F(BinaryTest, AMixedBatchAnswersAsOneAtATimeAndShowsItsAdapters) {
+  Serve();
+  const std::vector<std::string> names = {"", "lora", "rslora", "dora", "lora_qv", "lora_bias"};
+  const auto request = [](const std::string& name) {
+    std::vector<std::string> args = {"--prompt", "hello", "--max-tokens", "200", "--ignore-eos"};
+    if (!name.empty()) args.insert(args.end(), {"--adapter", name});
+    return args;
+  };
+  std::vector<json> alone;
+  for (const std::string& name : names) alone.push_back(Generate(request(name)));
+  for (size_t i = 1; i < names.size(); ++i) {
+    EXPECT_NE(alone[i]["token_ids"], alone[0]["token_ids"]) << names[i] << " answers as the base";
+  }
+  const pid_t load =
+      Spawn({"bench", "--server", grpc_, "--adapters", "base,lora,rslora,dora,lora_qv,lora_bias",
+             "--concurrency", "12", "--requests", "240", "--max-tokens", "100", "--ignore-eos",
+             "--json", Path("bench.json")},
+            Path("bench_out"), Path("bench_err"));
+  for (size_t i = 0; i < names.size(); ++i) {
+    EXPECT_EQ(Generate(request(names[i]))["token_ids"], alone[i]["token_ids"])
+        << "adapter '" << names[i] << "' under load";
+  }
+  EXPECT_EQ(Wait(load), 0) << ReadFile(Path("bench_err"));
+  const json bench = json::parse(ReadFile(Path("bench.json")));
+  EXPECT_EQ(bench["requests_ok"], 240);
+  EXPECT_EQ(bench["completion_tokens"], 240 * 100);
+  EXPECT_EQ(bench["prompt_tokens"], 240 * 37);
+  for (const char* key : {"mean", "p50", "p90", "p99"}) {
+    EXPECT_GT(bench["ttft_ms"][key], 0) << key;
+    EXPECT_GT(bench["itl_ms"][key], 0) << key;
+  }
+  EXPECT_GT(Metric("lorikeet_step_distinct_adapters_bucket{le=\"+Inf\"}") -
+                Metric("lorikeet_step_distinct_adapters_bucket{le=\"3\"}"),
+            0)
+      << "no step had 4 distinct adapters";
+}
+
+TEST_F(BinaryTest, AdaptersAreListedLoadedAndUnloaded) {
+  Serve();
+  EXPECT_THAT(Client({"adapters", "list"}).out, HasSubstr("rslora"));
+  EXPECT_THAT(Client({"adapters", "load", "again", "dora"}).out, HasSubstr("loaded again: dora"));
+  const json with = Generate({"--prompt", "x", "--max-tokens", "1", "--adapter", "again"});
+  EXPECT_THAT(Client({"adapters", "list"}).out, HasSubstr("again"));
+  EXPECT_THAT(Client({"adapters", "unload", "again"}).out,
+              HasSubstr(with["adapter_version"].get<std::string>()));
+  ExpectOneLineError(Client({"generate", "--prompt", "x", "--adapter", "again"}), "NOT_FOUND");
+  ExpectOneLineError(Client({"adapters", "unload", "again"}), "again");
+  ExpectOneLineError(Client({"adapters", "load", "out", "/etc"}), "PERMISSION_DENIED");
+}
+
+TEST_F(BinaryTest, InspectNeedsNoServer) {
+  const Outcome good = Run({"adapters", "inspect", kAdapters + "dora"});
+  EXPECT_EQ(good.code, 0) << good.err;
+  EXPECT_THAT(good.out, HasSubstr("dora"));
+  ExpectOneLineError(Run({"adapters", "inspect", kModel}), "adapter_config.json");
+}
+
+TEST_F(BinaryTest, SigtermEndsItCleanly) {
+  Serve();
+  kill(server_, SIGTERM);
+  EXPECT_EQ(Wait(server_), 0);
+  server_ = -1;
+  EXPECT_EQ(ReadFile(Path("serve_err")), "");
+  ExpectOneLineError(Client({"generate", "--prompt", "x"}), grpc_);
+}
+
+TEST_F(BinaryTest, FailuresAreOneLineOnStandardError) {
+  ExpectOneLineError(Run({"sevre"}), "serve");
+  ExpectOneLineError(Run({"serve"}), "--model");
+  ExpectOneLineError(
+      Run({"serve", "--model", "/no/such/model", "--grpc-port", "0", "--http-port", "0"}),
+      "/no/such/model");
+  ExpectOneLineError(Run({"serve", "--model", kModel, "--grpc-port", "0", "--http-port", "0",
+                          "--adapter", "x=/no/such/adapter"}),
+                     "/no/such/adapter");
+  std::ofstream(Path("bad.yaml")) << "model: [";
+  ExpectOneLineError(Run({"serve", "--config", Path("bad.yaml")}), "bad.yaml: line");
+  std::ofstream(Path("cut.gguf"), std::ios::binary) << "GGUF\x03";
+  ExpectOneLineError(
+      Run({"serve", "--model", Path("cut.gguf"), "--grpc-port", "0", "--http-port", "0"}),
+      "cut.gguf");
+  ExpectOneLineError(Run({"generate"}), "--prompt");
+  ExpectOneLineError(Run({"generate", "--chat", Path("bad.yaml")}), "not JSON");
+  Serve();
+  const std::string port = grpc_.substr(grpc_.find(':') + 1);
+  ExpectOneLineError(Run({"serve", "--model", kModel, "--grpc-port", port, "--http-port", "0"}),
+                     absl::StrCat("gRPC port 127.0.0.1:", port, " is already in use"));
+}
+
+}  // namespace
+}  // namespace lorikeet

@@ -1,0 +1,4 @@
+if(TARGET lorikeet_server)
+  lorikeet_test(server_config_test ${CMAKE_CURRENT_LIST_DIR}/server_config_test.cc
+                LIBS lorikeet_server)
+endif()
