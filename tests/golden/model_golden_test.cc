@@ -30,11 +30,10 @@ struct Case {
   std::vector<int32_t> greedy;
 };
 
-std::vector<Case> LoadCases() {
-  std::ifstream file(kRoot / "cases.json");
-  LK_CHECK_MSG(file.good(), "tests/golden/cases.json is missing: run from the source root");
+void LoadCases(const std::string& index, std::vector<Case>* cases) {
+  std::ifstream file(kRoot / index);
+  LK_CHECK_MSG(file.good(), "tests/golden/" + index + " is missing: run from the source root");
   std::map<std::string, TensorFile> files;
-  std::vector<Case> cases;
   for (const nlohmann::json& item : nlohmann::json::parse(file)) {
     Case c;
     c.model = item["model"];
@@ -54,9 +53,8 @@ std::vector<Case> LoadCases() {
       c.logits.emplace_back(view->row_elements());
       Dequantize(view->dtype, view->row(r), view->row_elements(), c.logits.back().data());
     }
-    cases.push_back(std::move(c));
+    cases->push_back(std::move(c));
   }
-  return cases;
 }
 
 // One model with its adapters, loaded once for all its cases.
@@ -113,7 +111,9 @@ void ExpectClose(const Case& c, const ModelConfig& config, int32_t position,
 class ModelGolden : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    cases_ = new std::vector<Case>(LoadCases());
+    cases_ = new std::vector<Case>();
+    LoadCases("cases.json", cases_);
+    LoadCases("gguf_cases.json", cases_);  // weights dequantised by gguf-py
     models_ = new std::map<std::string, std::unique_ptr<GoldenModel>>();
     for (const Case& c : *cases_) {
       auto& model = (*models_)[c.model];
