@@ -60,10 +60,11 @@ apt_install() {
 }
 
 install_packages() {
+  # oneDNN's CMake file asks for OpenCL, which only its GPU half uses.
   local libraries=(
     libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
     prometheus-cpp-dev libyaml-cpp-dev libboost-dev nlohmann-json3-dev libssl-dev libre2-dev
-    libdnnl-dev libgtest-dev libgmock-dev ca-certificates
+    libdnnl-dev ocl-icd-opencl-dev libgtest-dev libgmock-dev ca-certificates
   )
   local tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config)
   local missing=() package tool
