@@ -1,46 +1,109 @@
-// Plain arguments of backend operations. Shapes in comments: T rows of the step, S sequences, D
-// hidden width. Matrices hold the backend's activation type (float on the CPU).
+// Plain arguments of backend operations. Shapes in comments: T rows of the step, S sequences, L rows
+// whose logits are wanted, D hidden width.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "engine/api/adapter.h"
 #include "engine/api/module.h"
-#include "engine/memory/kv_layout.h"
+#include "engine/base/dtype.h"
+#include "engine/tensor/tensor_view.h"
 
 namespace lorikeet {
 
-struct Matrix {
-  float* data = nullptr;
-  int32_t rows = 0;
-  int32_t width = 0;  // also the row stride
+// Memory of the backend's device, zeroed; freed with its last owner.
+using DeviceMemory = std::shared_ptr<std::byte>;
 
-  float* row(int32_t r) const { return data + int64_t{r} * width; }
+// Rows in device memory. Elements are float32 or the backend's activation type.
+struct Matrix {
+  Matrix() = default;
+  Matrix(void* data, int32_t rows, int32_t width, DType dtype = DType::kF32)
+      : data(data), rows(rows), width(width), stride(width), dtype(dtype) {}
+
+  void* data = nullptr;
+  int32_t rows = 0;
+  int32_t width = 0;
+  int64_t stride = 0;  // elements from row to row
+  DType dtype = DType::kF32;
+
+  template <typename T = float>
+  T* row(int32_t r) const { return static_cast<T*>(data) + r * stride; }
+
+  // Rows [begin, begin + count).
+  Matrix Rows(int32_t begin, int32_t count) const {
+    Matrix part = *this;
+    part.data = static_cast<std::byte*>(data) + ByteSize(dtype, begin * stride);
+    part.rows = count;
+    return part;
+  }
+  // Columns [begin, begin + count).
+  Matrix Columns(int32_t begin, int32_t count) const {
+    Matrix part = *this;
+    part.data = static_cast<std::byte*>(data) + ByteSize(dtype, begin);
+    part.width = count;
+    return part;
+  }
 };
 
-// A weight [out, in] (and bias [out], perhaps) in the form the backend computes with.
+// One step. Sequence s owns rows [sequence_begin[s], sequence_begin[s + 1]), consecutive tokens;
+// the pages of all its tokens so far are page_ids[page_begin[s], page_begin[s + 1]), block-major.
+struct StepInput {
+  std::span<const int32_t> tokens;          // [T]
+  std::span<const int32_t> positions;       // [T]
+  std::span<const int32_t> sequence_begin;  // [S + 1]
+  std::span<const int32_t> page_begin;      // [S + 1]
+  std::span<const int32_t> page_ids;
+  std::span<const int32_t> logit_rows;         // [L] ascending
+  std::span<const AdapterSegment> segments;    // ascending, disjoint
+};
+
+// Which rows of the step an operation is over: all T, or the L of `logit_rows`, adjacent.
+enum class RowSet : uint8_t { kAll, kLogits };
+
+// A linear of the model as its file has it. Views and their bytes outlive what is loaded from them.
+struct LinearSource {
+  const TensorView* weight = nullptr;  // [out, in]
+  const TensorView* bias = nullptr;    // [out] or nullptr
+};
+
+// Linears that share their input (q, k, v or gate, up, or a single one) in the form the backend
+// computes with: one product whose columns are the parts' one after the other.
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
   int32_t in = 0;
-  int32_t out = 0;
-  std::vector<float> bias;  // [out] or empty
+  std::vector<int32_t> out;  // [parts]
+
+  int32_t width() const {
+    int32_t sum = 0;
+    for (const int32_t columns : out) sum += columns;
+    return sum;
+  }
 };
 
-// One product y = x Wᵀ + bias of a LinearGroup, with the adapters' deltas of `module` on their rows.
-struct LinearOutput {
+// y = x Wᵀ + bias with the adapters' deltas on their rows. Part i is module first_module + i.
+struct LinearArgs {
   const LinearWeight* weight = nullptr;
-  ModuleId module = 0;
-  Matrix y;  // [T, out]
+  ModuleId first_module = 0;
+  Matrix x;              // [rows, in]
+  Matrix y;              // [rows, width()]
+  RowSet rows = RowSet::kAll;
+  int32_t first_row = 0;  // of the row set: x row 0 is its row `first_row`
 };
 
-// Products that share their input: q, k, v or gate, up, or a single one.
-struct LinearGroup {
-  Matrix x;  // [T, in]
-  std::span<const LinearOutput> outputs;
-  std::span<const AdapterSegment> segments;
+// x += delta (delta.data may be nullptr: nothing added); out = RMSNorm(x) ∘ weight
+// (Zhang & Sennrich 2019). With kLogits, out row i is of x row logit_rows[i].
+struct NormArgs {
+  Matrix x;                       // [T, D] float32, the residual stream
+  Matrix delta;                   // [T, D]
+  const float* weight = nullptr;  // [D]
+  float eps = 0;
+  Matrix out;                     // [T or L, D]
+  RowSet rows = RowSet::kAll;
 };
 
 // Rotary embedding of q and k in place, then k and v to the pages of their sequences.
@@ -49,8 +112,7 @@ struct RopeStoreArgs {
   const float* q_norm = nullptr;   // [head_dim] RMS norm before rotary, or nullptr
   const float* k_norm = nullptr;
   float norm_eps = 0;
-  const float* cos = nullptr;      // [T, head_dim / 2] of each row's position; nullptr: no rotary
-  const float* sin = nullptr;
+  const float* inverse_frequencies = nullptr;  // [head_dim / 2] radians a position; nullptr: no rotary
   int32_t head_dim = 0;
   int32_t layer = 0;
 };
@@ -62,16 +124,6 @@ struct AttentionArgs {
   int32_t layer = 0;
   int32_t window = 0;  // 0: full causal; w: itself and w - 1 tokens before
   float scale = 0;     // on q·k
-};
-
-// Where the step's sequences live; the same for all layers of a step.
-struct KvView {
-  KvLayout layout;
-  std::byte* pages = nullptr;                // page p at pages + p * layout.page_bytes()
-  std::span<const int32_t> sequence_begin;   // [S + 1] rows of sequence s
-  std::span<const int32_t> first_position;   // [S] position of the sequence's first row
-  std::span<const int32_t> page_begin;       // [S + 1] into page_ids
-  std::span<const int32_t> page_ids;         // block-major
 };
 
 }  // namespace lorikeet

@@ -1,8 +1,12 @@
 // The device as a set of coarse operations. A backend is a folder beside this file that the linker
 // picks; everything above speaks only this interface.
 //
-// Threading: one caller thread. Operations run in order; a caller reads results on the host after
-// the operation that made them returned (CPU).
+// A step: BeginStep tells the backend everything about it, then Run is given the operations of the
+// forward pass, then Logits' product and Sample. Operations take no host data of their own, so that
+// a backend may record them once and replay them.
+//
+// Threading: one caller thread, except that LoadLinear may be called from ParallelFor. Operations
+// run in order. Pointers in arguments are device memory unless they are spans.
 #pragma once
 
 #include <functional>
@@ -10,8 +14,11 @@
 #include <span>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/api/logit_row.h"
 #include "engine/kernels/args.h"
+#include "engine/memory/kv_layout.h"
 #include "engine/tensor/tensor_view.h"
 
 namespace lorikeet {
@@ -22,7 +29,8 @@ enum class Precision : uint8_t { kExact, kFast };
 
 struct BackendOptions {
   Precision precision = Precision::kFast;
-  int32_t threads = 0;  // 0: as many as there are cores
+  int32_t threads = 0;   // of the host; 0: as many as there are cores
+  int32_t max_rows = 0;  // of a step
 };
 
 class Backend {
@@ -31,33 +39,50 @@ class Backend {
 
   // "cpu (avx2, 2 threads)": for people.
   virtual std::string Describe() const = 0;
+  virtual DType activation_dtype() const = 0;
   virtual DType kv_dtype() const = 0;
+  // Most rows that Sample and the head's product take at a time.
+  virtual int32_t max_logit_rows() const = 0;
 
-  // Load time. The weight's bytes may be referenced for the life of the result: `weight` outlives it.
-  virtual std::unique_ptr<LinearWeight> LoadLinear(const TensorView& weight,
-                                                   const TensorView* bias) = 0;
+  // ---- load time
 
-  // out[t] = table row tokens[t]. out: [T, D]; table: [vocab, D].
-  virtual void Embed(const TensorView& table, std::span<const int32_t> tokens, Matrix out) = 0;
-
-  // x += delta (delta.data may be nullptr: nothing added); out = RMSNorm(x) ∘ weight.
-  // x, delta, out: [T, D]; weight: [D] (Zhang & Sennrich 2019).
-  virtual void AddRmsNorm(Matrix x, Matrix delta, const float* weight, float eps, Matrix out) = 0;
-
-  virtual void LinearProducts(const LinearGroup& group) = 0;
-  virtual void RopeStore(const RopeStoreArgs& args, const KvView& kv) = 0;
-  virtual void Attention(const AttentionArgs& args, const KvView& kv) = 0;
-
-  // gate = silu(gate) ∘ up. Both [T, F] (Shazeer 2020, SwiGLU).
-  virtual void SwiGlu(Matrix gate, Matrix up) = 0;
-
-  // fn(task, thread) for task in [0, n) on the backend's host threads, thread in [0, threads()):
-  // host work between steps (sampling).
+  virtual DeviceMemory Allocate(int64_t bytes) = 0;
+  virtual DeviceMemory Upload(std::span<const float> values) = 0;  // as float32
+  virtual std::unique_ptr<LinearWeight> LoadLinear(std::span<const LinearSource> parts) = 0;
+  virtual void LoadEmbedding(const TensorView& table) = 0;  // [vocab, D]
+  // KV pages of `layout` in `bytes` of memory; returns their number. Once.
+  virtual int32_t AllocatePages(const KvLayout& layout, int64_t bytes) = 0;
+  virtual std::byte* pages() = 0;  // page p at pages() + p * layout.page_bytes()
+  // fn(task, thread) for task in [0, n) on the host's threads, thread in [0, threads()).
   virtual void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) = 0;
-  virtual int32_t threads() const = 0;
+
+  // ---- a step
+
+  // `step`'s arrays stay valid and unchanged until the step's last operation. Returns the rows that
+  // operations over kAll must take: T, or more, of which those past T are computed for nothing.
+  virtual int32_t BeginStep(const StepInput& step) = 0;
+  // Runs `operations`, which depend on the step only through the number of rows.
+  virtual void Run(const std::function<void()>& operations) = 0;
+
+  virtual void Embed(Matrix out) = 0;  // out[t] = table row tokens[t]; [T, D] float32
+  virtual void AddRmsNorm(const NormArgs& args) = 0;
+  virtual void LinearProducts(const LinearArgs& args) = 0;
+  virtual void RopeStore(const RopeStoreArgs& args) = 0;
+  virtual void Attention(const AttentionArgs& args) = 0;
+  // out = silu(gate) ∘ up (Shazeer 2020, SwiGLU). gate_up: [T, 2 F], gate first; out: [T, F].
+  virtual void SwiGlu(Matrix gate_up, Matrix out) = 0;
+
+  // One token a row of `logits` [rows, vocab] float32, as engine/kernels/sampler.h defines it; on
+  // return `out` is filled. A failure is the device's: nothing can be computed after it.
+  virtual absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
+                              std::span<SampledToken> out) = 0;
+  // Copies float32 values to the host, after all operations before.
+  virtual absl::Status Download(const float* from, std::span<float> to) = 0;
 };
 
 // INVALID_ARGUMENT / FAILED_PRECONDITION when this machine cannot run it, saying what is missing.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const BackendOptions& options);
+// The same; FAILED_PRECONDITION also when this build has no CUDA backend.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options);
 
 }  // namespace lorikeet

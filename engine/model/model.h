@@ -3,24 +3,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/base/aligned_buffer.h"
 #include "engine/kernels/backend.h"
 #include "engine/model/model_source.h"
 
 namespace lorikeet {
-
-// One step's inputs. T rows, S sequences, L rows whose logits are wanted.
-struct StepInput {
-  std::span<const int32_t> tokens;     // [T]
-  std::span<const int32_t> positions;  // [T]
-  std::span<const int32_t> logit_rows;  // [L] ascending rows
-  std::span<const AdapterSegment> segments;
-  KvView kv;
-};
 
 class Model {
  public:
@@ -28,34 +17,36 @@ class Model {
   static absl::StatusOr<std::unique_ptr<Model>> Load(std::shared_ptr<const ModelSource> source,
                                                      Backend* backend, int32_t max_rows);
 
-  // Runs all layers, writes K and V of every row, keeps the final hidden states of `logit_rows`.
-  // REQUIRES: T <= max_rows.
-  void Forward(const StepInput& input);
+  // Runs all layers, writes K and V of every row, keeps the final hidden states of the step's
+  // logit rows. `step`'s arrays stay valid until its last Logits. REQUIRES: T <= max_rows.
+  void Forward(const StepInput& step);
 
-  // Logits of logit rows [begin, begin + rows) of the last Forward: [rows, vocab], valid until the
-  // next call. REQUIRES: rows <= kHeadRows.
+  // Logits of logit rows [begin, begin + rows) of the last Forward: [rows, vocab] float32, valid
+  // until the next call. REQUIRES: rows <= backend's max_logit_rows().
   Matrix Logits(int32_t begin, int32_t rows);
-
-  static constexpr int32_t kHeadRows = 32;
 
  private:
   struct Layer {
-    std::unique_ptr<LinearWeight> linear[kLinearsPerLayer];
-    std::vector<float> input_norm;      // [D]
-    std::vector<float> attention_norm;  // [D]
-    std::vector<float> q_norm;          // [head_dim] or empty
-    std::vector<float> k_norm;
+    std::unique_ptr<LinearWeight> qkv, o, gate_up, down;
+    DeviceMemory input_norm;      // [D]
+    DeviceMemory attention_norm;  // [D]
+    DeviceMemory q_norm;          // [head_dim] or null
+    DeviceMemory k_norm;
+  };
+  // A buffer of rows on the device.
+  struct Rows {
+    DeviceMemory memory;
+    Matrix all;
+
+    Matrix First(int32_t rows) const { return all.Rows(0, rows); }
   };
 
   Model(std::shared_ptr<const ModelSource> source, Backend* backend, int32_t max_rows);
   absl::Status LoadWeights();
-  void Rotate(std::span<const int32_t> positions);
-  void RunLayer(const StepInput& input, int32_t index, Matrix pending);
-  void KeepLogitRows(const StepInput& input, Matrix pending);
-  // The first `rows` rows of an activation buffer.
-  Matrix Rows(const AlignedBuffer& buffer, int32_t rows, int32_t width) const;
-  void Multiply(Matrix x, std::span<const AdapterSegment> segments,
-                std::span<const LinearOutput> outputs);
+  void AllocateRows();
+  DeviceMemory LoadVector(const TensorView* view);
+  void RunLayer(int32_t index, int32_t rows);
+  void Attend(const Layer& layer, int32_t index, int32_t rows);
 
   const std::shared_ptr<const ModelSource> source_;
   const ModelConfig& config_;
@@ -64,14 +55,18 @@ class Model {
 
   std::vector<Layer> layers_;
   std::unique_ptr<LinearWeight> head_;
-  std::vector<float> final_norm_;  // [D]
+  DeviceMemory final_norm_;           // [D]
+  DeviceMemory inverse_frequencies_;  // [head_dim / 2]
 
-  // Activations, max_rows each.
-  AlignedBuffer hidden_, normed_, q_, k_, v_, attended_, projected_, gate_, up_;
-  AlignedBuffer cos_, sin_;  // [max_rows, head_dim / 2]
-  AlignedBuffer final_;      // [max_rows, D] final hidden states of the logit rows
-  AlignedBuffer logits_;     // [kHeadRows, vocab]
-  std::vector<AdapterSegment> head_segments_;  // in logit rows
+  Rows hidden_;     // [max_rows, D] float32: the residual stream
+  Rows normed_;     // [max_rows, D]
+  Rows qkv_;        // [max_rows, q, k and v]
+  Rows attended_;   // [max_rows, heads * head_dim]
+  Rows projected_;  // [max_rows, D] a block's output, not yet added to the residual stream
+  Rows gate_up_;    // [max_rows, 2 F]
+  Rows gated_;      // [max_rows, F]
+  Rows final_;      // [max_rows, D] of the logit rows
+  Rows logits_;     // [max_logit_rows, vocab] float32
 };
 
 }  // namespace lorikeet

@@ -39,7 +39,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   LK_RETURN_IF_ERROR(CheckDevice(options.device));
   LK_ASSIGN_OR_RETURN(const Precision precision, ChoosePrecision(options.precision, *source));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                      MakeCpuBackend({precision, options.threads}));
+                      MakeCpuBackend({precision, options.threads, options.limits.max_batch_tokens}));
   const KvLayout layout = MakeLayout(source->config(), backend->kv_dtype());
   const int64_t block_bytes = layout.pages_per_block * layout.page_bytes();
   if (options.kv_bytes < block_bytes) {
@@ -61,37 +61,26 @@ ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
       base_model_(source),
       precision_(precision),
       kv_(MakeLayout(source->config(), backend_->kv_dtype())),
-      pages_(static_cast<int32_t>(std::min<int64_t>(kv_bytes / kv_.page_bytes(), INT32_MAX))),
-      kv_memory_(pages_ * kv_.page_bytes()),
-      scratch_(backend_->threads()) {}
-
-void ModelRunner::SampleChunk(const Batch& batch, int32_t begin, int32_t rows,
-                              StepResult* result) {
-  const Matrix logits = model_->Logits(begin, rows);
-  backend_->ParallelFor(rows, [&](int32_t i, int32_t thread) {
-    const std::span<const float> row(logits.row(i), logits.width);
-    Sample(row, batch.logit_rows[begin + i], &scratch_[thread], &result->sampled[begin + i]);
-  });
-}
+      pages_(backend_->AllocatePages(kv_, kv_bytes)) {}
 
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
-  first_positions_.clear();
-  for (int32_t s = 0; s < batch.sequences(); ++s) {
-    first_positions_.push_back(batch.positions[batch.sequence_begin[s]]);
-  }
   logit_rows_.clear();
   for (const LogitRow& row : batch.logit_rows) logit_rows_.push_back(row.row);
-
-  StepInput input{batch.tokens, batch.positions, logit_rows_, batch.segments, {}};
-  input.kv = {kv_, kv_memory_.data(), batch.sequence_begin, first_positions_, batch.page_begin,
-              batch.pages};
-  model_->Forward(input);
-
+  model_->Forward({.tokens = batch.tokens,
+                   .positions = batch.positions,
+                   .sequence_begin = batch.sequence_begin,
+                   .page_begin = batch.page_begin,
+                   .page_ids = batch.pages,
+                   .logit_rows = logit_rows_,
+                   .segments = batch.segments});
   const int32_t wanted = static_cast<int32_t>(logit_rows_.size());
   StepResult result;
   result.sampled.resize(wanted);
-  for (int32_t begin = 0; begin < wanted; begin += Model::kHeadRows) {
-    SampleChunk(batch, begin, std::min(Model::kHeadRows, wanted - begin), &result);
+  for (int32_t begin = 0; begin < wanted; begin += backend_->max_logit_rows()) {
+    const int32_t rows = std::min(backend_->max_logit_rows(), wanted - begin);
+    LK_RETURN_IF_ERROR(backend_->Sample(model_->Logits(begin, rows),
+                                        std::span(batch.logit_rows).subspan(begin, rows),
+                                        std::span(result.sampled).subspan(begin, rows)));
   }
   return result;
 }

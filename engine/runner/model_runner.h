@@ -13,7 +13,6 @@
 #include "engine/model/base_model_view.h"
 #include "engine/model/model.h"
 #include "engine/runner/runner.h"
-#include "engine/runner/sampler.h"
 
 namespace lorikeet {
 
@@ -43,7 +42,6 @@ class ModelRunner final : public Runner {
  private:
   ModelRunner(std::shared_ptr<const ModelSource> source, std::unique_ptr<Backend> backend,
               std::unique_ptr<Model> model, Precision precision, int64_t kv_bytes);
-  void SampleChunk(const Batch& batch, int32_t begin, int32_t rows, StepResult* result);
 
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;
@@ -51,10 +49,7 @@ class ModelRunner final : public Runner {
   const Precision precision_;
   const KvLayout kv_;
   const int32_t pages_;
-  AlignedBuffer kv_memory_;  // [pages_] pages
-  std::vector<int32_t> first_positions_;  // [S] of the step
-  std::vector<int32_t> logit_rows_;       // [L] of the step
-  std::vector<SamplerScratch> scratch_;   // [backend threads]
+  std::vector<int32_t> logit_rows_;  // [L] of the step
 };
 
 }  // namespace lorikeet

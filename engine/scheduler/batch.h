@@ -5,24 +5,12 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "engine/api/adapter.h"
-#include "engine/api/request.h"
-#include "engine/api/token_event.h"
+#include "engine/api/logit_row.h"
 
 namespace lorikeet {
-
-// A row whose logits are wanted.
-struct LogitRow {
-  int32_t row = 0;                           // in [0, T)
-  int32_t sequence = 0;                      // in [0, S)
-  int32_t target = -1;                       // prompt log-probability of this token; -1: sample
-  const SamplingParams* sampling = nullptr;
-  std::span<const int32_t> history;          // tokens up to and including this row
-  int32_t prompt_tokens = 0;                 // history[0, prompt_tokens) is the prompt
-};
 
 struct Batch {
   std::vector<int32_t> tokens;          // [T]
@@ -37,18 +25,8 @@ struct Batch {
   int32_t sequences() const { return static_cast<int32_t>(sequence_begin.size()) - 1; }
 };
 
-// One entry a logit row, in the batch's order.
-struct SampledToken {
-  // The row's logits were no distribution (a NaN, say, from a broken adapter): its request ends
-  // with an error, the others go on.
-  static constexpr int32_t kNoToken = -1;
-
-  int32_t token = 0;        // the sampled token; the target for prompt log-probabilities
-  TokenLogprobs logprobs;   // filled if the request asked
-};
-
 struct StepResult {
-  std::vector<SampledToken> sampled;  // [logit_rows]
+  std::vector<SampledToken> sampled;  // [logit_rows] in the batch's order
 };
 
 }  // namespace lorikeet

@@ -12,7 +12,7 @@ ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precisi
   absl::StatusOr<std::unique_ptr<ModelSource>> source = ModelSource::Open(model);
   LK_CHECK_MSG(source.ok(), source.status().ToString());
   source_ = *std::move(source);
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads});
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads, kMaxRows});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   backend_ = *std::move(backend);
   absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(source_, backend_.get(), kMaxRows);
@@ -21,8 +21,8 @@ ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precisi
   const ModelConfig& config = source_->config();
   layout_ = KvLayout::Make(config.layers, config.kv_heads, config.head_dim, backend_->kv_dtype());
   lane_blocks_ = layout_.PagesFor(max_tokens) / layout_.pages_per_block;
-  pages_ = AlignedBuffer(int64_t{lanes} * lane_blocks_ * layout_.pages_per_block *
-                         layout_.page_bytes());
+  backend_->AllocatePages(layout_, int64_t{lanes} * lane_blocks_ * layout_.pages_per_block *
+                                       layout_.page_bytes());
 }
 
 std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane*> lanes,
@@ -31,7 +31,7 @@ std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return lanes[a]->adapter < lanes[b]->adapter; });
-  std::vector<int32_t> tokens, positions, sequence_begin = {0}, first_position, page_begin = {0};
+  std::vector<int32_t> tokens, positions, sequence_begin = {0}, page_begin = {0};
   std::vector<int32_t> page_ids, logit_rows;
   std::vector<AdapterSegment> segments;
   for (int32_t i : order) {
@@ -43,7 +43,6 @@ std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane
       positions.push_back(lane.computed + r);
     }
     const int32_t end = static_cast<int32_t>(tokens.size());
-    first_position.push_back(lane.computed);
     sequence_begin.push_back(end);
     // Pages of different lanes interleave, so that a wrong page id is a wrong result.
     const int32_t blocks = lane.computed + rows[i] + KvLayout::kPageTokens - 1;
@@ -61,16 +60,18 @@ std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane
   }
   logit_rows.resize(tokens.size());
   std::iota(logit_rows.begin(), logit_rows.end(), 0);
-  StepInput input{tokens, positions, logit_rows, segments, {}};
-  input.kv = {layout_,    pages_.data(), sequence_begin,
-              first_position, page_begin,    page_ids};
-  model_->Forward(input);
+  model_->Forward({tokens, positions, sequence_begin, page_begin, page_ids, logit_rows, segments});
 
   std::vector<std::vector<float>> flat;
-  for (int32_t begin = 0; begin < static_cast<int32_t>(tokens.size()); begin += Model::kHeadRows) {
-    const int32_t n = std::min<int32_t>(Model::kHeadRows, tokens.size() - begin);
-    const Matrix logits = model_->Logits(begin, n);
-    for (int32_t r = 0; r < n; ++r) flat.emplace_back(logits.row(r), logits.row(r) + logits.width);
+  const int32_t wanted = static_cast<int32_t>(tokens.size());
+  for (int32_t begin = 0; begin < wanted; begin += backend_->max_logit_rows()) {
+    const Matrix logits =
+        model_->Logits(begin, std::min(backend_->max_logit_rows(), wanted - begin));
+    for (int32_t r = 0; r < logits.rows; ++r) {
+      const absl::Status copied =
+          backend_->Download(logits.row(r), flat.emplace_back(logits.width));
+      LK_CHECK_MSG(copied.ok(), copied.ToString());
+    }
   }
   std::vector<std::vector<std::vector<float>>> out(lanes.size());
   int32_t at = 0;

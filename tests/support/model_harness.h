@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "engine/base/aligned_buffer.h"
 #include "engine/kernels/backend.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/model/model.h"
@@ -47,7 +46,6 @@ class ModelHarness {
   std::unique_ptr<Model> model_;
   KvLayout layout_;
   int32_t lane_blocks_;
-  AlignedBuffer pages_;
 };
 
 // Index of the largest value, the first of equals.

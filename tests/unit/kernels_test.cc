@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -22,7 +23,7 @@ constexpr DType kQuantTypes[] = {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0,
                                  DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
 std::unique_ptr<Backend> CpuBackendWith(Precision precision, int32_t threads = 2) {
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads});
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads, 512});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   return *std::move(backend);
 }
@@ -294,32 +295,40 @@ TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
       }
       std::vector<float> x = RandomFloats(int64_t{rows} * in, rng);
       std::vector<std::vector<std::byte>> stored(outs.size());
-      std::vector<std::vector<float>> w(outs.size()), bias(outs.size()), y(outs.size());
-      std::vector<std::unique_ptr<LinearWeight>> weights;
-      std::vector<LinearOutput> outputs;
+      std::vector<std::vector<float>> w(outs.size()), bias(outs.size());
+      std::vector<TensorView> views(2 * outs.size());
+      std::vector<LinearSource> sources;
       for (size_t m = 0; m < outs.size(); ++m) {
         const int64_t n = int64_t{outs[m]} * in;
         stored[m].resize(ByteSize(weight_type, n));
         w[m] = RandomAdapter::Fill(stored[m].data(), outs[m], in, in, weight_type, rng);
-        TensorView view{weight_type, {outs[m], in}, stored[m]};
+        views[2 * m] = {weight_type, {outs[m], in}, stored[m]};
         if (rng() % 2) bias[m] = RandomFloats(outs[m], rng);
-        TensorView bias_view{DType::kF32, {outs[m]}, std::as_bytes(std::span(bias[m]))};
-        weights.push_back(backend->LoadLinear(view, bias[m].empty() ? nullptr : &bias_view));
-        y[m] = Poisoned(int64_t{rows} * outs[m]);
-        outputs.push_back({weights[m].get(), static_cast<ModuleId>(m), {y[m].data(), rows, outs[m]}});
+        views[2 * m + 1] = {DType::kF32, {outs[m]}, std::as_bytes(std::span(bias[m]))};
+        sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
       }
-      backend->LinearProducts({{x.data(), rows, in}, outputs, segments});
+      const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(sources);
+      const int32_t width = weight->width();
+      std::vector<float> y = Poisoned(int64_t{rows} * width);
+      const std::vector<int32_t> tokens(rows);
+      backend->BeginStep({.tokens = tokens, .segments = segments});
+      backend->LinearProducts({.weight = weight.get(),
+                               .x = {x.data(), rows, in},
+                               .y = {y.data(), rows, width}});
+      int32_t first_column = 0;
       std::vector<double> expected, magnitude;
       for (size_t m = 0; m < outs.size(); ++m) {
         for (int32_t r = 0; r < rows; ++r) {
           ReferenceRow(x.data() + r * in, in, outs[m], w[m], bias[m], row_adapter[r], m, &expected,
                        &magnitude);
           for (int32_t n = 0; n < outs[m]; ++n) {
-            ASSERT_NEAR(y[m][r * outs[m] + n], expected[n], 0x1p-23 * 16 * magnitude[n])
+            ASSERT_NEAR(y[r * width + first_column + n], expected[n],
+                        0x1p-23 * 16 * magnitude[n])
                 << Info(weight_type).name << " seed " << seed << " output " << m << " row " << r
                 << " column " << n;
           }
         }
+        first_column += outs[m];
       }
     }
   }
@@ -338,9 +347,10 @@ TEST(Attention, ChunkedPagedMatchesTheDefinition) {
     const int32_t layers = 3, layer = rng() % 3;
     const KvLayout layout = KvLayout::Make(layers, kv_heads, head_dim, DType::kF32);
     const int32_t pages = layout.PagesFor(tokens);
-    AlignedBuffer memory(pages * layout.page_bytes());
+    const int64_t bytes = pages * layout.page_bytes();
+    ASSERT_EQ(backend->AllocatePages(layout, bytes), pages);
     // Another request's leftovers must not reach this one.
-    std::fill_n(memory.as<float>(), memory.size() / sizeof(float), NAN);
+    std::fill_n(reinterpret_cast<float*>(backend->pages()), bytes / sizeof(float), NAN);
     std::vector<int32_t> ids(pages);
     for (int32_t i = 0; i < pages; ++i) ids[i] = i;
     std::shuffle(ids.begin(), ids.end(), rng);
@@ -352,17 +362,23 @@ TEST(Attention, ChunkedPagedMatchesTheDefinition) {
     const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
     for (int32_t at = 0; at < tokens;) {
       const int32_t rows = std::min<int32_t>(tokens - at, 1 + rng() % 40);
-      const int32_t begin[] = {0, rows}, first[] = {at};
+      const int32_t begin[] = {0, rows};
       const int32_t page_begin[] = {0, layout.PagesFor(at + rows)};
-      const KvView kv{layout, memory.data(), begin, first, page_begin, ids};
+      std::vector<int32_t> positions(rows);
+      std::iota(positions.begin(), positions.end(), at);
+      backend->BeginStep({.tokens = positions,
+                          .positions = positions,
+                          .sequence_begin = begin,
+                          .page_begin = page_begin,
+                          .page_ids = ids});
       const auto part = [&](std::vector<float>& m, int32_t h) {
         return Matrix{m.data() + int64_t{at} * h * head_dim, rows, h * head_dim};
       };
       RopeStoreArgs store{.q = part(q, heads), .k = part(k, kv_heads), .v = part(v, kv_heads)};
       store.head_dim = head_dim;
       store.layer = layer;
-      backend->RopeStore(store, kv);
-      backend->Attention({part(q, heads), part(out, heads), heads, layer, window, scale}, kv);
+      backend->RopeStore(store);
+      backend->Attention({part(q, heads), part(out, heads), heads, layer, window, scale});
       at += rows;
     }
     EXPECT_EQ(q, q0) << "no rotary asked for";
@@ -401,8 +417,11 @@ TEST(Elementwise, AddRmsNormAndSwiGluMatchTheirFormulas) {
   std::vector<float> x = RandomFloats(rows * width, rng), delta = RandomFloats(rows * width, rng);
   const std::vector<float> weight = RandomFloats(width, rng), x0 = x;
   std::vector<float> out = Poisoned(rows * width);
-  backend->AddRmsNorm({x.data(), rows, width}, {delta.data(), rows, width}, weight.data(), 1e-5f,
-                      {out.data(), rows, width});
+  backend->AddRmsNorm({.x = {x.data(), rows, width},
+                       .delta = {delta.data(), rows, width},
+                       .weight = weight.data(),
+                       .eps = 1e-5f,
+                       .out = {out.data(), rows, width}});
   for (int32_t r = 0; r < rows; ++r) {
     double squares = 0;
     for (int32_t i = 0; i < width; ++i) {
@@ -414,13 +433,15 @@ TEST(Elementwise, AddRmsNormAndSwiGluMatchTheirFormulas) {
       EXPECT_NEAR(out[r * width + i], expected, 1e-6 * std::max(1.0, std::abs(expected)));
     }
   }
-  std::vector<float> gate = RandomFloats(rows * width, rng);
-  for (int32_t i = 0; i < width; ++i) gate[i] = (i - width / 2) * 5.0f;  // far tails too
-  const std::vector<float> gate0 = gate;
-  backend->SwiGlu({gate.data(), rows, width}, {delta.data(), rows, width});
-  for (size_t i = 0; i < gate.size(); ++i) {
-    const double expected = gate0[i] / (1 + std::exp(-double{gate0[i]})) * delta[i];
-    EXPECT_NEAR(gate[i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << gate0[i];
+  std::vector<float> gate_up = RandomFloats(2 * rows * width, rng);
+  for (int32_t i = 0; i < width; ++i) gate_up[i] = (i - width / 2) * 5.0f;  // far tails too
+  backend->SwiGlu({gate_up.data(), rows, 2 * width}, {out.data(), rows, width});
+  for (int32_t r = 0; r < rows; ++r) {
+    for (int32_t i = 0; i < width; ++i) {
+      const double gate = gate_up[2 * r * width + i];
+      const double expected = gate / (1 + std::exp(-gate)) * gate_up[(2 * r + 1) * width + i];
+      EXPECT_NEAR(out[r * width + i], expected, 1e-6 * std::max(1.0, std::abs(expected))) << gate;
+    }
   }
 }
 

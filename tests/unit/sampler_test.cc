@@ -1,6 +1,6 @@
 // The sampler against distributions known in closed form, with bounds computed from the number of
 // draws, and against direct double-precision arithmetic.
-#include "engine/runner/sampler.h"
+#include "engine/kernels/sampler.h"
 
 #include <algorithm>
 #include <cmath>

@@ -36,16 +36,23 @@ void RotateHead(float* x, const float* cos, const float* sin, int32_t width) {
   }
 }
 
-// Sequence that owns row `row`.
-int32_t SequenceOf(const KvView& kv, int32_t row) {
-  const auto it = std::upper_bound(kv.sequence_begin.begin(), kv.sequence_begin.end(), row);
-  return static_cast<int32_t>(it - kv.sequence_begin.begin()) - 1;
-}
+// The step's sequences and where their pages are.
+struct KvView {
+  const StepInput& step;
+  const KvLayout& layout;
+  std::byte* pages;
+
+  // Sequence that owns row `row`.
+  int32_t SequenceOf(int32_t row) const {
+    const auto it = std::upper_bound(step.sequence_begin.begin(), step.sequence_begin.end(), row);
+    return static_cast<int32_t>(it - step.sequence_begin.begin()) - 1;
+  }
+};
 
 // K (or V) block of `head` for tokens [16 * block, ...) of a sequence.
 std::byte* HeadBlock(const KvView& kv, int32_t sequence, int32_t block, int32_t layer, bool value,
                      int32_t head) {
-  const int32_t page = kv.page_ids[kv.page_begin[sequence] + block * kv.layout.pages_per_block +
+  const int32_t page = kv.step.page_ids[kv.step.page_begin[sequence] + block * kv.layout.pages_per_block +
                                    kv.layout.PageOfLayer(layer)];
   return kv.pages + page * kv.layout.page_bytes() + kv.layout.Offset(layer, value, head);
 }
@@ -60,8 +67,8 @@ void StoreElement(DType dtype, std::byte* base, int32_t index, float value) {
 }
 
 void StoreKv(const RopeStoreArgs& args, const KvView& kv, int32_t row) {
-  const int32_t sequence = SequenceOf(kv, row);
-  const int32_t position = kv.first_position[sequence] + row - kv.sequence_begin[sequence];
+  const int32_t sequence = kv.SequenceOf(row);
+  const int32_t position = kv.step.positions[row];
   const int32_t block = position / kPageTokens;
   const int32_t slot = position % kPageTokens;
   const DType dtype = kv.layout.dtype;
@@ -88,9 +95,7 @@ struct HeadTask {
 
   int32_t group() const { return args.heads / kv.layout.kv_heads; }
   int32_t queries() const { return (row_end - row_begin) * group(); }
-  int32_t position(int32_t row) const {
-    return kv.first_position[sequence] + row - kv.sequence_begin[sequence];
-  }
+  int32_t position(int32_t row) const { return kv.step.positions[row]; }
   int32_t row_of(int32_t query) const { return row_begin + query / group(); }
   int64_t offset_of(int32_t query) const {  // into the row, of the query's head
     return int64_t{kv_head * group() + query % group()} * kv.layout.head_dim;
@@ -221,14 +226,30 @@ void Attend(const HeadTask& task, float* memory) {
 
 }  // namespace
 
-void CpuBackend::RopeStore(const RopeStoreArgs& args, const KvView& kv) {
+// cos and sin of position · frequency for every row, in double so that far positions stay exact.
+void CpuBackend::Rotate(const float* inverse_frequencies, int32_t half) {
+  const size_t rows = step_.positions.size();
+  cos_.resize(rows * half);
+  sin_.resize(rows * half);
+  for (size_t t = 0; t < rows; ++t) {
+    for (int32_t i = 0; i < half; ++i) {
+      // Hugging Face multiplies in float32; so does this, then takes the exact cosine of that.
+      const float angle = static_cast<float>(step_.positions[t]) * inverse_frequencies[i];
+      cos_[t * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+      sin_[t * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+    }
+  }
+}
+
+void CpuBackend::RopeStore(const RopeStoreArgs& args) {
+  const KvView kv{step_, kv_.layout, kv_.pages.data()};
   const int32_t heads = args.q.width / args.head_dim;
   const int32_t half = args.head_dim / 2;
+  if (args.inverse_frequencies && cos_.empty()) Rotate(args.inverse_frequencies, half);
   const auto prepare = [&](float* head, const float* norm, int32_t row) {
     if (norm) RmsNormHead(head, norm, args.norm_eps, args.head_dim);
-    if (args.cos) {
-      RotateHead(head, args.cos + int64_t{row} * half, args.sin + int64_t{row} * half,
-                 args.head_dim);
+    if (args.inverse_frequencies) {
+      RotateHead(head, &cos_[int64_t{row} * half], &sin_[int64_t{row} * half], args.head_dim);
     }
   };
   ForRows(args.q.rows, [&](int32_t row) {
@@ -242,11 +263,12 @@ void CpuBackend::RopeStore(const RopeStoreArgs& args, const KvView& kv) {
   });
 }
 
-void CpuBackend::Attention(const AttentionArgs& args, const KvView& kv) {
+void CpuBackend::Attention(const AttentionArgs& args) {
+  const KvView kv{step_, kv_.layout, kv_.pages.data()};
   attention_tasks_.clear();
-  const int32_t sequences = static_cast<int32_t>(kv.sequence_begin.size()) - 1;
-  for (int32_t s = 0; s < sequences; ++s) {
-    for (int32_t row = kv.sequence_begin[s]; row < kv.sequence_begin[s + 1]; row += kQueryRows) {
+  const std::span<const int32_t> begin = step_.sequence_begin;
+  for (int32_t s = 0; s + 1 < static_cast<int32_t>(begin.size()); ++s) {
+    for (int32_t row = begin[s]; row < begin[s + 1]; row += kQueryRows) {
       for (int32_t h = 0; h < kv.layout.kv_heads; ++h) attention_tasks_.push_back({s, row, h});
     }
   }
@@ -257,7 +279,7 @@ void CpuBackend::Attention(const AttentionArgs& args, const KvView& kv) {
     const AttentionTask& t = attention_tasks_[i];
     std::vector<float>& scratch = attention_scratch_[thread];
     if (static_cast<int64_t>(scratch.size()) < floats) scratch.resize(floats);
-    const int32_t row_end = std::min(kv.sequence_begin[t.sequence + 1], t.row + kQueryRows);
+    const int32_t row_end = std::min(begin[t.sequence + 1], t.row + kQueryRows);
     Attend({args, kv, t.sequence, t.kv_head, t.row, row_end}, scratch.data());
   });
 }

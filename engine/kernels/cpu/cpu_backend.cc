@@ -2,7 +2,9 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -31,13 +33,13 @@ void AddRmsNormRow(float* x, const float* delta, const float* weight, float eps,
   }
 }
 
-void SwiGluRow(float* gate, const float* up, int32_t width) {
+void SwiGluRow(const float* gate, const float* up, int32_t width, float* out) {
   const __m256 one = _mm256_set1_ps(1.0f);
   for (int32_t i = 0; i < width; i += 8) {
     const __m256 g = _mm256_loadu_ps(gate + i);
     const __m256 denominator = _mm256_add_ps(one, simd::Exp(_mm256_sub_ps(_mm256_setzero_ps(), g)));
     const __m256 silu = _mm256_div_ps(g, denominator);
-    _mm256_storeu_ps(gate + i, _mm256_mul_ps(silu, _mm256_loadu_ps(up + i)));
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(silu, _mm256_loadu_ps(up + i)));
   }
 }
 
@@ -68,7 +70,8 @@ CpuBackend::CpuBackend(const BackendOptions& options, int32_t threads, Features 
       features_(features),
       pool_(threads),
       panels_(threads),
-      attention_scratch_(threads) {}
+      attention_scratch_(threads),
+      sampler_scratch_(threads) {}
 
 std::string CpuBackend::Describe() const {
   return absl::StrCat("cpu (", features_.avx512_vnni ? "avx512-vnni" : "avx2", ", ",
@@ -84,20 +87,71 @@ void CpuBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_
   pool_.ParallelFor(n, fn);
 }
 
-void CpuBackend::Embed(const TensorView& table, std::span<const int32_t> tokens, Matrix out) {
-  for (size_t t = 0; t < tokens.size(); ++t) {
-    Widen(table.dtype, table.row(tokens[t]), table.row_elements(), out.row(t));
+DeviceMemory CpuBackend::Allocate(int64_t bytes) {
+  auto memory = std::make_shared<AlignedBuffer>(bytes);
+  return DeviceMemory(memory, memory->data());
+}
+
+DeviceMemory CpuBackend::Upload(std::span<const float> values) {
+  DeviceMemory memory = Allocate(values.size_bytes());
+  std::memcpy(memory.get(), values.data(), values.size_bytes());
+  return memory;
+}
+
+int32_t CpuBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
+  const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
+  kv_ = {layout, AlignedBuffer(pages * layout.page_bytes())};
+  return static_cast<int32_t>(pages);
+}
+
+int32_t CpuBackend::BeginStep(const StepInput& step) {
+  step_ = step;
+  cos_.clear();
+  logit_segments_.clear();
+  const auto index_of = [&](int32_t row) {
+    const auto it = std::lower_bound(step.logit_rows.begin(), step.logit_rows.end(), row);
+    return static_cast<int32_t>(it - step.logit_rows.begin());
+  };
+  for (const AdapterSegment& segment : step.segments) {
+    const int32_t begin = index_of(segment.row_begin);
+    const int32_t end = index_of(segment.row_end);
+    if (begin < end) logit_segments_.push_back({begin, end, segment.adapter});
+  }
+  return static_cast<int32_t>(step.tokens.size());
+}
+
+void CpuBackend::Embed(Matrix out) {
+  for (size_t t = 0; t < step_.tokens.size(); ++t) {
+    Widen(embedding_.dtype, embedding_.row(step_.tokens[t]), embedding_.row_elements(), out.row(t));
   }
 }
 
-void CpuBackend::AddRmsNorm(Matrix x, Matrix delta, const float* weight, float eps, Matrix out) {
-  ForRows(x.rows, [&](int32_t r) {
-    AddRmsNormRow(x.row(r), delta.data ? delta.row(r) : nullptr, weight, eps, x.width, out.row(r));
+void CpuBackend::AddRmsNorm(const NormArgs& args) {
+  ForRows(args.out.rows, [&](int32_t i) {
+    const int32_t r = args.rows == RowSet::kAll ? i : step_.logit_rows[i];
+    AddRmsNormRow(args.x.row(r), args.delta.data ? args.delta.row(r) : nullptr, args.weight,
+                  args.eps, args.x.width, args.out.row(i));
   });
 }
 
-void CpuBackend::SwiGlu(Matrix gate, Matrix up) {
-  ForRows(gate.rows, [&](int32_t r) { SwiGluRow(gate.row(r), up.row(r), gate.width); });
+void CpuBackend::SwiGlu(Matrix gate_up, Matrix out) {
+  ForRows(out.rows, [&](int32_t r) {
+    SwiGluRow(gate_up.row(r), gate_up.row(r) + out.width, out.width, out.row(r));
+  });
+}
+
+absl::Status CpuBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
+                                std::span<SampledToken> out) {
+  pool_.ParallelFor(static_cast<int32_t>(rows.size()), [&](int32_t i, int32_t thread) {
+    lorikeet::Sample(std::span<const float>(logits.row(i), logits.width), rows[i],
+                     &sampler_scratch_[thread], &out[i]);
+  });
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::Download(const float* from, std::span<float> to) {
+  std::copy_n(from, to.size(), to.data());
+  return absl::OkStatus();
 }
 
 }  // namespace lorikeet

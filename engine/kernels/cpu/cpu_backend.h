@@ -13,8 +13,15 @@
 #include "engine/kernels/backend.h"
 #include "engine/kernels/cpu/quant_weight.h"
 #include "engine/kernels/cpu/thread_pool.h"
+#include "engine/kernels/sampler.h"
 
 namespace lorikeet {
+
+// Keys and values in host memory.
+struct KvPages {
+  KvLayout layout;
+  AlignedBuffer pages;
+};
 
 class CpuBackend final : public Backend {
  public:
@@ -25,17 +32,29 @@ class CpuBackend final : public Backend {
   CpuBackend(const BackendOptions& options, int32_t threads, Features features);
 
   std::string Describe() const override;
+  DType activation_dtype() const override { return DType::kF32; }
   DType kv_dtype() const override;
-  std::unique_ptr<LinearWeight> LoadLinear(const TensorView& weight,
-                                           const TensorView* bias) override;
-  void Embed(const TensorView& table, std::span<const int32_t> tokens, Matrix out) override;
-  void AddRmsNorm(Matrix x, Matrix delta, const float* weight, float eps, Matrix out) override;
-  void LinearProducts(const LinearGroup& group) override;
-  void RopeStore(const RopeStoreArgs& args, const KvView& kv) override;
-  void Attention(const AttentionArgs& args, const KvView& kv) override;
-  void SwiGlu(Matrix gate, Matrix up) override;
+  int32_t max_logit_rows() const override { return 32; }
+
+  DeviceMemory Allocate(int64_t bytes) override;
+  DeviceMemory Upload(std::span<const float> values) override;
+  std::unique_ptr<LinearWeight> LoadLinear(std::span<const LinearSource> parts) override;
+  void LoadEmbedding(const TensorView& table) override { embedding_ = table; }
+  int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
+  std::byte* pages() override { return kv_.pages.data(); }
   void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) override;
-  int32_t threads() const override { return pool_.threads(); }
+
+  int32_t BeginStep(const StepInput& step) override;
+  void Run(const std::function<void()>& operations) override { operations(); }
+  void Embed(Matrix out) override;
+  void AddRmsNorm(const NormArgs& args) override;
+  void LinearProducts(const LinearArgs& args) override;
+  void RopeStore(const RopeStoreArgs& args) override;
+  void Attention(const AttentionArgs& args) override;
+  void SwiGlu(Matrix gate_up, Matrix out) override;
+  absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
+                      std::span<SampledToken> out) override;
+  absl::Status Download(const float* from, std::span<float> to) override;
 
  private:
   // Rows split over the pool when they are worth a fork.
@@ -48,35 +67,44 @@ class CpuBackend final : public Backend {
     });
   }
 
-  static constexpr int32_t kMaxOutputs = 3;
+  static constexpr int32_t kMaxParts = 3;
 
   // How one LinearProducts call is split into tasks.
-  struct GroupPlan {
+  struct ProductPlan {
     bool quantize = false;
     int32_t quant_tasks = 0;
+    std::vector<AdapterSegment> segments;         // in rows of x
     std::vector<AdapterSegment> shrinks;          // pieces of segments that have a low-rank part
     int32_t t_stride = 0;                         // widest rank among them
-    int32_t chunk_columns[kMaxOutputs] = {};      // by output
-    int32_t chunk_begin[kMaxOutputs + 1] = {};    // first chunk of each output; last: their count
+    int32_t chunk_columns[kMaxParts] = {};        // by part
+    int32_t chunk_begin[kMaxParts + 1] = {};      // first chunk of each part; last: their count
   };
-  void PlanInputs(const LinearGroup& group);
-  void PlanChunks(const LinearGroup& group);
-  void GrowScratch(const LinearGroup& group);
-  void PrepareInputs(const LinearGroup& group);
-  void MultiplyChunk(const LinearGroup& group, int32_t task, int32_t thread);
-  void ApplyDeltas(const LinearGroup& group, const LinearOutput& output, int32_t output_index,
-                   int32_t column_begin, int32_t column_end);
+  void PlanInputs(const LinearArgs& args);
+  void PlanChunks(const LinearArgs& args);
+  void GrowScratch(const LinearArgs& args);
+  void PrepareInputs(const LinearArgs& args);
+  void MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thread);
+  void ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int32_t column_begin,
+                   int32_t column_end);
+  void Rotate(const float* inverse_frequencies, int32_t half);
 
   const BackendOptions options_;
   const Features features_;
   ThreadPool pool_;
 
-  GroupPlan plan_;
+  TensorView embedding_;
+  KvPages kv_;
+
+  StepInput step_;
+  std::vector<AdapterSegment> logit_segments_;  // step_.segments in logit rows
+  std::vector<float> cos_, sin_;                // [T, head_dim / 2]; empty until a layer rotates
+
+  ProductPlan plan_;
   // Scratch of LinearProducts, grown to the largest step seen.
   QuantRows quant_rows_;
   AlignedBuffer quant_storage_;
   AlignedBuffer even_odd_;  // rows of x in even/odd order
-  AlignedBuffer shrunk_;    // [outputs][T][t_stride]
+  AlignedBuffer shrunk_;    // [parts][T][t_stride]
   std::vector<std::vector<float>> panels_;              // [threads] widened weights
 
   // Rows [row, row + a few) of one sequence against one KV head.
@@ -87,6 +115,7 @@ class CpuBackend final : public Backend {
   };
   std::vector<AttentionTask> attention_tasks_;
   std::vector<std::vector<float>> attention_scratch_;  // [threads]
+  std::vector<SamplerScratch> sampler_scratch_;        // [threads]
 };
 
 }  // namespace lorikeet

@@ -22,12 +22,16 @@ constexpr int32_t kShrinkRows = 12;  // rows of a segment a task shrinks
 
 class CpuLinearWeight final : public LinearWeight {
  public:
-  std::optional<QuantWeight> quant;  // integer product, else float32 from `view`
-  TensorView view;
+  struct Part {
+    std::optional<QuantWeight> quant;  // integer product, else float32 from `view`
+    TensorView view;
+    std::vector<float> bias;  // [out] or empty
 
-  int64_t column_bytes() const {
-    return quant ? quant->tile_bytes() / quant->lanes : view.row_bytes();
-  }
+    int64_t column_bytes() const {
+      return quant ? quant->tile_bytes() / quant->lanes : view.row_bytes();
+    }
+  };
+  std::vector<Part> parts;
 };
 
 const CpuLinearWeight& Cpu(const LinearWeight* weight) {
@@ -36,24 +40,30 @@ const CpuLinearWeight& Cpu(const LinearWeight* weight) {
 
 }  // namespace
 
-std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(const TensorView& weight,
-                                                     const TensorView* bias) {
+std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(std::span<const LinearSource> parts) {
+  LK_CHECK(!parts.empty() && parts.size() <= kMaxParts);
   auto linear = std::make_unique<CpuLinearWeight>();
-  linear->in = static_cast<int32_t>(weight.row_elements());
-  linear->out = static_cast<int32_t>(weight.rows());
-  linear->view = weight;
-  if (options_.precision == Precision::kFast && IsQuantized(weight.dtype)) {
-    linear->quant = PackQuantWeight(weight, features_.avx512_vnni ? 16 : 8);
-  }
-  if (bias) {
-    linear->bias.resize(linear->out);
-    Widen(bias->dtype, bias->bytes.data(), linear->out, linear->bias.data());
+  linear->in = static_cast<int32_t>(parts[0].weight->row_elements());
+  for (const LinearSource& source : parts) {
+    const TensorView& weight = *source.weight;
+    const int32_t out = static_cast<int32_t>(weight.rows());
+    LK_CHECK(weight.row_elements() == linear->in);
+    CpuLinearWeight::Part& part = linear->parts.emplace_back();
+    linear->out.push_back(out);
+    part.view = weight;
+    if (options_.precision == Precision::kFast && IsQuantized(weight.dtype)) {
+      part.quant = PackQuantWeight(weight, features_.avx512_vnni ? 16 : 8);
+    }
+    if (source.bias) {
+      part.bias.resize(out);
+      Widen(source.bias->dtype, source.bias->bytes.data(), out, part.bias.data());
+    }
   }
   return linear;
 }
 
-void CpuBackend::PrepareInputs(const LinearGroup& group) {
-  const Matrix x = group.x;
+void CpuBackend::PrepareInputs(const LinearArgs& args) {
+  const Matrix x = args.x;
   const int32_t width = EvenOddWidth(x.width);
   const int32_t tasks = plan_.quant_tasks + static_cast<int32_t>(plan_.shrinks.size());
   pool_.ParallelFor(tasks, [&](int32_t task, int32_t) {
@@ -67,26 +77,26 @@ void CpuBackend::PrepareInputs(const LinearGroup& group) {
     for (int32_t r = rows.row_begin; r < rows.row_end; ++r) {
       ToEvenOdd(x.row(r), x.width, even_odd_.as<float>() + int64_t{r} * width);
     }
-    for (size_t o = 0; o < group.outputs.size(); ++o) {
-      const LowRank& pair = rows.adapter->modules[group.outputs[o].module].low_rank;
+    for (size_t i = 0; i < args.weight->out.size(); ++i) {
+      const LowRank& pair = rows.adapter->modules[args.first_module + i].low_rank;
       if (pair.rank == 0) continue;
-      float* t = shrunk_.as<float>() + (int64_t(o) * x.rows + rows.row_begin) * plan_.t_stride;
+      float* t = shrunk_.as<float>() + (int64_t(i) * x.rows + rows.row_begin) * plan_.t_stride;
       LoraShrink(pair, x.width, x_pairs, width, rows.row_end - rows.row_begin, t, plan_.t_stride);
     }
   });
 }
 
-void CpuBackend::ApplyDeltas(const LinearGroup& group,
-                             const LinearOutput& output, int32_t output_index,
-                             int32_t column_begin, int32_t column_end) {
-  const Matrix y = output.y;
-  for (const AdapterSegment& segment : group.segments) {
-    const ModuleDelta& delta = segment.adapter->modules[output.module];
+// y: the part's columns.
+void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int32_t column_begin,
+                             int32_t column_end) {
+  const ModuleId module = args.first_module + part;
+  for (const AdapterSegment& segment : plan_.segments) {
+    const ModuleDelta& delta = segment.adapter->modules[module];
     if (delta.low_rank.rank > 0) {
-      const float* t = shrunk_.as<float>() +
-                       (int64_t{output_index} * y.rows + segment.row_begin) * plan_.t_stride;
+      const float* t =
+          shrunk_.as<float>() + (int64_t{part} * y.rows + segment.row_begin) * plan_.t_stride;
       LoraExpand(delta.low_rank, t, plan_.t_stride, segment.row_end - segment.row_begin,
-                 column_begin, column_end, y.row(segment.row_begin), y.width);
+                 column_begin, column_end, y.row(segment.row_begin), y.stride);
     }
     if (!delta.out_scale) continue;
     for (int32_t r = segment.row_begin; r < segment.row_end; ++r) {
@@ -94,52 +104,57 @@ void CpuBackend::ApplyDeltas(const LinearGroup& group,
       for (int32_t c = column_begin; c < column_end; ++c) row[c] *= delta.out_scale[c];
     }
   }
-  const std::vector<float>& bias = output.weight->bias;
+  const std::vector<float>& bias = Cpu(args.weight).parts[part].bias;
   for (int32_t r = 0; !bias.empty() && r < y.rows; ++r) {
     for (int32_t c = column_begin; c < column_end; ++c) y.row(r)[c] += bias[c];
   }
-  for (const AdapterSegment& segment : group.segments) {
-    const float* extra = segment.adapter->modules[output.module].bias;
+  for (const AdapterSegment& segment : plan_.segments) {
+    const float* extra = segment.adapter->modules[module].bias;
     for (int32_t r = segment.row_begin; extra && r < segment.row_end; ++r) {
       for (int32_t c = column_begin; c < column_end; ++c) y.row(r)[c] += extra[c];
     }
   }
 }
 
-void CpuBackend::MultiplyChunk(const LinearGroup& group, int32_t task,
-                               int32_t thread) {
-  int32_t o = 0;
-  while (task >= plan_.chunk_begin[o + 1]) ++o;
-  const LinearOutput& output = group.outputs[o];
-  const CpuLinearWeight& weight = Cpu(output.weight);
-  const int32_t begin = (task - plan_.chunk_begin[o]) * plan_.chunk_columns[o];
-  const int32_t end = std::min(weight.out, begin + plan_.chunk_columns[o]);
-  if (weight.quant) {
-    const int32_t lanes = weight.quant->lanes;
+void CpuBackend::MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thread) {
+  int32_t i = 0;
+  int32_t first_column = 0;
+  while (task >= plan_.chunk_begin[i + 1]) first_column += args.weight->out[i++];
+  const CpuLinearWeight::Part& part = Cpu(args.weight).parts[i];
+  const int32_t out = args.weight->out[i];
+  const Matrix y = args.y.Columns(first_column, out);
+  const int32_t begin = (task - plan_.chunk_begin[i]) * plan_.chunk_columns[i];
+  const int32_t end = std::min(out, begin + plan_.chunk_columns[i]);
+  if (part.quant) {
+    const int32_t lanes = part.quant->lanes;
     const QuantGemmFn gemm = features_.avx512_vnni ? QuantGemmAvx512 : QuantGemmAvx2;
-    gemm(*weight.quant, quant_rows_, 0, group.x.rows, begin / lanes, (end + lanes - 1) / lanes,
-         output.y);
+    gemm(*part.quant, quant_rows_, 0, args.x.rows, begin / lanes, (end + lanes - 1) / lanes, y);
   } else {
     for (int32_t c = begin; c < end; c += kFloatPanelColumns) {
-      FloatGemm(weight.view, group.x, c, std::min(end, c + kFloatPanelColumns), &panels_[thread],
-                output.y);
+      FloatGemm(part.view, args.x, c, std::min(end, c + kFloatPanelColumns), &panels_[thread], y);
     }
   }
-  ApplyDeltas(group, output, o, begin, end);
+  ApplyDeltas(args, i, y, begin, end);
 }
 
-void CpuBackend::PlanInputs(const LinearGroup& group) {
+void CpuBackend::PlanInputs(const LinearArgs& args) {
   plan_.quantize = false;
-  for (const LinearOutput& output : group.outputs) {
-    if (Cpu(output.weight).quant) plan_.quantize = true;
+  for (const CpuLinearWeight::Part& part : Cpu(args.weight).parts) {
+    if (part.quant) plan_.quantize = true;
   }
-  plan_.quant_tasks = plan_.quantize ? (group.x.rows + kQuantRows - 1) / kQuantRows : 0;
+  plan_.segments.clear();
+  for (const AdapterSegment& s : args.rows == RowSet::kAll ? step_.segments : logit_segments_) {
+    const int32_t begin = std::max(s.row_begin - args.first_row, 0);
+    const int32_t end = std::min(s.row_end - args.first_row, args.x.rows);
+    if (begin < end) plan_.segments.push_back({begin, end, s.adapter});
+  }
+  plan_.quant_tasks = plan_.quantize ? (args.x.rows + kQuantRows - 1) / kQuantRows : 0;
   plan_.shrinks.clear();
   plan_.t_stride = 0;
-  for (const AdapterSegment& segment : group.segments) {
+  for (const AdapterSegment& segment : plan_.segments) {
     int32_t rank = 0;
-    for (const LinearOutput& output : group.outputs) {
-      rank = std::max(rank, segment.adapter->modules[output.module].low_rank.rank);
+    for (size_t i = 0; i < args.weight->out.size(); ++i) {
+      rank = std::max(rank, segment.adapter->modules[args.first_module + i].low_rank.rank);
     }
     if (rank == 0) continue;
     plan_.t_stride = std::max(plan_.t_stride, rank);
@@ -150,27 +165,25 @@ void CpuBackend::PlanInputs(const LinearGroup& group) {
   }
 }
 
-void CpuBackend::PlanChunks(const LinearGroup& group) {
+void CpuBackend::PlanChunks(const LinearArgs& args) {
+  const std::vector<CpuLinearWeight::Part>& parts = Cpu(args.weight).parts;
   int64_t bytes = 0;
-  for (const LinearOutput& output : group.outputs) {
-    bytes += Cpu(output.weight).column_bytes() * output.weight->out;
-  }
+  for (size_t i = 0; i < parts.size(); ++i) bytes += parts[i].column_bytes() * args.weight->out[i];
   // Enough chunks to share out evenly, none larger than the cache it is meant to stay in.
   const int64_t chunk_bytes = std::min(kChunkBytes, bytes / (kChunksPerThread * pool_.threads()));
   int32_t chunks = 0;
-  for (size_t o = 0; o < group.outputs.size(); ++o) {
-    const CpuLinearWeight& weight = Cpu(group.outputs[o].weight);
-    const int64_t columns = chunk_bytes / weight.column_bytes() / kColumnUnit * kColumnUnit;
-    plan_.chunk_columns[o] = static_cast<int32_t>(std::max<int64_t>(columns, kColumnUnit));
-    plan_.chunk_begin[o] = chunks;
-    chunks += (weight.out + plan_.chunk_columns[o] - 1) / plan_.chunk_columns[o];
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const int64_t columns = chunk_bytes / parts[i].column_bytes() / kColumnUnit * kColumnUnit;
+    plan_.chunk_columns[i] = static_cast<int32_t>(std::max<int64_t>(columns, kColumnUnit));
+    plan_.chunk_begin[i] = chunks;
+    chunks += (args.weight->out[i] + plan_.chunk_columns[i] - 1) / plan_.chunk_columns[i];
   }
-  plan_.chunk_begin[group.outputs.size()] = chunks;
+  plan_.chunk_begin[parts.size()] = chunks;
 }
 
-void CpuBackend::GrowScratch(const LinearGroup& group) {
-  const int64_t rows = group.x.rows;
-  const int64_t width = group.x.width;
+void CpuBackend::GrowScratch(const LinearArgs& args) {
+  const int64_t rows = args.x.rows;
+  const int64_t width = args.x.width;
   const auto grow = [](AlignedBuffer* buffer, int64_t bytes) {
     if (static_cast<int64_t>(buffer->size()) < bytes) *buffer = AlignedBuffer(bytes);
   };
@@ -187,18 +200,17 @@ void CpuBackend::GrowScratch(const LinearGroup& group) {
   }
   if (!plan_.shrinks.empty()) {
     grow(&even_odd_, rows * EvenOddWidth(width) * sizeof(float));
-    grow(&shrunk_, group.outputs.size() * rows * plan_.t_stride * sizeof(float));
+    grow(&shrunk_, args.weight->out.size() * rows * plan_.t_stride * sizeof(float));
   }
 }
 
-void CpuBackend::LinearProducts(const LinearGroup& group) {
-  LK_CHECK(group.outputs.size() <= kMaxOutputs);
-  PlanInputs(group);
-  PlanChunks(group);
-  GrowScratch(group);
-  PrepareInputs(group);
-  pool_.ParallelFor(plan_.chunk_begin[group.outputs.size()], [&](int32_t task, int32_t thread) {
-    MultiplyChunk(group, task, thread);
+void CpuBackend::LinearProducts(const LinearArgs& args) {
+  PlanInputs(args);
+  PlanChunks(args);
+  GrowScratch(args);
+  PrepareInputs(args);
+  pool_.ParallelFor(plan_.chunk_begin[args.weight->out.size()], [&](int32_t task, int32_t thread) {
+    MultiplyChunk(args, task, thread);
   });
 }
 

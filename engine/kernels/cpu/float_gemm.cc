@@ -22,8 +22,8 @@ void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t
   }
   omp_set_num_threads(1);  // of this thread alone: the pool splits the work, not oneDNN
   const dnnl_status_t status =
-      dnnl_sgemm('N', 'T', x.rows, columns, in, 1.0f, x.data, x.width, w, in, 0.0f,
-                 y.data + column_begin, y.width);
+      dnnl_sgemm('N', 'T', x.rows, columns, in, 1.0f, x.row(0), x.stride, w, in, 0.0f,
+                 y.row(0) + column_begin, y.stride);
   LK_CHECK_MSG(status == dnnl_success, "dnnl_sgemm");
 }
 

@@ -17,7 +17,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/scheduler/batch.h"
+#include "engine/api/logit_row.h"
 
 namespace lorikeet {
 

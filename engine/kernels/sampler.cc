@@ -1,4 +1,4 @@
-#include "engine/runner/sampler.h"
+#include "engine/kernels/sampler.h"
 
 #include <algorithm>
 #include <bit>
