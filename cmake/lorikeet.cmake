@@ -1,7 +1,9 @@
-# lorikeet_library(name LIBS ...): a static library of every .cc file in the current folder.
+# lorikeet_library(name LIBS ... [EXCEPT files...]): a static library of every .cc and .cu file in the
+# current folder.
 function(lorikeet_library name)
-  cmake_parse_arguments(ARG "" "" "LIBS" ${ARGN})
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  cmake_parse_arguments(ARG "" "" "LIBS;EXCEPT" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} *.cc *.cu)
+  list(REMOVE_ITEM sources "" ${ARG_EXCEPT})
   if(sources)
     add_library(${name} STATIC ${sources})
     set(scope PUBLIC)
@@ -22,4 +24,7 @@ function(lorikeet_test name)
   target_link_libraries(${name} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900)
+  if(LORIKEET_BUNDLE)
+    lorikeet_bundle(${name})
+  endif()
 endfunction()

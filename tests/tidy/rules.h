@@ -21,6 +21,9 @@ Problems IncludeOrder(const SourceFile& file);
 // gRPC, Protobuf, HTTP, Prometheus and YAML stay under server.
 Problems ServerLibraries(const SourceFile& file);
 
+// CUDA stays under engine/kernels/cuda, its tests and the benchmarks.
+Problems CudaHeaders(const SourceFile& file);
+
 // A header says `#pragma once`.
 Problems PragmaOnce(const SourceFile& file);
 

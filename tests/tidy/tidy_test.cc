@@ -28,8 +28,9 @@ SourceFile Read(const fs::path& path) {
 
 // Everything people write; golden data is not.
 std::vector<SourceFile> Tree() {
-  static const std::set<std::string> kinds = {".h",  ".cc", ".rs", ".py",  ".sh",   ".cmake",
-                                              ".md", ".c",  "",    ".txt", ".proto"};
+  static const std::set<std::string> kinds = {".h",     ".cc", ".cuh", ".cu", ".rs",  ".py",
+                                              ".cmake", ".md", ".sh",  ".c",  ".txt", ".proto",
+                                              ""};
   std::vector<SourceFile> files = {Read("README.md"), Read("ARCHITECTURE.md"),
                                    Read("CMakeLists.txt"), Read("CMakePresets.json")};
   for (const char* folder : {"engine", "adapters_cache", "server", "proto", "tests", "scripts",
@@ -71,6 +72,7 @@ TEST(TreeTest, KeepsEveryRule) {
   for (const SourceFile& file : files) {
     EXPECT_THAT(IncludeOrder(file), IsEmpty());
     EXPECT_THAT(ServerLibraries(file), IsEmpty());
+    EXPECT_THAT(CudaHeaders(file), IsEmpty());
     EXPECT_THAT(PragmaOnce(file), IsEmpty());
     EXPECT_THAT(Sizes(file), IsEmpty());
     EXPECT_THAT(MachinePaths(file), IsEmpty());
@@ -89,6 +91,7 @@ TEST(RuleTest, IncludesGoLeft) {
   EXPECT_THAT(IncludeOrder({"adapters_cache/a.h", upward}).size(), 1);
   EXPECT_THAT(IncludeOrder({"engine/engine.cc", "\n#include \"server/service.h\"\n"}).size(), 1);
   EXPECT_THAT(IncludeOrder({"server/a.cc", "#include \"tests/support/x.h\"\n"}).size(), 1);
+  EXPECT_THAT(IncludeOrder({"engine/kernels/cuda/a.cu", upward}).size(), 1);
   EXPECT_THAT(IncludeOrder({"engine/runner/a.cc", upward}), IsEmpty());
   EXPECT_THAT(IncludeOrder({"engine/model/a.cc", upward}), IsEmpty());
   EXPECT_THAT(IncludeOrder({"engine/scheduler/a.h", "#include \"engine/memory/page_pool.h\"\n"}),
@@ -104,7 +107,17 @@ TEST(RuleTest, LibrariesOfTheServerStayThere) {
   }
 }
 
+TEST(RuleTest, CudaStaysInItsFolder) {
+  for (const char* header : {"cuda_runtime.h", "cublasLt.h", "cub/cub.cuh", "mma.h", "nccl.h"}) {
+    const std::string include = "#include <" + std::string(header) + ">\n";
+    EXPECT_THAT(CudaHeaders({"engine/memory/a.cc", include}).size(), 1) << header;
+    EXPECT_THAT(CudaHeaders({"engine/kernels/cuda/a.cu", include}), IsEmpty()) << header;
+    EXPECT_THAT(CudaHeaders({"bench/bench_lora.cu", include}), IsEmpty()) << header;
+  }
+}
+
 TEST(RuleTest, HeadersArePragmaOnce) {
+  EXPECT_THAT(PragmaOnce({"engine/a.cuh", "struct A;\n"}).size(), 1);
   EXPECT_THAT(PragmaOnce({"engine/a.h", "#ifndef A\n"}).size(), 1);
   EXPECT_THAT(PragmaOnce({"engine/a.h", "// A.\n#pragma once\n"}), IsEmpty());
 }
@@ -112,6 +125,7 @@ TEST(RuleTest, HeadersArePragmaOnce) {
 TEST(RuleTest, FilesAndFunctionsFit) {
   EXPECT_THAT(Sizes({"engine/a.cc", Repeat("\n", 601)}), ElementsAre(HasSubstr("601 lines")));
   EXPECT_THAT(Sizes({"engine/a.cc", Repeat("\n", 600)}), IsEmpty());
+  EXPECT_THAT(Sizes({"engine/a.cuh", Repeat("\n", 601)}).size(), 1);
   const std::string body68 = Repeat("  F();\n", 68), body69 = Repeat("  F();\n", 69);
   EXPECT_THAT(Sizes({"engine/a.cc", "\nvoid G() {\n" + body69 + "}\n"}),
               ElementsAre("engine/a.cc:2: a block of 71 lines, 70 at most"));

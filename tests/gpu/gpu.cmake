@@ -1,0 +1,15 @@
+# lorikeet_gpu_test(name sources... LIBS libs...): as lorikeet_test, skipped where there is no device.
+# A build without CUDA only lists it.
+function(lorikeet_gpu_test name)
+  if(NOT LORIKEET_CUDA)
+    add_test(NAME ${name} COMMAND ${CMAKE_COMMAND} -E false)
+    set_tests_properties(${name} PROPERTIES LABELS gpu DISABLED TRUE)
+    return()
+  endif()
+  lorikeet_test(${name} ${PROJECT_SOURCE_DIR}/tests/gpu/needs_gpu.cc ${ARGN} LABELS gpu)
+  target_link_libraries(${name} PRIVATE lorikeet_kernels_cuda CUDA::cudart_static)
+  set_tests_properties(${name} PROPERTIES SKIP_REGULAR_EXPRESSION "no CUDA device" RUN_SERIAL TRUE)
+endfunction()
+
+set(gpu ${PROJECT_SOURCE_DIR}/tests/gpu)
+lorikeet_gpu_test(cuda_kernels_test ${gpu}/cuda_kernels_test.cc LIBS lorikeet_kernels_cuda)
