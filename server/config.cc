@@ -104,7 +104,9 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Choice("precision", {"auto", "exact", "fast"},
                "exact computes in f32; fast may round activations", &c->precision);
   table.Int("threads", 0, 1024, "threads", "CPU threads of the model; 0: all cores", &c->threads);
-  table.Int("kv-cache-mib", 1, 1 << 24, "MiB", "memory for keys and values", &c->kv_cache_mib);
+  table.Int("kv-cache-mib", 0, 1 << 24, "MiB",
+            "memory for keys and values; 0: 1024 on the CPU, on a GPU most of what is free",
+            &c->kv_cache_mib);
   table.Int("max-context-tokens", 0, 1 << 24, "tokens",
             "longest prompt and answer together; 0: the model's own", &limits.max_context_tokens);
   table.Int("max-batch-tokens", 1, 1 << 16, "tokens", "rows of one step, prompt chunks included",

@@ -24,7 +24,7 @@ struct ServerConfig {
   std::string device = "auto";
   std::string precision = "auto";
   int32_t threads = 0;  // 0: all cores
-  int32_t kv_cache_mib = 1024;
+  int32_t kv_cache_mib = 0;
   Limits limits;
   int32_t drain_s = 30;
 };

@@ -7,6 +7,7 @@
 // count through AdapterLease.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -39,12 +40,20 @@ struct ModuleDelta {
 };
 
 struct Adapter {
+  // Of this object alone, in this process: what copies elsewhere are known by.
+  const uint64_t serial = NextSerial();
   std::string version;               // lower-case hex SHA-256 of configuration and tensors
   std::string variant;               // "lora", "rslora", "dora", ...: for people
   int32_t max_rank = 0;
   int64_t bytes = 0;                 // of `storage`
   std::vector<ModuleDelta> modules;  // [ModuleCount(layers)], by ModuleId
   AlignedBuffer storage;             // owns everything the deltas point to
+
+ private:
+  static uint64_t NextSerial() {
+    static std::atomic<uint64_t> next{1};
+    return next.fetch_add(1, std::memory_order_relaxed);
+  }
 };
 
 // Rows [row_begin, row_end) of a step use `adapter`. Base rows have no segment.

@@ -31,7 +31,7 @@ struct Matrix {
   DType dtype = DType::kF32;
 
   template <typename T = float>
-  T* row(int32_t r) const { return static_cast<T*>(data) + r * stride; }
+  constexpr T* row(int32_t r) const { return static_cast<T*>(data) + r * stride; }
 
   // Rows [begin, begin + count).
   Matrix Rows(int32_t begin, int32_t count) const {
@@ -75,6 +75,7 @@ struct LinearSource {
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
+  ModuleId first_module = 0;  // part i is module first_module + i
   int32_t in = 0;
   std::vector<int32_t> out;  // [parts]
 
@@ -85,10 +86,9 @@ class LinearWeight {
   }
 };
 
-// y = x Wᵀ + bias with the adapters' deltas on their rows. Part i is module first_module + i.
+// y = x Wᵀ + bias with the adapters' deltas on their rows.
 struct LinearArgs {
   const LinearWeight* weight = nullptr;
-  ModuleId first_module = 0;
   Matrix x;              // [rows, in]
   Matrix y;              // [rows, width()]
   RowSet rows = RowSet::kAll;

@@ -23,14 +23,17 @@
 
 namespace lorikeet {
 
-// kExact: float32 arithmetic on the stored weights, whatever their type. kFast: activations of
-// quantised products are 8-bit in groups of 32 and keys and values are float16.
+// kExact: float32 arithmetic on the stored weights, whatever their type. kFast on the CPU: inputs
+// of quantised products are 8-bit in groups of 32, keys and values float16. kFast on CUDA: bfloat16
+// (float16 for float16 models) with float32 sums and residual stream.
 enum class Precision : uint8_t { kExact, kFast };
 
 struct BackendOptions {
   Precision precision = Precision::kFast;
+  DType stored = DType::kBF16;  // of the model's linears, for the choice of activations
   int32_t threads = 0;   // of the host; 0: as many as there are cores
   int32_t max_rows = 0;  // of a step
+  bool record = true;    // steps, where the backend can replay them
 };
 
 class Backend {
@@ -48,11 +51,16 @@ class Backend {
 
   virtual DeviceMemory Allocate(int64_t bytes) = 0;
   virtual DeviceMemory Upload(std::span<const float> values) = 0;  // as float32
-  virtual std::unique_ptr<LinearWeight> LoadLinear(std::span<const LinearSource> parts) = 0;
+  // Part i of the weight is module first_module + i.
+  virtual std::unique_ptr<LinearWeight> LoadLinear(ModuleId first_module,
+                                                   std::span<const LinearSource> parts) = 0;
   virtual void LoadEmbedding(const TensorView& table) = 0;  // [vocab, D]
-  // KV pages of `layout` in `bytes` of memory; returns their number. Once.
+  // KV pages of `layout` in `bytes` of memory, 0 meaning all that can be spared; returns their
+  // number. Once, after all weights.
   virtual int32_t AllocatePages(const KvLayout& layout, int64_t bytes) = 0;
   virtual std::byte* pages() = 0;  // page p at pages() + p * layout.page_bytes()
+  // The first failure of anything above: RESOURCE_EXHAUSTED says what did not fit.
+  virtual absl::Status status() const = 0;
   // fn(task, thread) for task in [0, n) on the host's threads, thread in [0, threads()).
   virtual void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) = 0;
 

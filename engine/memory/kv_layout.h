@@ -34,13 +34,13 @@ struct KvLayout {
   }
 
   // K or V of one head in one page: [kPageTokens, head_dim].
-  int64_t head_bytes() const { return ByteSize(dtype, int64_t{kPageTokens} * head_dim); }
-  int64_t layer_bytes() const { return 2 * kv_heads * head_bytes(); }
-  int64_t page_bytes() const { return layers_per_page * layer_bytes(); }
+  constexpr int64_t head_bytes() const { return ByteSize(dtype, int64_t{kPageTokens} * head_dim); }
+  constexpr int64_t layer_bytes() const { return 2 * kv_heads * head_bytes(); }
+  constexpr int64_t page_bytes() const { return layers_per_page * layer_bytes(); }
 
-  int32_t PageOfLayer(int32_t layer) const { return layer / layers_per_page; }
+  constexpr int32_t PageOfLayer(int32_t layer) const { return layer / layers_per_page; }
   // Byte offset in its page of K (or V) of `head` in `layer`.
-  int64_t Offset(int32_t layer, bool value, int32_t head) const {
+  constexpr int64_t Offset(int32_t layer, bool value, int32_t head) const {
     return (layer % layers_per_page) * layer_bytes() + (value ? kv_heads + head : head) * head_bytes();
   }
   // Pages for `tokens` tokens.

@@ -29,6 +29,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(std::shared_ptr<const ModelSo
   std::unique_ptr<Model> model(new Model(std::move(source), backend, max_rows));
   LK_RETURN_IF_ERROR(model->LoadWeights());
   model->AllocateRows();
+  LK_RETURN_IF_ERROR(backend->status());
   return model;
 }
 
@@ -78,15 +79,16 @@ absl::Status Model::LoadWeights() {
   // Layers pack independently: the widest part of start-up, spread over the threads.
   backend_->ParallelFor(config_.layers, [&](int32_t i, int32_t) {
     Layer& layer = layers_[i];
-    const auto linear = [&](std::initializer_list<Linear> parts) {
+    const auto linear = [&](Linear first, int32_t parts) {
+      const ModuleId module = LayerModule(i, first);
       std::vector<LinearSource> sources;
-      for (const Linear part : parts) sources.push_back(source(LayerModule(i, part)));
-      return backend_->LoadLinear(sources);
+      for (int32_t p = 0; p < parts; ++p) sources.push_back(source(module + p));
+      return backend_->LoadLinear(module, sources);
     };
-    layer.qkv = linear({Linear::kQ, Linear::kK, Linear::kV});
-    layer.o = linear({Linear::kO});
-    layer.gate_up = linear({Linear::kGate, Linear::kUp});
-    layer.down = linear({Linear::kDown});
+    layer.qkv = linear(Linear::kQ, 3);
+    layer.o = linear(Linear::kO, 1);
+    layer.gate_up = linear(Linear::kGate, 2);
+    layer.down = linear(Linear::kDown, 1);
   });
   for (int32_t i = 0; i < config_.layers; ++i) {
     const LayerNorms& norms = source_->norms(i);
@@ -95,8 +97,9 @@ absl::Status Model::LoadWeights() {
     layers_[i].q_norm = LoadVector(norms.q);
     layers_[i].k_norm = LoadVector(norms.k);
   }
-  const LinearSource head = source(HeadModule(config_.layers));
-  head_ = backend_->LoadLinear({&head, 1});
+  const ModuleId head = HeadModule(config_.layers);
+  const LinearSource head_source = source(head);
+  head_ = backend_->LoadLinear(head, {&head_source, 1});
   final_norm_ = LoadVector(&source_->final_norm());
   inverse_frequencies_ = backend_->Upload(config_.rope_inverse_frequencies);
   backend_->LoadEmbedding(source_->embedding());
@@ -135,19 +138,17 @@ void Model::RunLayer(int32_t index, int32_t rows) {
     backend_->AddRmsNorm({.x = hidden_.First(rows), .delta = delta, .weight = Floats(weight),
                           .eps = config_.norm_eps, .out = normed});
   };
-  const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Linear first, Matrix x,
-                            Matrix y) {
-    backend_->LinearProducts(
-        {.weight = weight.get(), .first_module = LayerModule(index, first), .x = x, .y = y});
+  const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y) {
+    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y});
   };
   norm(index == 0 ? Matrix() : projected, layer.input_norm);
-  multiply(layer.qkv, Linear::kQ, normed, qkv_.First(rows));
+  multiply(layer.qkv, normed, qkv_.First(rows));
   Attend(layer, index, rows);
-  multiply(layer.o, Linear::kO, attended_.First(rows), projected);
+  multiply(layer.o, attended_.First(rows), projected);
   norm(projected, layer.attention_norm);
-  multiply(layer.gate_up, Linear::kGate, normed, gate_up_.First(rows));
+  multiply(layer.gate_up, normed, gate_up_.First(rows));
   backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
-  multiply(layer.down, Linear::kDown, gated_.First(rows), projected);
+  multiply(layer.down, gated_.First(rows), projected);
 }
 
 void Model::Forward(const StepInput& step) {
@@ -167,7 +168,7 @@ void Model::Forward(const StepInput& step) {
 
 Matrix Model::Logits(int32_t begin, int32_t rows) {
   LK_CHECK(rows > 0 && rows <= backend_->max_logit_rows());
-  LinearArgs args{.weight = head_.get(), .first_module = HeadModule(config_.layers)};
+  LinearArgs args{.weight = head_.get()};
   args.x = final_.all.Rows(begin, rows);
   args.y = logits_.First(rows);
   args.rows = RowSet::kLogits;

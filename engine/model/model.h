@@ -13,7 +13,8 @@ namespace lorikeet {
 
 class Model {
  public:
-  // `backend` outlives the model. INVALID_ARGUMENT: a width the backend has no kernels for.
+  // `backend` outlives the model. INVALID_ARGUMENT: a width the backend has no kernels for;
+  // RESOURCE_EXHAUSTED: the device has too little memory.
   static absl::StatusOr<std::unique_ptr<Model>> Load(std::shared_ptr<const ModelSource> source,
                                                      Backend* backend, int32_t max_rows);
 

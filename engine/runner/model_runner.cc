@@ -19,13 +19,18 @@ absl::StatusOr<Precision> ChoosePrecision(const std::string& name, const ModelSo
       absl::StrCat("precision is \"", name, "\"; it must be auto, exact or fast"));
 }
 
-absl::Status CheckDevice(const std::string& device) {
-  if (device == "auto" || device == "cpu") return absl::OkStatus();
-  if (device == "cuda") {
-    return absl::FailedPreconditionError("device is \"cuda\", but this build has no CUDA backend");
+// auto: CUDA where this build and this machine have it.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
+                                                     const BackendOptions& options) {
+  if (device == "cpu") return MakeCpuBackend(options);
+  if (device != "auto" && device != "cuda") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("device is \"", device, "\"; it must be auto, cpu or cuda"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("device is \"", device, "\"; it must be auto, cpu or cuda"));
+  absl::StatusOr<std::unique_ptr<Backend>> cuda = MakeCudaBackend(options);
+  if (cuda.ok() || device == "cuda") return cuda;
+  if (!absl::IsFailedPrecondition(cuda.status())) return cuda.status();
+  return MakeCpuBackend(options);
 }
 
 KvLayout MakeLayout(const ModelConfig& config, DType dtype) {
@@ -36,32 +41,37 @@ KvLayout MakeLayout(const ModelConfig& config, DType dtype) {
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     std::shared_ptr<const ModelSource> source, const RunnerOptions& options) {
-  LK_RETURN_IF_ERROR(CheckDevice(options.device));
   LK_ASSIGN_OR_RETURN(const Precision precision, ChoosePrecision(options.precision, *source));
+  const BackendOptions backend_options{.precision = precision,
+                                       .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
+                                       .threads = options.threads,
+                                       .max_rows = options.limits.max_batch_tokens};
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                      MakeCpuBackend({precision, options.threads, options.limits.max_batch_tokens}));
-  const KvLayout layout = MakeLayout(source->config(), backend->kv_dtype());
-  const int64_t block_bytes = layout.pages_per_block * layout.page_bytes();
-  if (options.kv_bytes < block_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the KV cache has ", options.kv_bytes, " bytes; ", KvLayout::kPageTokens,
-                     " tokens of this model alone take ", block_bytes));
-  }
+                      MakeBackend(options.device, backend_options));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
                       Model::Load(source, backend.get(), options.limits.max_batch_tokens));
+  const KvLayout layout = MakeLayout(source->config(), backend->kv_dtype());
+  const int32_t pages = backend->AllocatePages(layout, options.kv_bytes);
+  LK_RETURN_IF_ERROR(backend->status());
+  if (pages < layout.pages_per_block) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the KV cache has ", options.kv_bytes, " bytes; ", KvLayout::kPageTokens,
+                     " tokens of this model alone take ",
+                     layout.pages_per_block * layout.page_bytes()));
+  }
   return std::unique_ptr<ModelRunner>(new ModelRunner(
-      std::move(source), std::move(backend), std::move(model), precision, options.kv_bytes));
+      std::move(source), std::move(backend), std::move(model), precision, layout, pages));
 }
 
 ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
                          std::unique_ptr<Backend> backend, std::unique_ptr<Model> model,
-                         Precision precision, int64_t kv_bytes)
+                         Precision precision, const KvLayout& kv, int32_t pages)
     : backend_(std::move(backend)),
       model_(std::move(model)),
       base_model_(source),
       precision_(precision),
-      kv_(MakeLayout(source->config(), backend_->kv_dtype())),
-      pages_(backend_->AllocatePages(kv_, kv_bytes)) {}
+      kv_(kv),
+      pages_(pages) {}
 
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
   logit_rows_.clear();

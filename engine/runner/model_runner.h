@@ -20,7 +20,7 @@ struct RunnerOptions {
   std::string device = "auto";     // auto, cpu, cuda
   std::string precision = "auto";  // exact, fast; auto: exact for float32 models, else fast
   int32_t threads = 0;             // 0: as many as there are cores
-  int64_t kv_bytes = int64_t{1} << 30;  // for the KV pages
+  int64_t kv_bytes = 0;  // for the KV pages; 0: 1 GiB on the CPU, what can be spared on a GPU
   Limits limits;
 };
 
@@ -41,7 +41,8 @@ class ModelRunner final : public Runner {
 
  private:
   ModelRunner(std::shared_ptr<const ModelSource> source, std::unique_ptr<Backend> backend,
-              std::unique_ptr<Model> model, Precision precision, int64_t kv_bytes);
+              std::unique_ptr<Model> model, Precision precision, const KvLayout& kv,
+              int32_t pages);
 
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;

@@ -1,6 +1,8 @@
 set(support ${PROJECT_SOURCE_DIR}/tests/support)
 set(golden ${PROJECT_SOURCE_DIR}/tests/golden)
 lorikeet_test(model_golden_test ${golden}/model_golden_test.cc ${support}/model_harness.cc
+  ${support}/cpu_test_backend.cc
   LIBS lorikeet_runner lorikeet_adapters_cache)
 lorikeet_test(real_model_test ${golden}/real_model_test.cc ${support}/model_harness.cc
+  ${support}/cpu_test_backend.cc
   LIBS lorikeet_runner lorikeet_adapters_cache)

@@ -1,8 +1,418 @@
-// Placeholder.
+// The CUDA backend's operations against plain double-precision loops, with random shapes, types,
+// segments and ranks, on poisoned outputs. Seeds are in the failure messages.
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
 #include "engine/kernels/backend.h"
+#include "tests/support/random_adapter.h"
 
 namespace lorikeet {
-TEST(CudaKernelsTest, Runs) { ADD_FAILURE() << "no kernels yet"; }
+namespace {
+
+struct TypeCase {
+  DType stored;  // of the weights
+  Precision precision;
+  DType dtype;  // of activations
+  double step;  // relative rounding of one value
+};
+constexpr TypeCase kTypes[] = {
+    {DType::kBF16, Precision::kFast, DType::kBF16, 0x1p-8},
+    {DType::kF16, Precision::kFast, DType::kF16, 0x1p-11},
+    {DType::kF32, Precision::kExact, DType::kF32, 0x1p-23},
+};
+
+std::unique_ptr<Backend> CudaBackendFor(const TypeCase& type, bool record = true) {
+  absl::StatusOr<std::unique_ptr<Backend>> backend =
+      MakeCudaBackend({.precision = type.precision, .stored = type.stored, .max_rows = 1024,
+                       .record = record});
+  LK_CHECK_MSG(backend.ok(), backend.status().ToString());
+  return *std::move(backend);
+}
+
+void RoundTo(DType dtype, std::vector<float>* values) {
+  for (float& v : *values) {
+    if (dtype == DType::kBF16) v = BF16ToFloat(FloatToBF16(v));
+    if (dtype == DType::kF16) v = F16ToFloat(FloatToF16(v));
+  }
+}
+
+std::vector<std::byte> Encode(DType dtype, const std::vector<float>& values) {
+  std::vector<std::byte> bytes(ByteSize(dtype, values.size()));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::kF32) {
+      std::memcpy(&bytes[4 * i], &values[i], 4);
+      continue;
+    }
+    const uint16_t bits = dtype == DType::kBF16 ? FloatToBF16(values[i]) : FloatToF16(values[i]);
+    std::memcpy(&bytes[2 * i], &bits, 2);
+  }
+  return bytes;
+}
+
+// Rows on the device; NaN until written.
+struct DeviceRows {
+  DeviceMemory memory;
+  Matrix matrix;
+
+  DeviceRows(Backend* backend, int32_t rows, int32_t width, DType dtype)
+      : memory(backend->Allocate(ByteSize(dtype, int64_t{rows} * width))),
+        matrix(memory.get(), rows, width, dtype) {
+    Write(Poisoned(int64_t{rows} * width));
+  }
+  void Write(const std::vector<float>& values) {
+    const std::vector<std::byte> bytes = Encode(matrix.dtype, values);
+    LK_CHECK(cudaMemcpy(matrix.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice) ==
+             cudaSuccess);
+  }
+  std::vector<float> Read() const {
+    const int64_t count = int64_t{matrix.rows} * matrix.width;
+    std::vector<std::byte> bytes(ByteSize(matrix.dtype, count));
+    const cudaError_t error = cudaDeviceSynchronize();
+    LK_CHECK_MSG(error == cudaSuccess, cudaGetErrorString(error));
+    LK_CHECK(cudaMemcpy(bytes.data(), matrix.data, bytes.size(), cudaMemcpyDeviceToHost) ==
+             cudaSuccess);
+    std::vector<float> values(count);
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits = 0;
+      if (matrix.dtype == DType::kF32) std::memcpy(&values[i], &bytes[4 * i], 4);
+      else std::memcpy(&bits, &bytes[2 * i], 2);
+      if (matrix.dtype == DType::kBF16) values[i] = BF16ToFloat(bits);
+      if (matrix.dtype == DType::kF16) values[i] = F16ToFloat(bits);
+    }
+    return values;
+  }
+};
+
+struct LinearCase {
+  int32_t in, rows, max_rank;
+  std::vector<int32_t> outs;
+  std::vector<AdapterSegment> segments;
+  std::vector<const RandomAdapter*> row_adapter;  // [rows]
+  std::vector<std::unique_ptr<RandomAdapter>> adapters;
+};
+
+// `longest`: rows of a segment at most.
+LinearCase RandomLinear(int32_t rows, int32_t longest, DType factors, std::mt19937& rng) {
+  LinearCase c;
+  c.in = 8 * (1 + rng() % 300);
+  c.rows = rows;
+  c.max_rank = 1 + rng() % 90;
+  c.outs.resize(1 + rng() % 3);
+  for (int32_t& out : c.outs) out = 8 * (1 + rng() % 120);
+  for (int i = 0; i < 5; ++i) {
+    c.adapters.push_back(std::make_unique<RandomAdapter>(c.in, c.outs, factors, c.max_rank, rng));
+    c.adapters.back()->adapter.modules.resize(ModuleCount(1));
+  }
+  c.row_adapter.assign(rows, nullptr);
+  for (int32_t r = rng() % 3; r < rows;) {
+    const RandomAdapter* adapter = c.adapters[rng() % c.adapters.size()].get();
+    const int32_t end = std::min<int32_t>(rows, r + 1 + rng() % longest);
+    c.segments.push_back({r, end, &adapter->adapter});
+    std::fill(c.row_adapter.begin() + r, c.row_adapter.begin() + end, adapter);
+    r = end + rng() % 2;
+  }
+  return c;
+}
+
+TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
+  for (const TypeCase& type : kTypes) {
+    const std::unique_ptr<Backend> backend = CudaBackendFor(type);
+    for (uint32_t seed = 0; seed < 30; ++seed) {
+      std::mt19937 rng(seed);
+      const bool prompts = seed % 3 == 2;
+      const LinearCase c =
+          RandomLinear(1 + rng() % (prompts ? 300 : 40), prompts ? 90 : 1 + seed % 4, type.dtype, rng);
+      std::vector<std::vector<std::byte>> stored;
+      std::vector<std::vector<float>> w, bias(c.outs.size());
+      std::vector<TensorView> views(2 * c.outs.size());
+      std::vector<LinearSource> sources;
+      for (size_t m = 0; m < c.outs.size(); ++m) {
+        w.push_back(RandomFloats(int64_t{c.outs[m]} * c.in, rng));
+        RoundTo(type.dtype, &w[m]);
+        stored.push_back(Encode(type.dtype, w[m]));
+      }
+      for (size_t m = 0; m < c.outs.size(); ++m) {
+        views[2 * m] = {type.dtype, {c.outs[m], c.in}, stored[m]};
+        if (rng() % 2) bias[m] = RandomFloats(c.outs[m], rng);
+        views[2 * m + 1] = {DType::kF32, {c.outs[m]}, std::as_bytes(std::span(bias[m]))};
+        sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
+      }
+      const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
+      std::vector<float> x = RandomFloats(int64_t{c.rows} * c.in, rng);
+      RoundTo(type.dtype, &x);
+      const std::vector<int32_t> tokens(c.rows), positions(c.rows), begin = {0, c.rows};
+      const std::vector<int32_t> page_begin = {0, 0};
+      const int32_t rows = backend->BeginStep({.tokens = tokens,
+                                               .positions = positions,
+                                               .sequence_begin = begin,
+                                               .page_begin = page_begin,
+                                               .segments = c.segments});
+      DeviceRows dx(backend.get(), rows, c.in, type.dtype);
+      x.resize(int64_t{rows} * c.in, NAN);  // rows computed for nothing must touch no other
+      dx.Write(x);
+      DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
+      backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix});
+      ASSERT_TRUE(backend->status().ok()) << backend->status();
+      const std::vector<float> y = dy.Read();
+      std::vector<double> expected, magnitude;
+      int32_t first_column = 0;
+      for (size_t m = 0; m < c.outs.size(); ++m) {
+        for (int32_t r = 0; r < c.rows; ++r) {
+          ReferenceRow(&x[int64_t{r} * c.in], c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m,
+                       &expected, &magnitude);
+          for (int32_t n = 0; n < c.outs[m]; ++n) {
+            // Rounded to the type: the product, the rank's sums, the result of each of up to three
+            // steps; random signs let errors of the sums grow with the root of their number.
+            const double tolerance = type.step * (4 * std::abs(expected[n]) +
+                                                  8 * magnitude[n] / std::sqrt(c.in));
+            ASSERT_NEAR(y[int64_t{r} * weight->width() + first_column + n], expected[n], tolerance)
+                << Info(type.dtype).name << " seed " << seed << " in " << c.in << " rows " << c.rows
+                << " max rank " << c.max_rank << " part " << m << " row " << r << " column " << n;
+          }
+        }
+        first_column += c.outs[m];
+      }
+    }
+  }
+}
+
+// Sequences of a random history: some decode, some bring several tokens.
+struct AttentionCase {
+  int32_t head_dim, kv_heads, heads, window, layer, layers = 3;
+  struct Sequence {
+    std::vector<float> q, k, v;  // [tokens, heads or kv_heads, head_dim]
+    std::vector<int32_t> pages;
+    int32_t tokens = 0, done = 0;
+  };
+  std::vector<Sequence> sequences;
+};
+
+std::vector<double> ReferenceHead(const AttentionCase& c, const AttentionCase::Sequence& s,
+                                  int32_t t, int32_t head) {
+  const int32_t kv_head = head / (c.heads / c.kv_heads), dim = c.head_dim;
+  const int32_t from = c.window > 0 ? std::max(0, t - c.window + 1) : 0;
+  std::vector<double> weights, out(dim, 0.0);
+  double total = 0, top = -INFINITY;
+  for (int32_t at = from; at <= t; ++at) {
+    double dot = 0;
+    for (int32_t d = 0; d < dim; ++d) {
+      dot += double{s.q[(t * c.heads + head) * dim + d]} *
+             s.k[(at * c.kv_heads + kv_head) * dim + d];
+    }
+    weights.push_back(dot / std::sqrt(dim));
+    top = std::max(top, weights.back());
+  }
+  for (double& w : weights) total += w = std::exp(w - top);
+  for (int32_t at = from; at <= t; ++at) {
+    for (int32_t d = 0; d < dim; ++d) {
+      out[d] += weights[at - from] / total * s.v[(at * c.kv_heads + kv_head) * dim + d];
+    }
+  }
+  return out;
+}
+
+TEST(CudaAttention, MixedPagedStepsMatchTheDefinition) {
+  for (const TypeCase& type : kTypes) {
+    for (uint32_t seed = 0; seed < 24; ++seed) {
+      std::mt19937 rng(seed);
+      const std::unique_ptr<Backend> backend = CudaBackendFor(type);
+      AttentionCase c;
+      const int32_t dims[] = {64, 128, 80, 8, 256, 96};
+      c.head_dim = dims[rng() % 6];
+      c.kv_heads = 1 + rng() % 3;
+      const int32_t groups[] = {1, 3, 4, 8, 9};
+      const int32_t group = groups[rng() % 5];
+      c.heads = c.kv_heads * group;
+      c.window = seed % 3 == 1 ? 1 + rng() % 300 : 0;
+      c.layer = rng() % c.layers;
+      const KvLayout layout = KvLayout::Make(c.layers, c.kv_heads, c.head_dim, type.dtype);
+      // The weight of q, k and v tells the backend how many query heads share a KV head.
+      std::vector<TensorView> views;
+      const std::vector<std::byte> zeros(ByteSize(type.dtype, int64_t{8} * c.heads * c.head_dim));
+      for (const int32_t heads : {c.heads, c.kv_heads, c.kv_heads}) {
+        const int64_t bytes = ByteSize(type.dtype, int64_t{8} * heads * c.head_dim);
+        views.push_back({type.dtype, {heads * c.head_dim, 8}, std::span(zeros).first(bytes)});
+      }
+      const LinearSource sources[] = {{&views[0]}, {&views[1]}, {&views[2]}};
+      const auto weight = backend->LoadLinear(0, sources);
+
+      c.sequences.resize(1 + rng() % 4);
+      int32_t pages = 0;
+      for (AttentionCase::Sequence& s : c.sequences) {
+        s.tokens = 1 + rng() % 700;
+        s.q = RandomFloats(int64_t{s.tokens} * c.heads * c.head_dim, rng);
+        s.k = RandomFloats(int64_t{s.tokens} * c.kv_heads * c.head_dim, rng);
+        s.v = RandomFloats(int64_t{s.tokens} * c.kv_heads * c.head_dim, rng);
+        for (auto* values : {&s.q, &s.k, &s.v}) RoundTo(type.dtype, values);
+        pages += layout.PagesFor(s.tokens);
+      }
+      ASSERT_EQ(backend->AllocatePages(layout, pages * layout.page_bytes()), pages);
+      cudaMemset(backend->pages(), 0xff, pages * layout.page_bytes());  // NaN in every type
+      std::vector<int32_t> ids(pages);
+      std::iota(ids.begin(), ids.end(), 0);
+      std::shuffle(ids.begin(), ids.end(), rng);
+      for (AttentionCase::Sequence& s : c.sequences) {
+        const int32_t count = layout.PagesFor(s.tokens);
+        s.pages.assign(ids.end() - count, ids.end());
+        ids.resize(ids.size() - count);
+      }
+      while (true) {
+        std::vector<int32_t> positions, begin = {0}, page_begin = {0}, page_ids, counts;
+        std::vector<float> q, k, v;
+        for (const AttentionCase::Sequence& s : c.sequences) {
+          // Mostly single tokens at the end, so that decoding sees long histories.
+          const int32_t left = s.tokens - s.done;
+          const int32_t rows = left > 3 ? std::min<int32_t>(left - 2, 1 + rng() % 300)
+                                        : std::min(left, 1);
+          counts.push_back(rows);
+          if (rows == 0) continue;
+          for (int32_t r = 0; r < rows; ++r) positions.push_back(s.done + r);
+          const auto append = [&](const std::vector<float>& from, int32_t heads, auto* to) {
+            const auto first = from.begin() + int64_t{s.done} * heads * c.head_dim;
+            to->insert(to->end(), first, first + int64_t{rows} * heads * c.head_dim);
+          };
+          append(s.q, c.heads, &q);
+          append(s.k, c.kv_heads, &k);
+          append(s.v, c.kv_heads, &v);
+          begin.push_back(static_cast<int32_t>(positions.size()));
+          page_ids.insert(page_ids.end(), s.pages.begin(),
+                          s.pages.begin() + layout.PagesFor(s.done + rows));
+          page_begin.push_back(static_cast<int32_t>(page_ids.size()));
+        }
+        if (positions.empty()) break;
+        const int32_t rows = backend->BeginStep({.tokens = positions,
+                                                 .positions = positions,
+                                                 .sequence_begin = begin,
+                                                 .page_begin = page_begin,
+                                                 .page_ids = page_ids});
+        const auto rows_of = [&](std::vector<float>* values, int32_t heads) {
+          DeviceRows device(backend.get(), rows, heads * c.head_dim, type.dtype);
+          values->resize(int64_t{rows} * heads * c.head_dim, NAN);
+          device.Write(*values);
+          return device;
+        };
+        const DeviceRows dq = rows_of(&q, c.heads), dk = rows_of(&k, c.kv_heads),
+                         dv = rows_of(&v, c.kv_heads);
+        DeviceRows out(backend.get(), rows, c.heads * c.head_dim, type.dtype);
+        RopeStoreArgs store{.q = dq.matrix, .k = dk.matrix, .v = dv.matrix};
+        store.head_dim = c.head_dim;
+        store.layer = c.layer;
+        backend->RopeStore(store);
+        const float scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+        backend->Attention({dq.matrix, out.matrix, c.heads, c.layer, c.window, scale});
+        ASSERT_TRUE(backend->status().ok()) << backend->status();
+        const std::vector<float> got = out.Read();
+        int32_t row = 0;
+        for (size_t i = 0; i < c.sequences.size(); ++i) {
+          AttentionCase::Sequence& s = c.sequences[i];
+          for (int32_t r = 0; r < counts[i]; ++r, ++row) {
+            // Long prompts: a few of their rows, the last among them.
+            if (counts[i] > 8 && r % 37 != 0 && r + 1 != counts[i]) continue;
+            for (int32_t h = 0; h < c.heads; ++h) {
+              const std::vector<double> expected = ReferenceHead(c, s, s.done + r, h);
+              for (int32_t d = 0; d < c.head_dim; ++d) {
+                // Probabilities and result are rounded once each; values are about 1.
+                ASSERT_NEAR(got[(int64_t{row} * c.heads + h) * c.head_dim + d], expected[d],
+                            4 * type.step + 4e-6 * std::sqrt(c.head_dim))
+                    << Info(type.dtype).name << " seed " << seed << " head_dim " << c.head_dim
+                    << " group " << group << " window " << c.window << " sequence " << i
+                    << " position " << s.done + r << " head " << h << " dim " << d;
+              }
+            }
+          }
+          s.done += counts[i];
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaElementwise, NormAndActivationMatchTheirFormulas) {
+  for (const TypeCase& type : kTypes) {
+    std::mt19937 rng(3);
+    const std::unique_ptr<Backend> backend = CudaBackendFor(type);
+    for (const int32_t width : {8, 72, 4096, 14336}) {
+      const int32_t rows = 5;
+      const std::vector<float> x = RandomFloats(rows * width, rng), w = RandomFloats(width, rng);
+      std::vector<float> delta = RandomFloats(rows * width, rng);
+      RoundTo(type.dtype, &delta);
+      DeviceRows dx(backend.get(), rows, width, DType::kF32),
+          dd(backend.get(), rows, width, type.dtype), out(backend.get(), rows, width, type.dtype);
+      dx.Write(x);
+      dd.Write(delta);
+      const DeviceMemory weight = backend->Upload(w);
+      backend->AddRmsNorm({.x = dx.matrix,
+                           .delta = dd.matrix,
+                           .weight = reinterpret_cast<const float*>(weight.get()),
+                           .eps = 1e-5f,
+                           .out = out.matrix});
+      const std::vector<float> got = out.Read(), sums = dx.Read();
+      for (int32_t r = 0; r < rows; ++r) {
+        double squares = 0;
+        for (int32_t i = 0; i < width; ++i) {
+          EXPECT_EQ(sums[r * width + i], x[r * width + i] + delta[r * width + i]);
+          squares += double{sums[r * width + i]} * sums[r * width + i];
+        }
+        for (int32_t i = 0; i < width; ++i) {
+          const double expected = sums[r * width + i] / std::sqrt(squares / width + 1e-5) * w[i];
+          ASSERT_NEAR(got[r * width + i], expected, (type.step + 2e-6) * std::abs(expected) + 1e-7);
+        }
+      }
+      std::vector<float> gate_up = RandomFloats(2 * rows * width, rng);
+      for (int32_t i = 0; i < width; ++i) gate_up[i] = (i % 40 - 20) * 5.0f;  // far tails too
+      RoundTo(type.dtype, &gate_up);
+      DeviceRows dg(backend.get(), rows, 2 * width, type.dtype);
+      dg.Write(gate_up);
+      backend->SwiGlu(dg.matrix, out.matrix);
+      const std::vector<float> activated = out.Read();
+      for (int32_t r = 0; r < rows; ++r) {
+        for (int32_t i = 0; i < width; ++i) {
+          const double gate = gate_up[2 * r * width + i];
+          const double expected = gate / (1 + std::exp(-gate)) * gate_up[(2 * r + 1) * width + i];
+          ASSERT_NEAR(activated[r * width + i], expected, (type.step + 2e-6) * std::abs(expected) + 1e-6);
+        }
+      }
+    }
+    ASSERT_TRUE(backend->status().ok()) << backend->status();
+  }
+}
+
+TEST(CudaSample, GreedyTakesTheLowestOfEqualsAndRefusesNaN) {
+  const std::unique_ptr<Backend> backend = CudaBackendFor(kTypes[0]);
+  const int32_t vocab = 50001, rows = 5;
+  std::mt19937 rng(5);
+  std::vector<float> logits = RandomFloats(rows * vocab, rng);
+  logits[0 * vocab + 777] = logits[0 * vocab + 40123] = 9;
+  logits[1 * vocab + vocab - 1] = 11;
+  logits[2 * vocab + 31000] = NAN;
+  logits[3 * vocab + 5] = INFINITY;
+  std::fill_n(logits.begin() + 4 * vocab, vocab, -INFINITY);
+  DeviceRows device(backend.get(), rows, vocab, DType::kF32);
+  device.Write(logits);
+  SamplingParams params;
+  params.temperature = 0;
+  params.top_logprobs = 0;
+  const std::vector<int32_t> history = {1};
+  std::vector<LogitRow> wanted(rows);
+  for (LogitRow& row : wanted) row.sampling = &params, row.history = history, row.prompt_tokens = 1;
+  std::vector<SampledToken> out(rows);
+  ASSERT_TRUE(backend->Sample(device.matrix, wanted, out).ok());
+  EXPECT_EQ(out[0].token, 777);
+  EXPECT_EQ(out[1].token, vocab - 1);
+  for (int32_t r = 2; r < rows; ++r) EXPECT_EQ(out[r].token, SampledToken::kNoToken) << r;
+  for (int32_t r = 0; r < 2; ++r) {
+    double total = 0;
+    for (int32_t i = 0; i < vocab; ++i) total += std::exp(double{logits[r * vocab + i]});
+    EXPECT_NEAR(out[r].logprobs.logprob, logits[r * vocab + out[r].token] - std::log(total), 1e-5);
+  }
+}
+
+}  // namespace
 }  // namespace lorikeet

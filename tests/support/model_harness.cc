@@ -12,7 +12,8 @@ ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precisi
   absl::StatusOr<std::unique_ptr<ModelSource>> source = ModelSource::Open(model);
   LK_CHECK_MSG(source.ok(), source.status().ToString());
   source_ = *std::move(source);
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads, kMaxRows});
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeTestBackend(
+      {.precision = precision, .threads = threads, .max_rows = kMaxRows});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   backend_ = *std::move(backend);
   absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(source_, backend_.get(), kMaxRows);

@@ -1,4 +1,4 @@
-// A model on the CPU backend driven row by row: what tests of the forward pass need and no more.
+// A model on the backend under test driven row by row: what tests of the forward pass need and no more.
 #pragma once
 
 #include <filesystem>
@@ -19,6 +19,9 @@ struct Lane {
   int32_t computed = 0;
   const Adapter* adapter = nullptr;  // nullptr: base
 };
+
+// The backend under test: each test program links one definition.
+absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(const BackendOptions& options);
 
 class ModelHarness {
  public:

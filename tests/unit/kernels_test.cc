@@ -15,6 +15,7 @@
 #include "engine/kernels/cpu/quant_weight.h"
 #include "engine/kernels/cpu/thread_pool.h"
 #include "engine/tensor/dequantize.h"
+#include "tests/support/random_adapter.h"
 
 namespace lorikeet {
 namespace {
@@ -23,7 +24,7 @@ constexpr DType kQuantTypes[] = {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0,
                                  DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
 std::unique_ptr<Backend> CpuBackendWith(Precision precision, int32_t threads = 2) {
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({precision, threads, 512});
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({.precision = precision, .threads = threads, .max_rows = 512});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   return *std::move(backend);
 }
@@ -45,16 +46,6 @@ std::vector<std::byte> RandomBlocks(DType dtype, int64_t elements, std::mt19937&
   }
   return bytes;
 }
-
-std::vector<float> RandomFloats(int64_t n, std::mt19937& rng) {
-  std::normal_distribution<float> normal;
-  std::vector<float> out(n);
-  for (float& v : out) v = normal(rng);
-  return out;
-}
-
-// Memory whose every value is NaN: a result that was not written shows.
-std::vector<float> Poisoned(int64_t n) { return std::vector<float>(n, NAN); }
 
 struct Rows {
   int32_t rows, in;
@@ -172,105 +163,6 @@ TEST(QuantGemm, RowsDoNotDependOnTheirNeighbours) {
   }
 }
 
-// A random adapter over modules 0 .. outputs-1 of given widths.
-struct RandomAdapter {
-  Adapter adapter;
-  std::vector<std::vector<float>> a, b;  // [module] the factors as floats, [rank, in], [rank, out]
-  std::vector<std::vector<float>> vectors;
-
-  RandomAdapter(int32_t in, const std::vector<int32_t>& outs, DType dtype, std::mt19937& rng) {
-    adapter.modules.resize(outs.size());
-    a.resize(outs.size());
-    b.resize(outs.size());
-    int64_t bytes = 0;
-    std::vector<int32_t> ranks;
-    for (int32_t out : outs) {
-      ranks.push_back(rng() % 4 == 0 ? 0 : 1 + rng() % 40);
-      bytes += ranks.back() * (Stride(in) + Stride(out)) * 4;
-    }
-    adapter.storage = AlignedBuffer(bytes);
-    std::byte* next = adapter.storage.data();
-    vectors.reserve(2 * outs.size());
-    for (size_t m = 0; m < outs.size(); ++m) {
-      ModuleDelta& delta = adapter.modules[m];
-      delta.low_rank.rank = ranks[m];
-      delta.low_rank.dtype = dtype;
-      delta.low_rank.scale = 0.25f + (rng() % 8) * 0.25f;
-      delta.low_rank.a = next;
-      delta.low_rank.a_stride = Stride(in);
-      a[m] = Fill(next, ranks[m], in, Stride(in), dtype, rng);
-      next += ranks[m] * Stride(in) * 4;
-      delta.low_rank.b = next;
-      delta.low_rank.b_stride = Stride(outs[m]);
-      b[m] = Fill(next, ranks[m], outs[m], Stride(outs[m]), dtype, rng);
-      next += ranks[m] * Stride(outs[m]) * 4;
-      if (rng() % 2) {
-        vectors.push_back(RandomFloats(outs[m], rng));
-        delta.out_scale = vectors.back().data();
-      }
-      if (rng() % 2) {
-        vectors.push_back(RandomFloats(outs[m], rng));
-        delta.bias = vectors.back().data();
-      }
-    }
-  }
-
-  static int64_t Stride(int32_t width) { return (width + 31) / 32 * 32; }
-
-  static std::vector<float> Fill(std::byte* p, int32_t rank, int32_t width, int64_t stride,
-                                 DType dtype, std::mt19937& rng) {
-    std::vector<float> values = RandomFloats(int64_t{rank} * width, rng);
-    for (int32_t k = 0; k < rank; ++k) {
-      for (int32_t i = 0; i < width; ++i) {
-        float& v = values[k * width + i];
-        if (dtype == DType::kF32) {
-          reinterpret_cast<float*>(p)[k * stride + i] = v;
-          continue;
-        }
-        const uint16_t bits = dtype == DType::kBF16 ? FloatToBF16(v) : FloatToF16(v);
-        reinterpret_cast<uint16_t*>(p)[k * stride + i] = bits;
-        v = dtype == DType::kBF16 ? BF16ToFloat(bits) : F16ToFloat(bits);
-      }
-    }
-    return values;
-  }
-};
-
-// One row of one output by the definition in engine/api/adapter.h, and a bound on its magnitude.
-void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vector<float>& w,
-                  const std::vector<float>& bias, const RandomAdapter* adapter, size_t module,
-                  std::vector<double>* y, std::vector<double>* magnitude) {
-  y->assign(out, 0);
-  magnitude->assign(out, 0);
-  std::vector<double> t, t_magnitude;
-  const ModuleDelta* delta = adapter ? &adapter->adapter.modules[module] : nullptr;
-  for (int32_t k = 0; delta && k < delta->low_rank.rank; ++k) {
-    double sum = 0, bound = 0;
-    for (int32_t i = 0; i < in; ++i) {
-      sum += double{x[i]} * adapter->a[module][k * in + i];
-      bound += std::abs(double{x[i]} * adapter->a[module][k * in + i]);
-    }
-    t.push_back(sum * delta->low_rank.scale);
-    t_magnitude.push_back(bound * delta->low_rank.scale);
-  }
-  for (int32_t n = 0; n < out; ++n) {
-    double sum = 0, bound = 0;
-    for (int32_t i = 0; i < in; ++i) {
-      sum += double{x[i]} * w[int64_t{n} * in + i];
-      bound += std::abs(double{x[i]} * w[int64_t{n} * in + i]);
-    }
-    for (size_t k = 0; k < t.size(); ++k) {
-      sum += t[k] * adapter->b[module][k * out + n];
-      bound += t_magnitude[k] * std::abs(adapter->b[module][k * out + n]);
-    }
-    const double scale = delta && delta->out_scale ? delta->out_scale[n] : 1;
-    const double extra = delta && delta->bias ? delta->bias[n] : 0;
-    const double base = bias.empty() ? 0 : bias[n];
-    (*y)[n] = sum * scale + base + extra;
-    (*magnitude)[n] = bound * std::abs(scale) + std::abs(base) + std::abs(extra);
-  }
-}
-
 TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
   for (DType weight_type : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (uint32_t seed = 0; seed < 24; ++seed) {
@@ -283,7 +175,7 @@ TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
       const DType factor_type[] = {DType::kF32, DType::kBF16, DType::kF16};
       std::vector<std::unique_ptr<RandomAdapter>> adapters;
       for (int i = 0; i < 4; ++i) {
-        adapters.push_back(std::make_unique<RandomAdapter>(in, outs, factor_type[rng() % 3], rng));
+        adapters.push_back(std::make_unique<RandomAdapter>(in, outs, factor_type[rng() % 3], 40, rng));
       }
       std::vector<AdapterSegment> segments;
       std::vector<const RandomAdapter*> row_adapter(rows, nullptr);
@@ -307,7 +199,7 @@ TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
         views[2 * m + 1] = {DType::kF32, {outs[m]}, std::as_bytes(std::span(bias[m]))};
         sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
       }
-      const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(sources);
+      const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
       const int32_t width = weight->width();
       std::vector<float> y = Poisoned(int64_t{rows} * width);
       const std::vector<int32_t> tokens(rows);

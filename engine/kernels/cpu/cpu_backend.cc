@@ -15,6 +15,8 @@
 namespace lorikeet {
 namespace {
 
+constexpr int64_t kDefaultPagesBytes = int64_t{1} << 30;
+
 void AddRmsNormRow(float* x, const float* delta, const float* weight, float eps, int32_t width,
                    float* out) {
   __m256 squares = _mm256_setzero_ps();
@@ -99,6 +101,7 @@ DeviceMemory CpuBackend::Upload(std::span<const float> values) {
 }
 
 int32_t CpuBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
+  if (bytes == 0) bytes = kDefaultPagesBytes;
   const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
   kv_ = {layout, AlignedBuffer(pages * layout.page_bytes())};
   return static_cast<int32_t>(pages);

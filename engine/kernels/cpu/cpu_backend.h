@@ -38,10 +38,12 @@ class CpuBackend final : public Backend {
 
   DeviceMemory Allocate(int64_t bytes) override;
   DeviceMemory Upload(std::span<const float> values) override;
-  std::unique_ptr<LinearWeight> LoadLinear(std::span<const LinearSource> parts) override;
+  std::unique_ptr<LinearWeight> LoadLinear(ModuleId first_module,
+                                           std::span<const LinearSource> parts) override;
   void LoadEmbedding(const TensorView& table) override { embedding_ = table; }
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
   std::byte* pages() override { return kv_.pages.data(); }
+  absl::Status status() const override { return absl::OkStatus(); }
   void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) override;
 
   int32_t BeginStep(const StepInput& step) override;

@@ -40,9 +40,11 @@ const CpuLinearWeight& Cpu(const LinearWeight* weight) {
 
 }  // namespace
 
-std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(std::span<const LinearSource> parts) {
+std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
+                                                     std::span<const LinearSource> parts) {
   LK_CHECK(!parts.empty() && parts.size() <= kMaxParts);
   auto linear = std::make_unique<CpuLinearWeight>();
+  linear->first_module = first_module;
   linear->in = static_cast<int32_t>(parts[0].weight->row_elements());
   for (const LinearSource& source : parts) {
     const TensorView& weight = *source.weight;
@@ -78,7 +80,7 @@ void CpuBackend::PrepareInputs(const LinearArgs& args) {
       ToEvenOdd(x.row(r), x.width, even_odd_.as<float>() + int64_t{r} * width);
     }
     for (size_t i = 0; i < args.weight->out.size(); ++i) {
-      const LowRank& pair = rows.adapter->modules[args.first_module + i].low_rank;
+      const LowRank& pair = rows.adapter->modules[args.weight->first_module + i].low_rank;
       if (pair.rank == 0) continue;
       float* t = shrunk_.as<float>() + (int64_t(i) * x.rows + rows.row_begin) * plan_.t_stride;
       LoraShrink(pair, x.width, x_pairs, width, rows.row_end - rows.row_begin, t, plan_.t_stride);
@@ -89,7 +91,7 @@ void CpuBackend::PrepareInputs(const LinearArgs& args) {
 // y: the part's columns.
 void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int32_t column_begin,
                              int32_t column_end) {
-  const ModuleId module = args.first_module + part;
+  const ModuleId module = args.weight->first_module + part;
   for (const AdapterSegment& segment : plan_.segments) {
     const ModuleDelta& delta = segment.adapter->modules[module];
     if (delta.low_rank.rank > 0) {
@@ -154,7 +156,7 @@ void CpuBackend::PlanInputs(const LinearArgs& args) {
   for (const AdapterSegment& segment : plan_.segments) {
     int32_t rank = 0;
     for (size_t i = 0; i < args.weight->out.size(); ++i) {
-      rank = std::max(rank, segment.adapter->modules[args.first_module + i].low_rank.rank);
+      rank = std::max(rank, segment.adapter->modules[args.weight->first_module + i].low_rank.rank);
     }
     if (rank == 0) continue;
     plan_.t_stride = std::max(plan_.t_stride, rank);

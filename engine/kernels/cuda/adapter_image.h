@@ -1,0 +1,63 @@
+// An adapter on the device as the low-rank kernels read it.
+//
+// The image is cut into pages that lie anywhere. Its unit is a rank row: row k of A or column k of
+// B, `width` elements of the backend's activation type, never across a page. Sixteen consecutive
+// ranks of a module, what a tensor-core product takes at a time, are a RankTile: as a tile is
+// smaller than a page, its rows of A lie in at most two places, and so do those of B.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/api/adapter.h"
+#include "engine/base/dtype.h"
+
+namespace lorikeet::cuda {
+
+inline constexpr int32_t kTileRanks = 16;
+
+// Ranks [16 i, 16 i + ranks) of one module.
+struct alignas(64) RankTile {
+  // Rank row k is at a[0] + k rows for k < a_first, else at a[1] + (k - a_first) rows.
+  const void* a[2] = {};
+  const void* b[2] = {};
+  int16_t a_first = 0;
+  int16_t b_first = 0;
+  int16_t ranks = 0;  // 0: nothing here
+  int16_t module_tiles = 0;  // tiles of the module that hold ranks
+  float scale = 0;    // on x Aᵀ
+  const float* out_scale = nullptr;  // [out] of the module or nullptr
+  const float* bias = nullptr;       // [out]
+};
+static_assert(sizeof(RankTile) == 64);
+
+// Elements from one rank row to the next: rows start 16-byte aligned.
+constexpr int64_t RowPitch(int32_t width) { return (int64_t{width} + 7) / 8 * 8; }
+
+struct ModuleWidths {
+  int32_t in = 0;
+  int32_t out = 0;
+};
+
+// Where an adapter's parts go: pure arithmetic over page-relative offsets, no device.
+struct ImagePlan {
+  struct Piece {  // `rows` rank rows, or one vector, that lie together
+    const std::byte* from = nullptr;  // host
+    DType dtype = DType::kF32;        // of `from`
+    int64_t from_stride = 0;          // elements
+    int32_t rows = 0;
+    int32_t width = 0;
+    bool vector = false;              // stays float32
+    int64_t to = 0;                   // byte offset in the image
+  };
+  std::vector<Piece> pieces;
+  std::vector<RankTile> tiles;        // [modules * tiles_per_module]; pointers are image offsets + 1
+  int32_t tiles_per_module = 0;
+  int64_t pages = 0;
+};
+
+// `widths` by ModuleId. REQUIRES: a tile of the widest module fits in `page_bytes`.
+ImagePlan PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
+                    int64_t page_bytes);
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,135 @@
+#include "engine/kernels/cuda/adapter_images.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "engine/kernels/cuda/cuda_status.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet::cuda {
+namespace {
+
+constexpr int64_t kContiguous = std::numeric_limits<int64_t>::max() / 2;
+
+// Rows of a piece in the image's type.
+void WritePiece(const ImagePlan::Piece& piece, DType dtype, std::byte* image) {
+  std::byte* to = image + piece.to;
+  if (piece.vector || piece.dtype == dtype) {
+    const DType same = piece.dtype;
+    const int64_t pitch = piece.vector ? piece.width : RowPitch(piece.width);
+    for (int32_t r = 0; r < piece.rows; ++r) {
+      std::memcpy(to + ByteSize(same, r * pitch), piece.from + ByteSize(same, r * piece.from_stride),
+                  ByteSize(same, piece.width));
+    }
+    return;
+  }
+  std::vector<float> row(piece.width);
+  for (int32_t r = 0; r < piece.rows; ++r) {
+    Dequantize(piece.dtype, piece.from + ByteSize(piece.dtype, r * piece.from_stride), piece.width,
+               row.data());
+    std::byte* out = to + ByteSize(dtype, r * RowPitch(piece.width));
+    for (int32_t i = 0; i < piece.width; ++i) {
+      if (dtype == DType::kF32) {
+        reinterpret_cast<float*>(out)[i] = row[i];
+      } else {
+        reinterpret_cast<uint16_t*>(out)[i] =
+            dtype == DType::kBF16 ? FloatToBF16(row[i]) : FloatToF16(row[i]);
+      }
+    }
+  }
+}
+
+uint32_t ChangedLinears(const Adapter& adapter) {
+  uint32_t linears = 0;
+  const size_t head = adapter.modules.size() - 1;
+  for (size_t m = 0; m < adapter.modules.size(); ++m) {
+    if (adapter.modules[m].empty()) continue;
+    linears |= 1u << (m == head ? DeviceAdapter::kHeadBit : m % kLinearsPerLayer);
+  }
+  return linears;
+}
+
+}  // namespace
+
+AdapterImages::~AdapterImages() {
+  for (auto& [serial, image] : images_) cudaFree(image.memory);
+}
+
+void AdapterImages::SetWidths(ModuleId module, ModuleWidths widths) {
+  if (module >= static_cast<int32_t>(widths_.size())) widths_.resize(module + 1);
+  widths_[module] = widths;
+}
+
+bool AdapterImages::DropOldest() {
+  auto oldest = images_.end();
+  for (auto it = images_.begin(); it != images_.end(); ++it) {
+    if (it->second.last_step == step_) continue;
+    if (oldest == images_.end() || it->second.last_step < oldest->second.last_step) oldest = it;
+  }
+  if (oldest == images_.end()) return false;
+  cudaFree(oldest->second.memory);
+  images_.erase(oldest);
+  return true;
+}
+
+absl::StatusOr<std::byte*> AdapterImages::Allocate(int64_t bytes) {
+  std::byte* memory = nullptr;
+  while (cudaMalloc(reinterpret_cast<void**>(&memory), bytes) != cudaSuccess) {
+    cudaGetLastError();
+    if (!DropOldest()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("an adapter of ", bytes, " bytes does not fit beside the others of its step"));
+    }
+  }
+  return memory;
+}
+
+absl::StatusOr<AdapterImages::Image> AdapterImages::Copy(const Adapter& adapter) {
+  ImagePlan plan = PlanImage(adapter, widths_, dtype_, kContiguous);
+  int64_t data_bytes = 0;
+  for (const ImagePlan::Piece& p : plan.pieces) {
+    const DType type = p.vector ? p.dtype : dtype_;
+    data_bytes = std::max(data_bytes, p.to + ByteSize(type, p.rows * RowPitch(p.width)));
+  }
+  data_bytes = (data_bytes + 63) / 64 * 64;
+  const int64_t tile_bytes = static_cast<int64_t>(plan.tiles.size() * sizeof(RankTile));
+  Image image;
+  image.bytes = data_bytes + tile_bytes;
+  LK_ASSIGN_OR_RETURN(image.memory, Allocate(image.bytes));
+  std::vector<std::byte> host(image.bytes);
+  for (const ImagePlan::Piece& piece : plan.pieces) WritePiece(piece, dtype_, host.data());
+  const auto place = [&](auto* pointer) {  // an offset + 1 becomes an address
+    if (pointer == nullptr) return pointer;
+    return reinterpret_cast<decltype(pointer)>(image.memory - 1 +
+                                               reinterpret_cast<uintptr_t>(pointer));
+  };
+  for (RankTile& tile : plan.tiles) {
+    for (const void*& p : tile.a) p = place(p);
+    for (const void*& p : tile.b) p = place(p);
+    tile.out_scale = place(tile.out_scale);
+    tile.bias = place(tile.bias);
+  }
+  std::memcpy(host.data() + data_bytes, plan.tiles.data(), tile_bytes);
+  const cudaError_t error =
+      cudaMemcpyAsync(image.memory, host.data(), image.bytes, cudaMemcpyHostToDevice, stream_);
+  if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
+  cudaStreamSynchronize(stream_);  // `host` goes
+  image.adapter = {reinterpret_cast<const RankTile*>(image.memory + data_bytes),
+                   plan.tiles_per_module, ChangedLinears(adapter)};
+  return image;
+}
+
+absl::StatusOr<DeviceAdapter> AdapterImages::Get(const Adapter& adapter) {
+  auto found = images_.find(adapter.serial);
+  if (found == images_.end()) {
+    LK_ASSIGN_OR_RETURN(Image image, Copy(adapter));
+    found = images_.emplace(adapter.serial, image).first;
+  }
+  found->second.last_step = step_;
+  return found->second.adapter;
+}
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,70 @@
+// Rotary embedding, key/value store and paged attention.
+//
+// Inside a head's block of a page K and V are both [kPageTokens, head_dim]. Attention computes
+// Sᵀ = K Qᵀ and Oᵀ = Vᵀ Pᵀ a page at a time with a running softmax (Dao et al. 2022), so that the
+// 16 tokens of a page are the long side of the tensor cores' tile and the few queries that share a
+// KV head the short one. A decoding row is cut into chunks of kChunkTokens, always at the same
+// positions: what a row gets does not depend on the batch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "engine/kernels/args.h"
+#include "engine/memory/kv_layout.h"
+
+namespace lorikeet::cuda {
+
+inline constexpr int32_t kChunkTokens = 256;
+inline constexpr int32_t kPromptQueries = 64;  // rows · heads of a KV head that a prompt's block takes
+
+// Tokens [chunk * kChunkTokens, ...) for the one row of a decoding sequence.
+struct DecodeItem {
+  int32_t row = 0;
+  int32_t sequence = 0;
+  int32_t chunk = 0;
+  int32_t chunks = 0;
+};
+
+// Rows [row_begin, row_end) of a sequence that has several in the step.
+struct PromptItem {
+  int32_t row_begin = 0;
+  int32_t row_end = 0;
+  int32_t sequence = 0;
+  int32_t pad = 0;
+};
+
+struct AttentionList {
+  int32_t decode_count = 0;
+  int32_t prompt_count = 0;
+  const DecodeItem* decodes = nullptr;
+  const PromptItem* prompts = nullptr;
+  const int32_t* page_begin = nullptr;  // [S + 1]
+  const int32_t* page_ids = nullptr;
+};
+
+// What all layers of a step share; device pointers.
+struct KvStep {
+  KvLayout layout;
+  std::byte* pages = nullptr;
+  const int32_t* positions = nullptr;     // [R]; -1: a row computed for nothing
+  const int32_t* row_sequence = nullptr;  // [R]
+  const AttentionList* list = nullptr;
+  int32_t prompts = 0;         // the list's prompt_count
+  float* partials = nullptr;   // [decodes, heads, head_dim + 2] of rows with several chunks
+  int32_t* arrived = nullptr;  // [R, heads] all zero between launches
+};
+
+// Floats of `partials` for so many decode items.
+constexpr int64_t PartialFloats(int64_t items, int32_t heads, int32_t head_dim) {
+  return items * heads * (head_dim + 2);
+}
+
+cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const KvStep& step, cudaStream_t stream);
+cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
+
+// Whether the tensor-core path has this head width; float32 and others take a plain kernel.
+bool HasFastAttention(int32_t head_dim, DType dtype);
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,446 @@
+#include "engine/kernels/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "engine/kernels/cuda/elementwise.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet::cuda {
+namespace {
+
+constexpr int32_t kMaxRecordedRows = 256;
+// Of what weights and activations leave, the share of the KV pages; adapters have the rest.
+constexpr double kPagesShare = 0.6;
+constexpr double kGiB = 1 << 30;
+
+DType ActivationType(const BackendOptions& options) {
+  if (options.precision == Precision::kExact) return DType::kF32;
+  return options.stored == DType::kF16 ? DType::kF16 : DType::kBF16;
+}
+
+// Rows that a recorded step of `rows` rows is padded to: never more than an eighth too many.
+int32_t RecordedRows(int32_t rows) {
+  if (rows <= 2) return rows;
+  int32_t unit = 2;
+  while (unit * 16 < rows) unit *= 2;
+  return (rows + unit - 1) / unit * unit;
+}
+
+class CudaLinearWeight final : public LinearWeight {
+ public:
+  DeviceMemory rows;  // [width(), in] of the activation type
+  DeviceMemory bias;  // [width()] float32 or null
+};
+
+const CudaLinearWeight& Cuda(const LinearWeight* weight) {
+  return *static_cast<const CudaLinearWeight*>(weight);
+}
+
+// Bits of the linears that a weight holds, as in DeviceAdapter::linears.
+uint32_t LinearsOf(const LinearWeight& weight, RowSet rows) {
+  if (rows == RowSet::kLogits) return 1u << DeviceAdapter::kHeadBit;
+  const uint32_t parts = (1u << weight.out.size()) - 1;
+  return parts << weight.first_module % kLinearsPerLayer;
+}
+
+void Narrow(const float* from, int64_t count, DType dtype, std::byte* to) {
+  if (dtype == DType::kF32) {
+    std::memcpy(to, from, count * sizeof(float));
+    return;
+  }
+  uint16_t* out = reinterpret_cast<uint16_t*>(to);
+  const bool brain = dtype == DType::kBF16;
+  for (int64_t i = 0; i < count; ++i) out[i] = brain ? FloatToBF16(from[i]) : FloatToF16(from[i]);
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& device,
+                         cudaStream_t stream)
+    : options_(options),
+      device_name_(device.name),
+      dtype_(ActivationType(options)),
+      stream_(stream),
+      gemm_(&errors_),
+      adapters_(dtype_, stream),
+      arrays_(&errors_) {
+  peaks_ = Allocate(max_logit_rows() * sizeof(RowPeak));
+  Note(cudaMallocHost(reinterpret_cast<void**>(&host_peaks_), max_logit_rows() * sizeof(RowPeak)),
+       "host memory of samples");
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  DropGraphs();
+  cudaFreeHost(host_peaks_);
+  cudaStreamDestroy(stream_);
+}
+
+std::string CudaBackend::Describe() const {
+  return absl::StrCat("cuda (", device_name_, ", ", Info(dtype_).name, ")");
+}
+
+// ---- load time
+
+std::byte* CudaBackend::AllocateRaw(int64_t bytes, const char* what) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
+  if (error != cudaErrorMemoryAllocation) {
+    Note(error, what);
+    return static_cast<std::byte*>(memory);
+  }
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  errors_.Note(absl::ResourceExhaustedError(
+      absl::StrFormat("%s needs %.2f GiB of GPU memory; %.2f of %.2f GiB are free on %s", what,
+                      bytes / kGiB, free / kGiB, total / kGiB, device_name_)));
+  return nullptr;
+}
+
+DeviceMemory CudaBackend::Allocate(int64_t bytes) {
+  std::byte* memory = AllocateRaw(bytes, "a buffer");
+  if (memory != nullptr) Note(cudaMemset(memory, 0, bytes), "clearing a buffer");
+  return DeviceMemory(memory, [](std::byte* p) { cudaFree(p); });
+}
+
+DeviceMemory CudaBackend::Upload(std::span<const float> values) {
+  DeviceMemory memory = Allocate(values.size_bytes());
+  if (memory == nullptr) return memory;
+  Note(cudaMemcpy(memory.get(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
+       "the copy of a vector");
+  return memory;
+}
+
+DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
+  int64_t elements = 0;
+  for (const TensorView* view : views) elements += view->elements();
+  DeviceMemory memory;
+  {
+    std::lock_guard lock(load_mutex_);
+    memory = DeviceMemory(AllocateRaw(ByteSize(dtype_, elements), "a weight"),
+                          [](std::byte* p) { cudaFree(p); });
+  }
+  if (memory == nullptr) return memory;
+  constexpr int64_t kStagedElements = 4 << 20;
+  std::vector<float> wide;
+  std::vector<std::byte> narrow;
+  std::byte* to = memory.get();
+  const auto copy = [&](const std::byte* from, int64_t bytes) {
+    const cudaError_t error = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
+    to += bytes;
+    std::lock_guard lock(load_mutex_);
+    Note(error, "the copy of a weight");
+  };
+  for (const TensorView* view : views) {
+    if (view->dtype == dtype_) {
+      copy(view->bytes.data(), static_cast<int64_t>(view->bytes.size()));
+      continue;
+    }
+    const int64_t width = view->row_elements();
+    const int64_t rows_at_once = std::max<int64_t>(1, kStagedElements / width);
+    for (int64_t row = 0; row < view->rows(); row += rows_at_once) {
+      const int64_t count = std::min(rows_at_once, view->rows() - row) * width;
+      wide.resize(count);
+      narrow.resize(ByteSize(dtype_, count));
+      Dequantize(view->dtype, view->row(row), count, wide.data());
+      Narrow(wide.data(), count, dtype_, narrow.data());
+      copy(narrow.data(), static_cast<int64_t>(narrow.size()));
+    }
+  }
+  return memory;
+}
+
+std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
+                                                      std::span<const LinearSource> parts) {
+  LK_CHECK(!parts.empty() && parts.size() <= kMaxParts);
+  auto linear = std::make_unique<CudaLinearWeight>();
+  linear->first_module = first_module;
+  linear->in = static_cast<int32_t>(parts[0].weight->row_elements());
+  std::vector<const TensorView*> views;
+  std::vector<float> bias;
+  bool biased = false;
+  for (const LinearSource& part : parts) {
+    views.push_back(part.weight);
+    linear->out.push_back(static_cast<int32_t>(part.weight->rows()));
+    const size_t begin = bias.size();
+    bias.resize(begin + linear->out.back());
+    if (part.bias == nullptr) continue;
+    biased = true;
+    Dequantize(part.bias->dtype, part.bias->bytes.data(), linear->out.back(), &bias[begin]);
+  }
+  linear->rows = LoadRows(views);
+  std::lock_guard lock(load_mutex_);
+  if (biased) linear->bias = Upload(bias);
+  for (size_t p = 0; p < parts.size(); ++p) {
+    adapters_.SetWidths(first_module + static_cast<int32_t>(p), {linear->in, linear->out[p]});
+  }
+  slots_per_item_ = std::max(slots_per_item_,
+                             static_cast<int32_t>(parts.size()) * ShrinkSlices(linear->in));
+  if (parts.size() == 3) query_group_ = std::max(1, linear->out[0] / linear->out[1]);
+  return linear;
+}
+
+void CudaBackend::LoadEmbedding(const TensorView& table) {
+  const TensorView* views[] = {&table};
+  embedding_ = LoadRows(views);
+}
+
+int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
+  if (bytes == 0) {
+    size_t free = 0, total = 0;
+    Note(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    bytes = static_cast<int64_t>(static_cast<double>(free) * kPagesShare);
+  }
+  layout_ = layout;
+  const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
+  pages_ = DeviceMemory(AllocateRaw(pages * layout.page_bytes(), "the KV cache"),
+                        [](std::byte* p) { cudaFree(p); });
+  return pages_ == nullptr ? 0 : static_cast<int32_t>(pages);
+}
+
+void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {
+  const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+  const int32_t threads = std::clamp(options_.threads > 0 ? options_.threads : cores, 1, n);
+  std::atomic<int32_t> next{0};
+  std::vector<std::thread> pool;
+  for (int32_t t = 0; t < threads; ++t) {
+    pool.emplace_back([&, t] {
+      for (int32_t i = next++; i < n; i = next++) fn(i, t);
+    });
+  }
+  for (std::thread& thread : pool) thread.join();
+}
+
+// ---- a step
+
+void CudaBackend::PlanAdapters(const StepInput& step) {
+  std::vector<DeviceSegment> segments;
+  linears_ = 0;
+  adapters_.BeginStep();
+  for (const AdapterSegment& segment : step.segments) {
+    const absl::StatusOr<DeviceAdapter> adapter = adapters_.Get(*segment.adapter);
+    if (!adapter.ok()) {
+      errors_.Note(adapter.status());
+      continue;
+    }
+    segments.push_back(
+        {segment.row_begin, segment.row_end, adapter->tiles, adapter->tiles_per_module});
+    linears_ |= adapter->linears;
+  }
+  PlanLowRank(segments, &work_.rows);
+  PlanLowRank(LogitSegments(segments, step.logit_rows), &work_.logits);
+}
+
+bool CudaBackend::Grow(int64_t count, int64_t element_bytes, int64_t* capacity,
+                       DeviceMemory* memory) {
+  if (count <= *capacity) return false;
+  Note(cudaStreamSynchronize(stream_), "a step");
+  memory->reset();
+  *capacity = count + count / 2;
+  *memory = Allocate(*capacity * element_bytes);
+  return true;
+}
+
+bool CudaBackend::GrowScratch() {
+  const int32_t heads = query_group_ * layout_.kv_heads;
+  const auto slots = [&](const LowRankWork& work) {
+    return static_cast<int64_t>(work.shrinks.size()) * slots_per_item_ * work.tile_rows * kTileRanks;
+  };
+  const int64_t partials = PartialFloats(static_cast<int64_t>(work_.decodes.size()), heads,
+                                         layout_.head_dim);
+  bool moved = Grow(std::max(slots(work_.rows), slots(work_.logits)), sizeof(float), &slot_floats_,
+                    &slots_);
+  moved |= Grow(partials, sizeof(float), &partial_floats_, &partials_);
+  moved |= Grow(int64_t{rows_} * heads, sizeof(int32_t), &arrived_count_, &arrived_);
+  return moved;
+}
+
+int32_t CudaBackend::BeginStep(const StepInput& step) {
+  const int32_t rows = static_cast<int32_t>(step.tokens.size());
+  const bool decoding = step.sequence_begin.size() == step.tokens.size() + 1;
+  recordable_ = options_.record && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
+  rows_ = recordable_ ? std::min(RecordedRows(rows), options_.max_rows) : rows;
+  PlanAttention(step, query_group_, &work_);
+  PlanAdapters(step);
+  bool moved = GrowScratch();
+  moved |= arrays_.Send(step, work_, rows_, stream_);
+  if (moved) DropGraphs();
+  return rows_;
+}
+
+void CudaBackend::DropGraphs() {
+  for (const auto& [key, recorded] : graphs_) {
+    if (recorded.graph != nullptr) cudaGraphExecDestroy(recorded.graph);
+  }
+  graphs_.clear();
+}
+
+cudaGraphExec_t CudaBackend::Record(const std::function<void()>& operations) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  Note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
+  operations();
+  Note(cudaStreamEndCapture(stream_, &graph), "recording a step");
+  if (!errors_.status().ok()) return nullptr;
+  Note(cudaGraphInstantiate(&executable, graph, 0), "recording a step");
+  cudaGraphDestroy(graph);
+  return executable;
+}
+
+void CudaBackend::Run(const std::function<void()>& operations) {
+  if (!errors_.status().ok()) return;
+  if (!recordable_) return operations();
+  Recorded& recorded = graphs_[{rows_, linears_, work_.rows.tile_rows}];
+  if (!recorded.seen) {
+    recorded.seen = true;
+    return operations();
+  }
+  if (recorded.graph == nullptr) recorded.graph = Record(operations);
+  if (recorded.graph != nullptr) Note(cudaGraphLaunch(recorded.graph, stream_), "a step");
+}
+
+void CudaBackend::Embed(Matrix out) {
+  Note(LaunchEmbed(embedding_.get(), dtype_, arrays_.tokens(), out, stream_), "embed");
+}
+
+void CudaBackend::AddRmsNorm(const NormArgs& args) {
+  Note(LaunchAddRmsNorm(args, arrays_.logit_rows(), stream_), "norm");
+}
+
+LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
+  const bool all = args.rows == RowSet::kAll;
+  const LowRankWork& work = all ? work_.rows : work_.logits;
+  LowRankArgs out;
+  out.list = all ? &arrays_.header()->rows : &arrays_.header()->logits;
+  out.tile_rows = work.tile_rows;
+  // A recorded launch serves steps to come: ranks up to 64 find a block each.
+  constexpr int32_t kExpectedTiles = 4;
+  const bool recorded = all && recordable_;
+  out.expected_expands = recorded ? rows_ : static_cast<int32_t>(work.expands.size());
+  out.expected_shrinks =
+      recorded ? kExpectedTiles * rows_ : static_cast<int32_t>(work.shrinks.size());
+  out.slots = reinterpret_cast<float*>(slots_.get());
+  out.first_module = args.weight->first_module;
+  out.parts = static_cast<int32_t>(args.weight->out.size());
+  std::copy(args.weight->out.begin(), args.weight->out.end(), out.out);
+  out.x = args.x;
+  out.y = args.y;
+  out.first_row = args.first_row;
+  return out;
+}
+
+// Shrinking reads what the product reads: it goes first, so that expanding need not wait for it.
+void CudaBackend::LinearProducts(const LinearArgs& args) {
+  const CudaLinearWeight& weight = Cuda(args.weight);
+  const bool adapted = (linears_ & LinearsOf(weight, args.rows)) != 0;
+  const LowRankArgs low_rank = LowRankOf(args);
+  const bool plain = dtype_ == DType::kF32;
+  if (adapted && !plain) Note(LaunchShrink(low_rank, stream_), "shrink");
+  gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
+  if (adapted && !plain) Note(LaunchExpand(low_rank, stream_), "expand");
+  if (adapted && plain) Note(LaunchLowRankFloat(low_rank, stream_), "low rank");
+  if (weight.bias == nullptr) return;
+  Note(LaunchAddBias(args.y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");
+}
+
+KvStep CudaBackend::KvOf() const {
+  KvStep step;
+  step.layout = layout_;
+  step.pages = pages_.get();
+  step.positions = arrays_.positions();
+  step.row_sequence = arrays_.row_sequence();
+  step.list = &arrays_.header()->attention;
+  step.prompts = static_cast<int32_t>(work_.prompts.size());
+  step.partials = reinterpret_cast<float*>(partials_.get());
+  step.arrived = reinterpret_cast<int32_t*>(arrived_.get());
+  return step;
+}
+
+void CudaBackend::RopeStore(const RopeStoreArgs& args) {
+  Note(LaunchRopeStore(args, KvOf(), stream_), "rotary");
+}
+
+void CudaBackend::Attention(const AttentionArgs& args) {
+  Note(LaunchAttention(args, KvOf(), stream_), "attention");
+}
+
+void CudaBackend::SwiGlu(Matrix gate_up, Matrix out) {
+  Note(LaunchSwiGlu(gate_up, out, stream_), "activation");
+}
+
+// ---- results
+
+absl::Status CudaBackend::Download(const float* from, std::span<float> to) {
+  Note(cudaMemcpyAsync(to.data(), from, to.size_bytes(), cudaMemcpyDeviceToHost, stream_),
+       "a result");
+  Note(cudaStreamSynchronize(stream_), "a step");
+  return errors_.status();
+}
+
+void CudaBackend::SampleOnHost(const float* logits, int32_t width, const LogitRow& row,
+                               SampledToken* out) {
+  std::vector<float> values(width);
+  if (!Download(logits, values).ok()) return;
+  lorikeet::Sample(values, row, &sampler_scratch_, out);
+}
+
+absl::Status CudaBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
+                                 std::span<SampledToken> out) {
+  RowPeak* peaks = reinterpret_cast<RowPeak*>(peaks_.get());
+  Note(LaunchRowPeaks(logits, peaks, stream_), "sampling");
+  Note(cudaMemcpyAsync(host_peaks_, peaks, rows.size() * sizeof(RowPeak), cudaMemcpyDeviceToHost,
+                       stream_), "a result");
+  Note(cudaStreamSynchronize(stream_), "a step");
+  LK_RETURN_IF_ERROR(errors_.status());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const SamplingParams& params = *rows[i].sampling;
+    const bool penalties = params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f ||
+                           params.frequency_penalty != 0.0f;
+    const bool greedy = rows[i].target < 0 && params.greedy() && !penalties;
+    if (!greedy || params.top_logprobs > 0) {
+      SampleOnHost(logits.row(static_cast<int32_t>(i)), logits.width, rows[i], &out[i]);
+      continue;
+    }
+    out[i].token = host_peaks_[i].token;
+    out[i].logprobs.logprob = host_peaks_[i].logit - host_peaks_[i].log_total;
+    out[i].logprobs.top.clear();
+  }
+  return errors_.status();
+}
+
+}  // namespace lorikeet::cuda
+
+namespace lorikeet {
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options) {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess || count == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "no CUDA device can be used: ", found == cudaSuccess ? "none is there"
+                                                             : cudaGetErrorString(found)));
+  }
+  cudaDeviceProp device;
+  cudaError_t error = cudaGetDeviceProperties(&device, 0);
+  if (error != cudaSuccess) return cuda::ToStatus(error, "the device's properties");
+  if (device.major < 8) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(device.name, " has compute capability ", device.major, ".", device.minor,
+                     "; 8.0 or newer is needed"));
+  }
+  cudaStream_t stream = nullptr;
+  error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return cuda::ToStatus(error, "a stream");
+  auto backend = std::make_unique<cuda::CudaBackend>(options, device, stream);
+  LK_RETURN_IF_ERROR(backend->status());
+  return backend;
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,114 @@
+// The CUDA backend: one stream, 16-bit activations (float32 for float32 models), float32 residual
+// stream and logits. Decode steps are recorded once a number of rows and set of adapted linears,
+// and replayed.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/kernels/backend.h"
+#include "engine/kernels/cuda/adapter_images.h"
+#include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/cuda_status.h"
+#include "engine/kernels/cuda/gemm.h"
+#include "engine/kernels/cuda/sample.h"
+#include "engine/kernels/cuda/step_arrays.h"
+#include "engine/kernels/sampler.h"
+
+namespace lorikeet::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const BackendOptions& options, const cudaDeviceProp& device, cudaStream_t stream);
+  ~CudaBackend() override;
+
+  std::string Describe() const override;
+  DType activation_dtype() const override { return dtype_; }
+  DType kv_dtype() const override { return dtype_; }
+  int32_t max_logit_rows() const override { return 256; }
+
+  DeviceMemory Allocate(int64_t bytes) override;
+  DeviceMemory Upload(std::span<const float> values) override;
+  std::unique_ptr<LinearWeight> LoadLinear(ModuleId first_module,
+                                           std::span<const LinearSource> parts) override;
+  void LoadEmbedding(const TensorView& table) override;
+  int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
+  std::byte* pages() override { return pages_.get(); }
+  absl::Status status() const override { return errors_.status(); }
+  void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) override;
+
+  int32_t BeginStep(const StepInput& step) override;
+  void Run(const std::function<void()>& operations) override;
+  void Embed(Matrix out) override;
+  void AddRmsNorm(const NormArgs& args) override;
+  void LinearProducts(const LinearArgs& args) override;
+  void RopeStore(const RopeStoreArgs& args) override;
+  void Attention(const AttentionArgs& args) override;
+  void SwiGlu(Matrix gate_up, Matrix out) override;
+  absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
+                      std::span<SampledToken> out) override;
+  absl::Status Download(const float* from, std::span<float> to) override;
+
+ private:
+  // Of a recorded step: rows, adapted linears, rows of a low-rank tile.
+  using GraphKey = std::tuple<int32_t, uint32_t, int32_t>;
+
+  // The first step of a key runs as it is, which loads what it needs; the second is recorded.
+  struct Recorded {
+    bool seen = false;
+    cudaGraphExec_t graph = nullptr;
+  };
+
+  std::byte* AllocateRaw(int64_t bytes, const char* what);
+  // Rows of views, one after the other, in the activation type.
+  DeviceMemory LoadRows(std::span<const TensorView* const> views);
+  void PlanAdapters(const StepInput& step);
+  bool GrowScratch();
+  bool Grow(int64_t count, int64_t element_bytes, int64_t* capacity, DeviceMemory* memory);
+  cudaGraphExec_t Record(const std::function<void()>& operations);
+  void DropGraphs();
+  LowRankArgs LowRankOf(const LinearArgs& args) const;
+  KvStep KvOf() const;
+  void SampleOnHost(const float* logits, int32_t width, const LogitRow& row, SampledToken* out);
+  void Note(cudaError_t error, const char* what) { errors_.Note(error, what); }
+
+  const BackendOptions options_;
+  const std::string device_name_;
+  const DType dtype_;
+  const cudaStream_t stream_;
+  FirstError errors_;
+  std::mutex load_mutex_;  // errors_ and the widths while weights load
+
+  Gemm gemm_;
+  AdapterImages adapters_;
+  StepArrays arrays_;
+  DeviceMemory embedding_;
+  KvLayout layout_;
+  DeviceMemory pages_;
+  int32_t query_group_ = 1;  // query heads that share a KV head
+  int32_t slots_per_item_ = 1;  // sums a low-rank item keeps at most: parts · slices of a linear
+
+  StepWork work_;
+  uint32_t linears_ = 0;  // that the step's adapters change
+  bool recordable_ = false;
+  int32_t rows_ = 0;
+  std::map<GraphKey, Recorded> graphs_;
+
+  DeviceMemory slots_;  // of the low-rank sums
+  int64_t slot_floats_ = 0;
+  DeviceMemory partials_;  // of attention
+  int64_t partial_floats_ = 0;
+  DeviceMemory arrived_;
+  int64_t arrived_count_ = 0;
+
+  DeviceMemory peaks_;  // [max_logit_rows] RowPeak
+  RowPeak* host_peaks_ = nullptr;
+  SamplerScratch sampler_scratch_;
+};
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,146 @@
+#include "engine/kernels/cuda/elementwise.h"
+
+#include <algorithm>
+
+#include "engine/kernels/cuda/launch.cuh"
+#include "engine/kernels/cuda/vec.cuh"
+
+namespace lorikeet::cuda {
+namespace {
+
+constexpr int32_t kMaxThreads = 512;
+
+// Threads for a row taken eight elements at a time.
+int32_t RowThreads(int32_t width) {
+  return std::clamp(DivideUp(DivideUp(width, 8), 32) * 32, 32, kMaxThreads);
+}
+
+template <typename T>
+__global__ void Embed(const T* table, const int32_t* tokens, const Matrix out) {
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const T* from = table + int64_t{tokens[blockIdx.x]} * out.width;
+  float* to = out.row(blockIdx.x);
+  for (int32_t i = threadIdx.x * 8; i < out.width; i += blockDim.x * 8) {
+    const Vec8<T> values = LoadVec(from + i);
+    Vec8<float> wide;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) wide.v[j] = ToFloat(values.v[j]);
+    StoreVec(to + i, wide);
+  }
+}
+
+__device__ float BlockSum(float v) {
+  __shared__ float warps[kMaxThreads / 32];
+  v = WarpSum(v);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0;
+  for (int i = 0; i < blockDim.x / 32; ++i) sum += warps[i];
+  return sum;
+}
+
+// The row's sums stay in shared memory between the two passes.
+template <typename T>
+__global__ void AddRmsNorm(const NormArgs args, const int32_t* logit_rows) {
+  extern __shared__ float row[];  // [D]
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const bool compact = args.rows == RowSet::kLogits;
+  const int32_t r = compact ? logit_rows[blockIdx.x] : blockIdx.x;
+  const int32_t width = args.x.width;
+  float* x = args.x.row(r);
+  const T* delta = args.delta.data != nullptr ? args.delta.row<T>(r) : nullptr;
+  float squares = 0;
+  for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
+    Vec8<float> values = LoadVec(x + i);
+    if (delta != nullptr) {
+      const Vec8<T> added = LoadVec(delta + i);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) values.v[j] += ToFloat(added.v[j]);
+      StoreVec(x + i, values);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += values.v[j] * values.v[j];
+    StoreVec(row + i, values);
+  }
+  const float scale = rsqrtf(BlockSum(squares) / width + args.eps);
+  T* out = args.out.row<T>(blockIdx.x);
+  for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
+    const Vec8<float> values = LoadVec(row + i), weight = LoadVec(args.weight + i);
+    Vec8<T> normed;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) normed.v[j] = FromFloat<T>(values.v[j] * scale * weight.v[j]);
+    StoreVec(out + i, normed);
+  }
+}
+
+template <typename T>
+__global__ void SwiGlu(const Matrix gate_up, const Matrix out) {
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const int32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  if (i >= out.width) return;
+  const T* from = gate_up.row<T>(blockIdx.y) + i;
+  const Vec8<T> gate = LoadVec(from), up = LoadVec(from + out.width);
+  Vec8<T> result;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float g = ToFloat(gate.v[j]);
+    result.v[j] = FromFloat<T>(g / (1.0f + expf(-g)) * ToFloat(up.v[j]));
+  }
+  StoreVec(out.row<T>(blockIdx.y) + i, result);
+}
+
+template <typename T>
+__global__ void AddBias(const Matrix y, const float* bias) {
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const int32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= y.width) return;
+  T* value = y.row<T>(blockIdx.y) + i;
+  *value = FromFloat<T>(ToFloat(*value) + bias[i]);
+}
+
+}  // namespace
+
+cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, Matrix out,
+                        cudaStream_t stream) {
+  return WithType(dtype, [&]<typename T>(T) {
+    // Not programmatic: it follows the copy of the step's arrays, which is no kernel.
+    Embed<T><<<out.rows, RowThreads(out.width), 0, stream>>>(static_cast<const T*>(table), tokens,
+                                                            out);
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t LaunchAddRmsNorm(const NormArgs& args, const int32_t* logit_rows, cudaStream_t stream) {
+  const int32_t shared = args.x.width * static_cast<int32_t>(sizeof(float));
+  const LaunchShape shape{dim3(args.out.rows), RowThreads(args.x.width), shared};
+  return WithType(args.out.dtype, [&]<typename T>(T) {
+    if (shared > 48 << 10) {
+      const cudaError_t error = cudaFuncSetAttribute(
+          AddRmsNorm<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      if (error != cudaSuccess) return error;
+    }
+    return Launch(AddRmsNorm<T>, shape, stream, args, logit_rows);
+  });
+}
+
+cudaError_t LaunchSwiGlu(Matrix gate_up, Matrix out, cudaStream_t stream) {
+  constexpr int32_t kThreads = 128;
+  const LaunchShape shape{dim3(DivideUp(out.width, 8 * kThreads), out.rows), kThreads};
+  return WithType(out.dtype, [&]<typename T>(T) {
+    return Launch(SwiGlu<T>, shape, stream, gate_up, out);
+  });
+}
+
+cudaError_t LaunchAddBias(Matrix y, const float* bias, cudaStream_t stream) {
+  constexpr int32_t kThreads = 256;
+  const LaunchShape shape{dim3(DivideUp(y.width, kThreads), y.rows), kThreads};
+  return WithType(y.dtype, [&]<typename T>(T) {
+    return Launch(AddBias<T>, shape, stream, y, bias);
+  });
+}
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,21 @@
+// Operations over rows that are not products: embedding, norm, activation, bias.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "engine/kernels/args.h"
+
+namespace lorikeet::cuda {
+
+// out[t] = table row tokens[t] in float32. table: [vocab, D] of `dtype`.
+cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, Matrix out,
+                        cudaStream_t stream);
+// logit_rows: [L] device, for RowSet::kLogits.
+cudaError_t LaunchAddRmsNorm(const NormArgs& args, const int32_t* logit_rows, cudaStream_t stream);
+cudaError_t LaunchSwiGlu(Matrix gate_up, Matrix out, cudaStream_t stream);
+// y += bias in every row. bias: [width].
+cudaError_t LaunchAddBias(Matrix y, const float* bias, cudaStream_t stream);
+
+}  // namespace lorikeet::cuda

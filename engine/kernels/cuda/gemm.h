@@ -1,0 +1,46 @@
+// Dense products through cuBLASLt.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <tuple>
+
+#include "engine/kernels/args.h"
+#include "engine/kernels/cuda/cuda_status.h"
+
+namespace lorikeet::cuda {
+
+// One stream's products. Not thread-safe.
+class Gemm {
+ public:
+  explicit Gemm(FirstError* errors);
+  ~Gemm();
+  Gemm(const Gemm&) = delete;
+  Gemm& operator=(const Gemm&) = delete;
+
+  // y = x Wᵀ with float32 sums. weight: [y.width, x.width] of x's type, rows adjacent; y is of x's
+  // type or float32.
+  void Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+
+ private:
+  struct Plan {
+    cublasLtMatmulDesc_t product = nullptr;
+    cublasLtMatrixLayout_t weight = nullptr, x = nullptr, y = nullptr;
+    cublasLtMatmulAlgo_t algorithm = {};
+  };
+  // in, out, rows, strides of x and y, types of x and y
+  using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, DType, DType>;
+
+  const Plan* PlanFor(Matrix x, Matrix y);
+  bool Choose(Plan* plan);
+  void Note(cublasStatus_t status, const char* what);
+
+  FirstError* const errors_;
+  cublasLtHandle_t handle_ = nullptr;
+  void* workspace_ = nullptr;
+  std::map<Key, Plan> plans_;
+};
+
+}  // namespace lorikeet::cuda

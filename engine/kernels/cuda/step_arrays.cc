@@ -1,0 +1,125 @@
+#include "engine/kernels/cuda/step_arrays.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace lorikeet::cuda {
+namespace {
+
+constexpr int64_t kAlign = 16;
+constexpr int64_t kLeastBytes = 1 << 20;
+
+int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+}  // namespace
+
+void PlanAttention(const StepInput& step, int32_t group, StepWork* work) {
+  work->decodes.clear();
+  work->prompts.clear();
+  const int32_t rows_per_item = std::max(1, kPromptQueries / group);
+  for (int32_t s = 0; s + 1 < static_cast<int32_t>(step.sequence_begin.size()); ++s) {
+    const int32_t begin = step.sequence_begin[s], end = step.sequence_begin[s + 1];
+    if (end - begin == 1) {
+      const int32_t chunks = step.positions[begin] / kChunkTokens + 1;
+      for (int32_t c = 0; c < chunks; ++c) work->decodes.push_back({begin, s, c, chunks});
+      continue;
+    }
+    for (int32_t row = begin; row < end; row += rows_per_item) {
+      work->prompts.push_back({row, std::min(row + rows_per_item, end), s, 0});
+    }
+  }
+}
+
+std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segments,
+                                         std::span<const int32_t> logit_rows) {
+  std::vector<DeviceSegment> out;
+  const auto index_of = [&](int32_t row) {
+    const auto it = std::lower_bound(logit_rows.begin(), logit_rows.end(), row);
+    return static_cast<int32_t>(it - logit_rows.begin());
+  };
+  for (DeviceSegment segment : segments) {
+    segment.row_begin = index_of(segment.row_begin);
+    segment.row_end = index_of(segment.row_end);
+    if (segment.row_begin < segment.row_end) out.push_back(segment);
+  }
+  return out;
+}
+
+StepArrays::~StepArrays() {
+  if (sent_ != nullptr) cudaEventDestroy(sent_);
+  cudaFreeHost(host_);
+  cudaFree(device_);
+}
+
+bool StepArrays::Reserve(int64_t bytes) {
+  if (bytes <= capacity_) return false;
+  cudaFreeHost(host_);
+  cudaFree(device_);
+  capacity_ = std::max(2 * bytes, kLeastBytes);
+  errors_->Note(cudaMallocHost(reinterpret_cast<void**>(&host_), capacity_), "a step's arrays");
+  errors_->Note(cudaMalloc(reinterpret_cast<void**>(&device_), capacity_), "a step's arrays");
+  return true;
+}
+
+template <typename T>
+const T* StepArrays::Append(std::span<const T> values) {
+  const int64_t at = used_;
+  std::memcpy(host_ + at, values.data(), values.size_bytes());
+  used_ = RoundUp(at + static_cast<int64_t>(values.size_bytes()));
+  return reinterpret_cast<const T*>(device_ + at);
+}
+
+bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
+                      cudaStream_t stream) {
+  if (sent_ == nullptr) {
+    errors_->Note(cudaEventCreateWithFlags(&sent_, cudaEventDisableTiming), "an event");
+  }
+  errors_->Note(cudaEventSynchronize(sent_), "the copy of a step's arrays");
+  const auto bytes = [](const auto& values) {
+    return RoundUp(static_cast<int64_t>(values.size() * sizeof(values[0])));
+  };
+  int64_t need = kHeaderBytes + RoundUp(kRowArrays * rows * int64_t{sizeof(int32_t)});
+  need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
+  need += bytes(work.decodes) + bytes(work.prompts);
+  for (const LowRankWork* list : {&work.rows, &work.logits}) {
+    need += bytes(list->shrinks) + bytes(list->expands);
+  }
+  const bool moved = Reserve(need);
+  if (!errors_->status().ok()) return moved;
+  rows_ = rows;
+
+  int32_t* row_arrays = reinterpret_cast<int32_t*>(host_ + kHeaderBytes);
+  std::fill_n(row_arrays, rows, 0);
+  std::fill_n(row_arrays + rows, rows, -1);
+  std::fill_n(row_arrays + 2 * int64_t{rows}, rows, 0);
+  std::copy(step.tokens.begin(), step.tokens.end(), row_arrays);
+  std::copy(step.positions.begin(), step.positions.end(), row_arrays + rows);
+  for (int32_t s = 0; s + 1 < static_cast<int32_t>(step.sequence_begin.size()); ++s) {
+    std::fill(row_arrays + 2 * int64_t{rows} + step.sequence_begin[s],
+              row_arrays + 2 * int64_t{rows} + step.sequence_begin[s + 1], s);
+  }
+  used_ = kHeaderBytes + RoundUp(kRowArrays * rows * int64_t{sizeof(int32_t)});
+
+  StepHeader header;
+  logit_rows_ = Append(step.logit_rows);
+  header.attention = {static_cast<int32_t>(work.decodes.size()),
+                      static_cast<int32_t>(work.prompts.size()),
+                      Append(std::span(work.decodes)),
+                      Append(std::span(work.prompts)),
+                      Append(step.page_begin),
+                      Append(step.page_ids)};
+  const auto list = [&](const LowRankWork& from) {
+    return LowRankList{static_cast<int32_t>(from.shrinks.size()),
+                       static_cast<int32_t>(from.expands.size()), Append(std::span(from.shrinks)),
+                       Append(std::span(from.expands))};
+  };
+  header.rows = list(work.rows);
+  header.logits = list(work.logits);
+  std::memcpy(host_, &header, sizeof header);
+  errors_->Note(cudaMemcpyAsync(device_, host_, used_, cudaMemcpyHostToDevice, stream),
+                "the copy of a step's arrays");
+  errors_->Note(cudaEventRecord(sent_, stream), "an event");
+  return moved;
+}
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,82 @@
+// A step's integers on the device: built on the host in one pinned block, sent in one copy.
+//
+// The block begins with a header at a fixed address and the per-row arrays at addresses that depend
+// on the number of rows alone, so that recorded kernels find them; everything of varying length
+// lies behind and is reached through the header.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/kernels/args.h"
+#include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/cuda_status.h"
+#include "engine/kernels/cuda/low_rank.h"
+
+namespace lorikeet::cuda {
+
+struct StepHeader {
+  AttentionList attention;
+  LowRankList rows;    // over all rows
+  LowRankList logits;  // over the logit rows
+};
+
+// What a step computes, worked out before anything is sent.
+struct StepWork {
+  std::vector<DecodeItem> decodes;
+  std::vector<PromptItem> prompts;
+  LowRankWork rows;
+  LowRankWork logits;
+};
+
+// `group`: query heads that share a KV head.
+void PlanAttention(const StepInput& step, int32_t group, StepWork* work);
+// Segments of the step in rows of its logit rows.
+std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segments,
+                                         std::span<const int32_t> logit_rows);
+
+class StepArrays {
+ public:
+  explicit StepArrays(FirstError* errors) : errors_(errors) {}
+  ~StepArrays();
+  StepArrays(const StepArrays&) = delete;
+  StepArrays& operator=(const StepArrays&) = delete;
+
+  // Sends the step, padded to `rows` rows with token 0 at position -1. Waits until the copy before
+  // has left the host. True if the block moved: recorded kernels are of no use any more.
+  bool Send(const StepInput& step, const StepWork& work, int32_t rows, cudaStream_t stream);
+
+  // Device pointers of the step sent last.
+  const StepHeader* header() const { return reinterpret_cast<const StepHeader*>(device_); }
+  const int32_t* tokens() const { return RowArray(0); }
+  const int32_t* positions() const { return RowArray(1); }
+  const int32_t* row_sequence() const { return RowArray(2); }
+  const int32_t* logit_rows() const { return logit_rows_; }
+
+ private:
+  static constexpr int64_t kRowArrays = 3;
+  static constexpr int64_t kHeaderBytes = 256;
+  static_assert(sizeof(StepHeader) <= kHeaderBytes);
+
+  const int32_t* RowArray(int32_t i) const {
+    return reinterpret_cast<const int32_t*>(device_ + kHeaderBytes) + int64_t{i} * rows_;
+  }
+  bool Reserve(int64_t bytes);
+  // Copies values to the end of the block; returns where they will be on the device.
+  template <typename T>
+  const T* Append(std::span<const T> values);
+
+  FirstError* const errors_;
+  std::byte* host_ = nullptr;
+  std::byte* device_ = nullptr;
+  int64_t capacity_ = 0;
+  int64_t used_ = 0;
+  int32_t rows_ = 0;
+  const int32_t* logit_rows_ = nullptr;
+  cudaEvent_t sent_ = nullptr;
+};
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,129 @@
+// Random inputs of kernels, and what an adapted linear makes of them by its definition.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "engine/api/adapter.h"
+#include "engine/base/aligned_buffer.h"
+#include "engine/base/dtype.h"
+
+namespace lorikeet {
+
+inline std::vector<float> RandomFloats(int64_t n, std::mt19937& rng) {
+  std::normal_distribution<float> normal;
+  std::vector<float> out(n);
+  for (float& v : out) v = normal(rng);
+  return out;
+}
+
+// Memory whose every value is NaN: a result that was not written shows.
+inline std::vector<float> Poisoned(int64_t n) { return std::vector<float>(n, NAN); }
+
+// A random adapter over modules 0 .. outputs-1 of given widths.
+struct RandomAdapter {
+  Adapter adapter;
+  std::vector<std::vector<float>> a, b;  // [module] the factors as floats, [rank, in], [rank, out]
+  std::vector<std::vector<float>> vectors;
+
+  // Ranks are 0 (one in four) to `max_rank`.
+  RandomAdapter(int32_t in, const std::vector<int32_t>& outs, DType dtype, int32_t max_rank,
+                std::mt19937& rng) {
+    adapter.modules.resize(outs.size());
+    a.resize(outs.size());
+    b.resize(outs.size());
+    int64_t bytes = 0;
+    std::vector<int32_t> ranks;
+    for (int32_t out : outs) {
+      ranks.push_back(rng() % 4 == 0 ? 0 : 1 + rng() % max_rank);
+      bytes += ranks.back() * (Stride(in) + Stride(out)) * 4;
+    }
+    adapter.max_rank = *std::max_element(ranks.begin(), ranks.end());
+    adapter.storage = AlignedBuffer(bytes);
+    std::byte* next = adapter.storage.data();
+    vectors.reserve(2 * outs.size());
+    for (size_t m = 0; m < outs.size(); ++m) {
+      ModuleDelta& delta = adapter.modules[m];
+      delta.low_rank.rank = ranks[m];
+      delta.low_rank.dtype = dtype;
+      delta.low_rank.scale = 0.25f + (rng() % 8) * 0.25f;
+      delta.low_rank.a = next;
+      delta.low_rank.a_stride = Stride(in);
+      a[m] = Fill(next, ranks[m], in, Stride(in), dtype, rng);
+      next += ranks[m] * Stride(in) * 4;
+      delta.low_rank.b = next;
+      delta.low_rank.b_stride = Stride(outs[m]);
+      b[m] = Fill(next, ranks[m], outs[m], Stride(outs[m]), dtype, rng);
+      next += ranks[m] * Stride(outs[m]) * 4;
+      if (rng() % 2) {
+        vectors.push_back(RandomFloats(outs[m], rng));
+        delta.out_scale = vectors.back().data();
+      }
+      if (rng() % 2) {
+        vectors.push_back(RandomFloats(outs[m], rng));
+        delta.bias = vectors.back().data();
+      }
+    }
+  }
+
+  static int64_t Stride(int32_t width) { return (width + 31) / 32 * 32; }
+
+  static std::vector<float> Fill(std::byte* p, int32_t rank, int32_t width, int64_t stride,
+                                 DType dtype, std::mt19937& rng) {
+    std::vector<float> values = RandomFloats(int64_t{rank} * width, rng);
+    for (int32_t k = 0; k < rank; ++k) {
+      for (int32_t i = 0; i < width; ++i) {
+        float& v = values[k * width + i];
+        if (dtype == DType::kF32) {
+          reinterpret_cast<float*>(p)[k * stride + i] = v;
+          continue;
+        }
+        const uint16_t bits = dtype == DType::kBF16 ? FloatToBF16(v) : FloatToF16(v);
+        reinterpret_cast<uint16_t*>(p)[k * stride + i] = bits;
+        v = dtype == DType::kBF16 ? BF16ToFloat(bits) : F16ToFloat(bits);
+      }
+    }
+    return values;
+  }
+};
+
+// One row of one output by the definition in engine/api/adapter.h, and the sum of its terms'
+// magnitudes.
+inline void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vector<float>& w,
+                         const std::vector<float>& bias, const RandomAdapter* adapter,
+                         size_t module, std::vector<double>* y, std::vector<double>* magnitude) {
+  y->assign(out, 0);
+  magnitude->assign(out, 0);
+  std::vector<double> t, t_magnitude;
+  const ModuleDelta* delta = adapter ? &adapter->adapter.modules[module] : nullptr;
+  for (int32_t k = 0; delta && k < delta->low_rank.rank; ++k) {
+    double sum = 0, bound = 0;
+    for (int32_t i = 0; i < in; ++i) {
+      sum += double{x[i]} * adapter->a[module][k * in + i];
+      bound += std::abs(double{x[i]} * adapter->a[module][k * in + i]);
+    }
+    t.push_back(sum * delta->low_rank.scale);
+    t_magnitude.push_back(bound * delta->low_rank.scale);
+  }
+  for (int32_t n = 0; n < out; ++n) {
+    double sum = 0, bound = 0;
+    for (int32_t i = 0; i < in; ++i) {
+      sum += double{x[i]} * w[int64_t{n} * in + i];
+      bound += std::abs(double{x[i]} * w[int64_t{n} * in + i]);
+    }
+    for (size_t k = 0; k < t.size(); ++k) {
+      sum += t[k] * adapter->b[module][k * out + n];
+      bound += t_magnitude[k] * std::abs(adapter->b[module][k * out + n]);
+    }
+    const double scale = delta && delta->out_scale ? delta->out_scale[n] : 1;
+    const double extra = delta && delta->bias ? delta->bias[n] : 0;
+    const double base = bias.empty() ? 0 : bias[n];
+    (*y)[n] = sum * scale + base + extra;
+    (*magnitude)[n] = bound * std::abs(scale) + std::abs(base) + std::abs(extra);
+  }
+}
+
+}  // namespace lorikeet
