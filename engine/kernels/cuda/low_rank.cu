@@ -342,11 +342,14 @@ __global__ void LowRankFloat(const LowRankArgs args) {
   }
 }
 
-constexpr int32_t kBlocksPerMultiprocessor = 8;
-
-// Enough blocks to fill the device, no more than there are likely to be tasks.
-dim3 Grid(int64_t tasks) {
-  const int64_t most = int64_t{kBlocksPerMultiprocessor} * Multiprocessors();
+// As many blocks as the device holds at a time, no more than there are likely to be tasks.
+template <typename Kernel>
+dim3 Grid(Kernel kernel, int64_t tasks) {
+  static const int64_t most = [kernel] {
+    int blocks = 0;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
+    return int64_t{blocks} * Multiprocessors();
+  }();
   return dim3(static_cast<uint32_t>(std::clamp<int64_t>(tasks, 1, most)));
 }
 
@@ -367,10 +370,13 @@ int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows
 void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work) {
   work->shrinks.clear();
   work->expands.clear();
-  int64_t rows = 0;
+  // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
+  constexpr int32_t kMostDecodeRows = 256;
+  int32_t rows = 0;
   for (const DeviceSegment& s : segments) rows += s.row_end - s.row_begin;
-  const bool long_segments = rows > int64_t{kDecodeTileRows} * static_cast<int64_t>(segments.size());
-  work->tile_rows = long_segments ? kPromptTileRows : kDecodeTileRows;
+  const bool many = rows > kMostDecodeRows &&
+                    rows > kDecodeTileRows * static_cast<int32_t>(segments.size());
+  work->tile_rows = many ? kPromptTileRows : kDecodeTileRows;
   for (const DeviceSegment& s : segments) {
     for (int32_t row = s.row_begin; row < s.row_end; row += work->tile_rows) {
       const int32_t rows = std::min(work->tile_rows, s.row_end - row);
@@ -386,11 +392,13 @@ void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work) 
 
 cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream) {
   const int32_t slices = ShrinkSlices(args.x.width);
-  const LaunchShape shape{Grid(int64_t{args.expected_shrinks} * args.parts * slices), kThreads};
+  const int64_t tasks = int64_t{args.expected_shrinks} * args.parts * slices;
   return WithTileRows(args.tile_rows, [&]<int kRowTiles>() {
-    return args.x.dtype == DType::kBF16
-               ? Launch(Shrink<BFloat16, kRowTiles>, shape, stream, args, slices)
-               : Launch(Shrink<Half, kRowTiles>, shape, stream, args, slices);
+    const auto launch = [&]<typename T>(T) {
+      const auto kernel = Shrink<T, kRowTiles>;
+      return Launch(kernel, {Grid(kernel, tasks), kThreads}, stream, args, slices);
+    };
+    return args.x.dtype == DType::kBF16 ? launch(BFloat16()) : launch(Half());
   });
 }
 
@@ -401,11 +409,14 @@ cudaError_t LaunchExpand(const LowRankArgs& args, cudaStream_t stream) {
     for (int32_t p = 0; p < args.parts; ++p) {
       blocks += DivideUp(args.out[p], kTaskColumns<kRowTiles>);
     }
-    const LaunchShape shape{Grid(int64_t{args.expected_expands} * blocks), kThreads};
+    const int64_t tasks = int64_t{args.expected_expands} * blocks;
     const auto launch = [&]<typename T>(T) {
-      return args.y.dtype == DType::kF32
-                 ? Launch(Expand<T, float, kRowTiles>, shape, stream, args, slices, blocks)
-                 : Launch(Expand<T, T, kRowTiles>, shape, stream, args, slices, blocks);
+      const auto kernel =
+          args.y.dtype == DType::kF32 ? Expand<T, float, kRowTiles> : Expand<T, T, kRowTiles>;
+      const dim3 grid = args.y.dtype == DType::kF32
+                            ? Grid(Expand<T, float, kRowTiles>, tasks)
+                            : Grid(Expand<T, T, kRowTiles>, tasks);
+      return Launch(kernel, {grid, kThreads}, stream, args, slices, blocks);
     };
     return args.x.dtype == DType::kBF16 ? launch(BFloat16()) : launch(Half());
   });

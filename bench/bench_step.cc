@@ -1,0 +1,189 @@
+// One step of Llama-3.1-8B's shapes with random weights: decoding at several batch sizes and
+// contexts, base alone and with as many adapters as rows; then prompts. Prints a step's wall time,
+// sampling included, and the floor: bytes of weights, adapters and keys and values over the read
+// bandwidth measured in the same run; for prompts, the model's floating-point rate beside that of
+// one large product.
+//   bench_step [--quick]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "bench/device.h"
+#include "bench/synthetic.h"
+#include "engine/base/check.h"
+#include "engine/kernels/backend.h"
+#include "engine/kernels/cuda/gemm.h"
+#include "engine/model/model.h"
+
+namespace lorikeet::bench {
+namespace {
+
+constexpr int32_t kMaxRows = 4096;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// Sequences of `context` tokens, each to compute its last `rows` tokens.
+class Steps {
+ public:
+  Steps(Backend* backend, Model* model, const KvLayout& layout, int32_t pages)
+      : backend_(backend), model_(model), layout_(layout), pages_(pages) {}
+
+  bool Fits(int32_t sequences, int32_t context) const {
+    return int64_t{layout_.PagesFor(context)} * sequences <= pages_;
+  }
+
+  // Median seconds of a step. `adapters`: one a sequence, or empty.
+  double Measure(int32_t sequences, int32_t context, int32_t rows,
+                 const std::vector<std::shared_ptr<const Adapter>>& adapters, int repeats = 12) {
+    tokens_.clear(), positions_.clear(), page_ids_.clear(), segments_.clear(), logits_.clear();
+    begin_.assign(1, 0), page_begin_.assign(1, 0);
+    int32_t page = 0;
+    for (int32_t s = 0; s < sequences; ++s) {
+      for (int32_t r = 0; r < rows; ++r) {
+        tokens_.push_back((s * 7919 + r * 31) % 100000);
+        positions_.push_back(context - rows + r);
+      }
+      for (int32_t p = 0; p < layout_.PagesFor(context); ++p) page_ids_.push_back(page++);
+      const int32_t end = static_cast<int32_t>(tokens_.size());
+      logits_.push_back(end - 1);
+      if (!adapters.empty()) {
+        const Adapter* adapter = adapters[s % adapters.size()].get();
+        if (!segments_.empty() && segments_.back().adapter == adapter) segments_.back().row_end = end;
+        else segments_.push_back({begin_.back(), end, adapter});
+      }
+      begin_.push_back(end);
+      page_begin_.push_back(static_cast<int32_t>(page_ids_.size()));
+    }
+    std::vector<double> seconds;
+    for (int i = 0; i < repeats + 3; ++i) {
+      const double start = Now();
+      Step();
+      if (i >= 3) seconds.push_back(Now() - start);
+    }
+    return Median(seconds);
+  }
+
+ private:
+  void Step() {
+    model_->Forward({tokens_, positions_, begin_, page_begin_, page_ids_, logits_, segments_});
+    SamplingParams greedy;
+    greedy.temperature = 0;
+    const int32_t wanted = static_cast<int32_t>(logits_.size());
+    for (int32_t at = 0; at < wanted; at += backend_->max_logit_rows()) {
+      const int32_t rows = std::min(wanted - at, backend_->max_logit_rows());
+      std::vector<LogitRow> asked(rows);
+      for (LogitRow& row : asked) row.sampling = &greedy;
+      std::vector<SampledToken> out(rows);
+      const absl::Status status = backend_->Sample(model_->Logits(at, rows), asked, out);
+      LK_CHECK_MSG(status.ok(), status.ToString());
+    }
+  }
+
+  Backend* const backend_;
+  Model* const model_;
+  const KvLayout layout_;
+  const int32_t pages_;
+  std::vector<int32_t> tokens_, positions_, begin_, page_begin_, page_ids_, logits_;
+  std::vector<AdapterSegment> segments_;
+};
+
+// Operations a second of one product of 8192 rows with the widest linear.
+double ProductRate() {
+  const int32_t rows = 8192, in = 4096, out = 14336;
+  const DeviceBytes x(int64_t{2} * rows * in), w(int64_t{2} * in * out), y(int64_t{2} * rows * out);
+  FillRandom(x, 1, 1);
+  FillRandom(w, 0.02f, 2);
+  cuda::FirstError errors;
+  cuda::Gemm gemm(&errors);
+  const double seconds = MedianReplay([&](cudaStream_t stream) {
+    gemm.Multiply(w.data(), Matrix(x.data(), rows, in, DType::kBF16),
+                  Matrix(y.data(), rows, out, DType::kBF16), stream);
+  });
+  return 2.0 * rows * in * out / seconds;
+}
+
+struct Row {
+  int32_t batch, context, distinct;
+};
+
+int Run(bool quick) {
+  const double bandwidth = ReadBandwidth();
+  const double rate = ProductRate();
+  std::printf("%s, read bandwidth %.0f GB/s, bf16 product %.0f TFLOP/s\n", DeviceName().c_str(),
+              bandwidth / 1e9, rate / 1e12);
+  const auto source = std::make_shared<SyntheticModel>(Llama8B());
+  const ModelConfig& config = source->config();
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCudaBackend({.max_rows = kMaxRows});
+  LK_CHECK_MSG(backend.ok(), backend.status().ToString());
+  double start = Now();
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(source, backend->get(), kMaxRows);
+  LK_CHECK_MSG(model.ok(), model.status().ToString());
+  std::printf("weights loaded in %.1f s\n", Now() - start);
+  const KvLayout layout =
+      KvLayout::Make(config.layers, config.kv_heads, config.head_dim, (*backend)->kv_dtype());
+  const int32_t pages = (*backend)->AllocatePages(layout, int64_t{20} << 30);
+  Steps steps(backend->get(), model->get(), layout, pages);
+  const double kv_token_bytes = static_cast<double>(layout.layer_bytes()) * config.layers /
+                                KvLayout::kPageTokens;
+  start = Now();
+  const auto adapters = SyntheticAdapters(*source, 256, {16});
+  const double adapter_bytes = static_cast<double>(AdapterBytes(*source, 16));
+
+  std::printf("\n%5s %8s %9s %10s %10s %7s\n", "rows", "context", "adapters", "step ms", "floor ms",
+              "ratio");
+  std::vector<Row> rows;
+  for (const int32_t context : {512, 4096}) {
+    for (const int32_t batch : quick ? std::vector{1, 32, 256} : std::vector{1, 8, 16, 32, 64, 128, 256}) {
+      for (const int32_t distinct : {0, 1, batch}) rows.push_back({batch, context, distinct});
+    }
+  }
+  for (const Row& r : rows) {
+    if (!steps.Fits(r.batch, r.context) || (r.batch == 1 && r.distinct == 1 && r.context > 512)) continue;
+    const std::vector<std::shared_ptr<const Adapter>> used(adapters.begin(),
+                                                           adapters.begin() + r.distinct);
+    const double seconds = steps.Measure(r.batch, r.context, 1, used);
+    const double floor = (static_cast<double>(source->step_bytes()) + r.distinct * adapter_bytes +
+                          kv_token_bytes * r.batch * r.context) / bandwidth;
+    std::printf("%5d %8d %9d %10.3f %10.3f %7.2f\n", r.batch, r.context, r.distinct, seconds * 1e3,
+                floor * 1e3, seconds / floor);
+    std::fflush(stdout);
+  }
+
+  std::printf("\n%22s %9s %10s %10s %9s\n", "prompts", "adapters", "step ms", "TFLOP/s", "of bf16");
+  double parameters = 0;  // in layers; the head runs for one row a sequence
+  for (ModuleId m = 0; m + 1 < ModuleCount(config.layers); ++m) {
+    parameters += static_cast<double>(source->weight(m).elements());
+  }
+  for (const int32_t sequences : {1, 4, 8}) {
+    for (const int32_t distinct : {0, 1, sequences}) {
+      const int32_t tokens = 512;
+      const std::vector<std::shared_ptr<const Adapter>> used(adapters.begin(),
+                                                             adapters.begin() + distinct);
+      const double seconds = steps.Measure(sequences, tokens, tokens, used, 6);
+      const double attention = 2.0 * tokens * tokens * config.heads * config.head_dim * config.layers;
+      const double flops = sequences * (2 * parameters * tokens + attention);
+      std::printf("%10d x %4d tokens %9d %10.3f %10.0f %8.0f%%\n", sequences, tokens, distinct,
+                  seconds * 1e3, flops / seconds / 1e12, 100 * flops / seconds / rate);
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace lorikeet::bench
+
+int main(int argc, char** argv) {
+  return lorikeet::bench::Run(argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+}
