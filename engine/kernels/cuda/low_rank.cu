@@ -343,11 +343,11 @@ __global__ void LowRankFloat(const LowRankArgs args) {
 }
 
 // As many blocks as the device holds at a time, no more than there are likely to be tasks.
-template <typename Kernel>
-dim3 Grid(Kernel kernel, int64_t tasks) {
-  static const int64_t most = [kernel] {
+template <auto kKernel>
+dim3 Grid(int64_t tasks) {
+  static const int64_t most = [] {
     int blocks = 0;
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, kThreads, 0);
     return int64_t{blocks} * Multiprocessors();
   }();
   return dim3(static_cast<uint32_t>(std::clamp<int64_t>(tasks, 1, most)));
@@ -395,8 +395,8 @@ cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream) {
   const int64_t tasks = int64_t{args.expected_shrinks} * args.parts * slices;
   return WithTileRows(args.tile_rows, [&]<int kRowTiles>() {
     const auto launch = [&]<typename T>(T) {
-      const auto kernel = Shrink<T, kRowTiles>;
-      return Launch(kernel, {Grid(kernel, tasks), kThreads}, stream, args, slices);
+      constexpr auto kKernel = Shrink<T, kRowTiles>;
+      return Launch(kKernel, {Grid<kKernel>(tasks), kThreads}, stream, args, slices);
     };
     return args.x.dtype == DType::kBF16 ? launch(BFloat16()) : launch(Half());
   });
@@ -410,15 +410,15 @@ cudaError_t LaunchExpand(const LowRankArgs& args, cudaStream_t stream) {
       blocks += DivideUp(args.out[p], kTaskColumns<kRowTiles>);
     }
     const int64_t tasks = int64_t{args.expected_expands} * blocks;
-    const auto launch = [&]<typename T>(T) {
-      const auto kernel =
-          args.y.dtype == DType::kF32 ? Expand<T, float, kRowTiles> : Expand<T, T, kRowTiles>;
-      const dim3 grid = args.y.dtype == DType::kF32
-                            ? Grid(Expand<T, float, kRowTiles>, tasks)
-                            : Grid(Expand<T, T, kRowTiles>, tasks);
-      return Launch(kernel, {grid, kThreads}, stream, args, slices, blocks);
+    const auto launch = [&]<typename T, typename Y>(T, Y) {
+      constexpr auto kKernel = Expand<T, Y, kRowTiles>;
+      return Launch(kKernel, {Grid<kKernel>(tasks), kThreads}, stream, args, slices, blocks);
     };
-    return args.x.dtype == DType::kBF16 ? launch(BFloat16()) : launch(Half());
+    const bool wide = args.y.dtype == DType::kF32;
+    if (args.x.dtype == DType::kBF16) {
+      return wide ? launch(BFloat16(), 0.0f) : launch(BFloat16(), BFloat16());
+    }
+    return wide ? launch(Half(), 0.0f) : launch(Half(), Half());
   });
 }
 
