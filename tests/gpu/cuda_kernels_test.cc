@@ -172,7 +172,7 @@ TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
             // steps, all about the size that random signs leave of the magnitude. Then float32 sums.
             const double tolerance = type.step * (4 * std::abs(expected[n]) +
                                                   8 * magnitude[n] / std::sqrt(c.in)) +
-                                     0x1p-24 * magnitude[n];
+                                     0x1p-23 * magnitude[n];
             ASSERT_NEAR(y[int64_t{r} * weight->width() + first_column + n], expected[n], tolerance)
                 << Info(type.dtype).name << " seed " << seed << " in " << c.in << " rows " << c.rows
                 << " max rank " << c.max_rank << " part " << m << " row " << r << " column " << n;

@@ -17,13 +17,18 @@ constexpr float kLog2E = 1.44269504f;
 constexpr uint4 kZero = {0, 0, 0, 0};
 static_assert(kPageTokens == 16, "a page is one side of the tensor cores' tile");
 
-// K block of a head in the page of `block`; V lies kv_heads blocks behind.
+// K block of a head in a page; V lies kv_heads blocks behind.
+__device__ const std::byte* KeyBlockIn(const KvStep& step, int32_t page, int32_t layer,
+                                       int32_t kv_head) {
+  return step.pages + page * step.layout.page_bytes() + step.layout.Offset(layer, false, kv_head);
+}
+
 __device__ const std::byte* KeyBlock(const KvStep& step, int32_t sequence, int32_t block,
                                      int32_t layer, int32_t kv_head) {
   const int32_t page = step.list->page_ids[step.list->page_begin[sequence] +
-                                     block * step.layout.pages_per_block +
-                                     step.layout.PageOfLayer(layer)];
-  return step.pages + page * step.layout.page_bytes() + step.layout.Offset(layer, false, kv_head);
+                                           block * step.layout.pages_per_block +
+                                           step.layout.PageOfLayer(layer)];
+  return KeyBlockIn(step, page, layer, kv_head);
 }
 
 __device__ uint32_t Transpose8x8(uint32_t row) {
@@ -59,36 +64,52 @@ struct Attending {
 };
 
 template <int kDim>
-struct PageData {
-  uint4 k[kDim / 32][2];  // tokens g and g + 8
+struct PageKeys {
+  uint4 k[kDim / 32][2];  // tokens g and g + 8, dims 32 i + 8 t ..
+};
+template <int kDim>
+struct PageValues {
   uint4 v[kDim / 64][4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9, dims 8 g of each 64-block
 };
 
-// Tokens behind `tokens` are another request's leftovers: they are not read.
-template <typename T, int kDim, bool kOnce>
-__device__ void LoadPage(const KvStep& step, const std::byte* block, int32_t tokens,
-                         PageData<kDim>* page) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int32_t dim = step.layout.head_dim;
-  const T* keys = reinterpret_cast<const T*>(block);
-  const T* values = keys + int64_t{step.layout.kv_heads} * kPageTokens * dim;
-  const auto load = [&](const T* from, int token, int d) {
+// One head's block of a page. Tokens from `tokens` on are another request's leftovers: they are not
+// read. kOnce: nobody else reads them.
+template <typename T, bool kOnce>
+struct Page {
+  const T* keys;
+  const T* values;
+  int32_t tokens;
+  int32_t dim;
+
+  __device__ Page(const KvStep& step, const std::byte* block, int32_t tokens)
+      : keys(reinterpret_cast<const T*>(block)),
+        values(keys + int64_t{step.layout.kv_heads} * kPageTokens * step.layout.head_dim),
+        tokens(tokens),
+        dim(step.layout.head_dim) {}
+
+  __device__ uint4 At(const T* from, int token, int d) const {
     if (token >= tokens || d >= dim) return kZero;
     return kOnce ? LoadStreaming(from + token * dim + d) : LoadCached(from + token * dim + d);
-  };
-#pragma unroll
-  for (int i = 0; i < kDim / 32; ++i) {
-    page->k[i][0] = load(keys, g, 32 * i + 8 * t);
-    page->k[i][1] = load(keys, g + 8, 32 * i + 8 * t);
   }
+  template <int kDim>
+  __device__ void Load(PageKeys<kDim>* to) const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-  for (int b = 0; b < kDim / 64; ++b) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      page->v[b][i] = load(values, 2 * t + i % 2 + i / 2 * 8, 64 * b + 8 * g);
+    for (int i = 0; i < kDim / 32; ++i) {
+      to->k[i][0] = At(keys, g, 32 * i + 8 * t);
+      to->k[i][1] = At(keys, g + 8, 32 * i + 8 * t);
     }
   }
-}
+  template <int kDim>
+  __device__ void Load(PageValues<kDim>* to) const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int b = 0; b < kDim / 64; ++b) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to->v[b][i] = At(values, 2 * t + i % 2 + i / 2 * 8, 64 * b + 8 * g);
+    }
+  }
+};
 
 __device__ inline float OverTokens(float v, bool maximum) {
 #pragma unroll
@@ -99,19 +120,32 @@ __device__ inline float OverTokens(float v, bool maximum) {
   return v;
 }
 
-// Folds a page into the running softmax. first/last: the page's tokens that query 2t + i of group
-// n sees. scale includes log2 e.
+template <int kQueries>
+using Scores = float[kQueries][4];  // of each group: token g and g + 8 of queries 2t, 2t + 1
+
+template <typename T, int kDim, int kQueries>
+__device__ void MultiplyKeys(const PageKeys<kDim>& page, const Attending<kDim, kQueries>& state,
+                             Scores<kQueries>& scores) {
+#pragma unroll
+  for (int n = 0; n < kQueries; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] = 0;
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) {
+      MmaRows<T>(scores[n], page.k[i][0], page.k[i][1], state.q[n][i]);
+    }
+  }
+}
+
+// Folds a page into the running softmax. visible(n, i, token): whether query 2t + i of group n sees
+// it. scale includes log2 e.
 template <typename T, int kDim, int kQueries, typename Visible>
-__device__ void FoldPage(const PageData<kDim>& page, float scale, const Visible& visible,
-                         Attending<kDim, kQueries>* state) {
+__device__ void FoldValues(const PageValues<kDim>& page, Scores<kQueries>& all, float scale,
+                           const Visible& visible, Attending<kDim, kQueries>* state) {
   const int g = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int n = 0; n < kQueries; ++n) {
-    float scores[4] = {};
-#pragma unroll
-    for (int i = 0; i < kDim / 32; ++i) {
-      MmaRows<T>(scores, page.k[i][0], page.k[i][1], state->q[n][i]);
-    }
+    float(&scores)[4] = all[n];
     float shrink[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -227,6 +261,7 @@ template <typename T>
 __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
                              int32_t item_index, const HeadGroup& heads, const float* shared) {
   const int32_t dim = step.layout.head_dim, stride = dim + 2;
+  const int32_t chunks = item.position / kChunkTokens + 1;
   T* out = args.out.row<T>(item.row);
   float top, total;
   for (int32_t i = threadIdx.x; i < heads.queries * dim; i += kThreads) {
@@ -240,7 +275,7 @@ __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, cons
       total += weight * p[1];
       sum += weight * p[2 + d];
     }
-    if (item.chunks == 1) {
+    if (chunks == 1) {
       out[head * dim + d] = FromFloat<T>(sum / total);
       continue;
     }
@@ -248,13 +283,13 @@ __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, cons
     if (d == 0) kept.top() = top, kept.total() = total;
     kept.sums()[d] = sum;
   }
-  if (item.chunks == 1) return;
+  if (chunks == 1) return;
   __shared__ bool last;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
     int32_t* arrived = step.arrived + int64_t{item.row} * args.heads + heads.first_head;
-    last = atomicAdd(arrived, 1) == item.chunks - 1;
+    last = atomicAdd(arrived, 1) == chunks - 1;
     if (last) *arrived = 0;
   }
   __syncthreads();
@@ -264,41 +299,69 @@ __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, cons
   for (int32_t i = threadIdx.x; i < heads.queries * dim; i += kThreads) {
     const int32_t d = i % dim, head = heads.first_head + i / dim;
     const float* partials = step.partials + (int64_t{first_item} * args.heads + head) * stride;
-    const float sum = Merge(partials, int64_t{args.heads} * stride, item.chunks, d, &top, &total);
+    const float sum = Merge(partials, int64_t{args.heads} * stride, chunks, d, &top, &total);
     out[head * dim + d] = FromFloat<T>(sum / total);
   }
 }
 
+// The pages of a chunk that this warp folds, every kWarps-th. The next page's keys are on their way
+// while this one's values are folded, and its values while keys are multiplied.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads) Decode(const AttentionArgs args, const KvStep step) {
+__device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
+                          int32_t kv_head, Attending<kDim, 1>* state) {
+  const int lane = threadIdx.x % 32;
+  const int32_t position = item.position;
+  const int32_t oldest = args.window > 0 ? max(0, position - args.window + 1) : 0;
+  const int32_t begin = item.chunk * kChunkPages;
+  const int32_t first = max(begin, oldest / kPageTokens) + threadIdx.x / 32;
+  const int32_t last = min(begin + kChunkPages - 1, position / kPageTokens);
+  int32_t my_page = 0;  // of block begin + lane
+  if (lane < kChunkPages && begin + lane <= last) {
+    my_page = step.list->page_ids[item.page_begin + (begin + lane) * step.layout.pages_per_block +
+                                  step.layout.PageOfLayer(args.layer)];
+  }
+  const auto page_at = [&](int32_t block) {
+    const int32_t id = __shfl_sync(~0u, my_page, block - begin);
+    return Page<T, true>(step, KeyBlockIn(step, id, args.layer, kv_head),
+                         position - block * kPageTokens + 1);
+  };
+  if (first > last) return;
+  PageKeys<kDim> keys;
+  PageValues<kDim> values;
+  const Page<T, true> first_page = page_at(first);
+  first_page.Load(&keys);
+  first_page.Load(&values);
+  for (int32_t block = first; block <= last; block += kWarps) {
+    const bool more = block + kWarps <= last;
+    const Page<T, true> next = page_at(more ? block + kWarps : block);
+    const auto visible = [&](int, int, int token) {
+      const int32_t at = block * kPageTokens + token;
+      return at <= position && at >= oldest;
+    };
+    Scores<1> scores;
+    MultiplyKeys<T, kDim, 1>(keys, *state, scores);
+    if (more) next.Load(&keys);
+    FoldValues<T, kDim, 1>(values, scores, args.scale * kLog2E, visible, state);
+    if (more) next.Load(&values);
+  }
+}
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kThreads, kDim <= 64 ? 4 : kDim <= 128 ? 3 : 1) Decode(const AttentionArgs args, const KvStep step) {
   extern __shared__ float shared[];  // [warps, queries, head_dim + 2]
   LetKernelAfterStart();
   WaitForKernelBefore();
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+  const int g = threadIdx.x % 32 / 4;
   const int32_t dim = step.layout.head_dim;
   const HeadGroup heads = GroupOf(args, step.layout, blockIdx.y);
   const int32_t items = step.list->decode_count;
   for (int32_t index = blockIdx.x; index < items; index += gridDim.x) {
     const DecodeItem item = step.list->decodes[index];
-    const int32_t position = step.positions[item.row];
-    const int32_t oldest = args.window > 0 ? max(0, position - args.window + 1) : 0;
     Attending<kDim, 1> state;
     state.Clear();
     const T* q = args.q.row<T>(item.row) + int64_t{heads.first_head + g} * dim;
     LoadQuery(g < heads.queries ? q : nullptr, dim, 0, &state);
-    const int32_t first = max(item.chunk * kChunkPages, oldest / kPageTokens);
-    const int32_t last = min((item.chunk + 1) * kChunkPages - 1, position / kPageTokens);
-    for (int32_t block = first + warp; block <= last; block += kWarps) {
-      PageData<kDim> page;
-      LoadPage<T, kDim, true>(
-          step, KeyBlock(step, item.sequence, block, args.layer, heads.kv_head),
-          position - block * kPageTokens + 1, &page);
-      const auto visible = [&](int, int, int token) {
-        const int32_t at = block * kPageTokens + token;
-        return at <= position && at >= oldest;
-      };
-      FoldPage<T, kDim, 1>(page, args.scale * kLog2E, visible, &state);
-    }
+    FoldChunk<T, kDim>(args, step, item, heads.kv_head, &state);
     StoreWarp(state, heads.queries, dim, shared);
     __syncthreads();
     FinishDecode<T>(args, step, item, index, heads, shared);
@@ -343,14 +406,19 @@ __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, con
     const int32_t oldest =
         args.window > 0 ? max(0, step.positions[row_of(begin)] - args.window + 1) : 0;
     for (int32_t block = oldest / kPageTokens; block <= newest / kPageTokens; ++block) {
-      PageData<kDim> page;
-      LoadPage<T, kDim, false>(step, KeyBlock(step, item.sequence, block, args.layer, kv_head),
-                               newest - block * kPageTokens + 1, &page);
+      const Page<T, false> page(step, KeyBlock(step, item.sequence, block, args.layer, kv_head),
+                                newest - block * kPageTokens + 1);
+      PageKeys<kDim> keys;
+      PageValues<kDim> values;
+      page.Load(&keys);
+      page.Load(&values);
       const auto visible = [&](int n, int i, int token) {
         const int32_t at = block * kPageTokens + token;
         return at <= position[n][i] && (args.window == 0 || at > position[n][i] - args.window);
       };
-      FoldPage<T, kDim, kQueries>(page, args.scale * kLog2E, visible, &state);
+      Scores<kQueries> scores;
+      MultiplyKeys<T, kDim, kQueries>(keys, state, scores);
+      FoldValues<T, kDim, kQueries>(values, scores, args.scale * kLog2E, visible, &state);
     }
 #pragma unroll
     for (int n = 0; n < kQueries; ++n) {
@@ -468,7 +536,7 @@ template <typename T, int kDim>
 cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {
   const int32_t kv_heads = step.layout.kv_heads, group = args.heads / kv_heads;
   const int32_t groups = kv_heads * DivideUp(group, 8);
-  constexpr int32_t kBlocksPerMultiprocessor = 4;
+  constexpr int32_t kBlocksPerMultiprocessor = kDim <= 64 ? 4 : kDim <= 128 ? 3 : 1;
   const int32_t blocks = DivideUp(int64_t{kBlocksPerMultiprocessor} * Multiprocessors(), groups);
   const int32_t shared =
       kWarps * std::min(group, 8) * (step.layout.head_dim + 2) * static_cast<int32_t>(sizeof(float));

@@ -19,12 +19,13 @@ namespace lorikeet::cuda {
 inline constexpr int32_t kChunkTokens = 256;
 inline constexpr int32_t kPromptQueries = 64;  // rows · heads of a KV head that a prompt's block takes
 
-// Tokens [chunk * kChunkTokens, ...) for the one row of a decoding sequence.
-struct DecodeItem {
+// Tokens [chunk * kChunkTokens, ...) for the one row of a decoding sequence. Holds all that the
+// kernel needs to find its pages, so that few loads wait for one another.
+struct alignas(16) DecodeItem {
   int32_t row = 0;
-  int32_t sequence = 0;
+  int32_t position = 0;
   int32_t chunk = 0;
-  int32_t chunks = 0;
+  int32_t page_begin = 0;  // of the sequence, in page_ids
 };
 
 // Rows [row_begin, row_end) of a sequence that has several in the step.

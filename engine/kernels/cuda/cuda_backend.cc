@@ -72,6 +72,10 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       adapters_(dtype_, stream),
       arrays_(&errors_) {
   peaks_ = Allocate(max_logit_rows() * sizeof(RowPeak));
+  Note(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "a stream");
+  for (cudaEvent_t* event : {&fork_, &join_}) {
+    Note(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");
+  }
   Note(cudaMallocHost(reinterpret_cast<void**>(&host_peaks_), max_logit_rows() * sizeof(RowPeak)),
        "host memory of samples");
 }
@@ -80,6 +84,9 @@ CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
   DropGraphs();
   cudaFreeHost(host_peaks_);
+  cudaEventDestroy(fork_);
+  cudaEventDestroy(join_);
+  cudaStreamDestroy(side_);
   cudaStreamDestroy(stream_);
 }
 
@@ -250,13 +257,17 @@ bool CudaBackend::Grow(int64_t count, int64_t element_bytes, int64_t* capacity,
 
 bool CudaBackend::GrowScratch() {
   const int32_t heads = query_group_ * layout_.kv_heads;
+  const auto items = [](const LowRankWork& work) { return static_cast<int64_t>(work.shrinks.size()); };
   const auto slots = [&](const LowRankWork& work) {
-    return static_cast<int64_t>(work.shrinks.size()) * slots_per_item_ * work.tile_rows * kTileRanks;
+    // One slice more holds what prompts keep in 16 bits.
+    return items(work) * (slots_per_item_ + kMaxParts) * work.tile_rows * kTileRanks;
   };
   const int64_t partials = PartialFloats(static_cast<int64_t>(work_.decodes.size()), heads,
                                          layout_.head_dim);
   bool moved = Grow(std::max(slots(work_.rows), slots(work_.logits)), sizeof(float), &slot_floats_,
                     &slots_);
+  moved |= Grow(kMaxParts * std::max(items(work_.rows), items(work_.logits)), sizeof(int32_t),
+                &slots_arrived_count_, &slots_arrived_);
   moved |= Grow(partials, sizeof(float), &partial_floats_, &partials_);
   moved |= Grow(int64_t{rows_} * heads, sizeof(int32_t), &arrived_count_, &arrived_);
   return moved;
@@ -297,7 +308,7 @@ cudaGraphExec_t CudaBackend::Record(const std::function<void()>& operations) {
 void CudaBackend::Run(const std::function<void()>& operations) {
   if (!errors_.status().ok()) return;
   if (!recordable_) return operations();
-  Recorded& recorded = graphs_[{rows_, linears_, work_.rows.tile_rows}];
+  Recorded& recorded = graphs_[{rows_, linears_}];
   if (!recorded.seen) {
     recorded.seen = true;
     return operations();
@@ -327,6 +338,8 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
   out.expected_shrinks =
       recorded ? kExpectedTiles * rows_ : static_cast<int32_t>(work.shrinks.size());
   out.slots = reinterpret_cast<float*>(slots_.get());
+  out.arrived = reinterpret_cast<int32_t*>(slots_arrived_.get());
+  out.max_tiles = work.max_tiles;
   out.first_module = args.weight->first_module;
   out.parts = static_cast<int32_t>(args.weight->out.size());
   std::copy(args.weight->out.begin(), args.weight->out.end(), out.out);
@@ -336,15 +349,23 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
   return out;
 }
 
-// Shrinking reads what the product reads: it goes first, so that expanding need not wait for it.
+// Shrinking reads what the product reads and runs beside it.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
   const CudaLinearWeight& weight = Cuda(args.weight);
   const bool adapted = (linears_ & LinearsOf(weight, args.rows)) != 0;
   const LowRankArgs low_rank = LowRankOf(args);
   const bool plain = dtype_ == DType::kF32;
-  if (adapted && !plain) Note(LaunchShrink(low_rank, stream_), "shrink");
+  if (adapted && !plain) {
+    Note(cudaEventRecord(fork_, stream_), "an event");
+    Note(cudaStreamWaitEvent(side_, fork_), "an event");
+    Note(LaunchShrink(low_rank, side_), "shrink");
+    Note(cudaEventRecord(join_, side_), "an event");
+  }
   gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
-  if (adapted && !plain) Note(LaunchExpand(low_rank, stream_), "expand");
+  if (adapted && !plain) {
+    Note(cudaStreamWaitEvent(stream_, join_), "an event");
+    Note(LaunchExpand(low_rank, stream_), "expand");
+  }
   if (adapted && plain) Note(LaunchLowRankFloat(low_rank, stream_), "low rank");
   if (weight.bias == nullptr) return;
   Note(LaunchAddBias(args.y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");

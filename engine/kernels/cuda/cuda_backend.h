@@ -8,7 +8,7 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "engine/kernels/backend.h"
@@ -55,8 +55,8 @@ class CudaBackend final : public Backend {
   absl::Status Download(const float* from, std::span<float> to) override;
 
  private:
-  // Of a recorded step: rows, adapted linears, rows of a low-rank tile.
-  using GraphKey = std::tuple<int32_t, uint32_t, int32_t>;
+  // Of a recorded step: rows, adapted linears.
+  using GraphKey = std::pair<int32_t, uint32_t>;
 
   // The first step of a key runs as it is, which loads what it needs; the second is recorded.
   struct Recorded {
@@ -99,8 +99,12 @@ class CudaBackend final : public Backend {
   int32_t rows_ = 0;
   std::map<GraphKey, Recorded> graphs_;
 
+  cudaStream_t side_ = nullptr;  // low-rank work beside the products
+  cudaEvent_t fork_ = nullptr, join_ = nullptr;
   DeviceMemory slots_;  // of the low-rank sums
   int64_t slot_floats_ = 0;
+  DeviceMemory slots_arrived_;
+  int64_t slots_arrived_count_ = 0;
   DeviceMemory partials_;  // of attention
   int64_t partial_floats_ = 0;
   DeviceMemory arrived_;

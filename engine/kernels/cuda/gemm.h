@@ -12,7 +12,8 @@
 
 namespace lorikeet::cuda {
 
-// One stream's products. Not thread-safe.
+// One stream's products. The first of a shape measures cuBLASLt's proposals and keeps the fastest,
+// unless the stream is being recorded: then the first proposal serves. Not thread-safe.
 class Gemm {
  public:
   explicit Gemm(FirstError* errors);
@@ -33,8 +34,9 @@ class Gemm {
   // in, out, rows, strides of x and y, types of x and y
   using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, DType, DType>;
 
-  const Plan* PlanFor(Matrix x, Matrix y);
-  bool Choose(Plan* plan);
+  const Plan* PlanFor(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+  void Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan);
+  void Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStream_t stream);
   void Note(cublasStatus_t status, const char* what);
 
   FirstError* const errors_;

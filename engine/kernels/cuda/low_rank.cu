@@ -4,6 +4,7 @@
 
 #include "engine/api/limits.h"
 #include "engine/kernels/cuda/launch.cuh"
+#include "engine/kernels/cuda/low_rank.cuh"
 #include "engine/kernels/cuda/vec.cuh"
 
 namespace lorikeet::cuda {
@@ -15,27 +16,16 @@ constexpr int kStep = 32;                       // elements of `in` that a warp 
 constexpr int kStepsInFlight = 8;
 constexpr int kWarpSlice = kStep * kStepsInFlight;
 constexpr int kSlice = kWarps * kWarpSlice;     // elements of `in` a shrink task takes
-constexpr int kBlock = 64;                      // columns an expand warp takes at a time
-// Blocks a warp takes: registers hold the sums of kRowTiles · 8 rows.
-template <int kRowTiles>
-constexpr int kWarpBlocks = kRowTiles == 1 ? 2 : 1;
-template <int kRowTiles>
-constexpr int kTaskColumns = kWarps * kWarpBlocks<kRowTiles> * kBlock;
-constexpr uint4 kZero = {0, 0, 0, 0};
-
-// Rank row k of a tile.
-template <typename T>
-__device__ const T* RankRow(const void* const (&places)[2], int first, int64_t pitch, int k) {
-  return k < first ? static_cast<const T*>(places[0]) + k * pitch
-                   : static_cast<const T*>(places[1]) + (k - first) * pitch;
-}
+constexpr int kWarpBlocks = 2;                  // of columns
+constexpr int kTaskColumns = kWarps * kWarpBlocks * kBlock;
+constexpr int kSlotFloats = kDecodeTileRows * kTileRanks;
 
 // ---- shrink
 
 struct ShrinkTask {
   ShrinkItem item;
   RankTile tile;
-  int32_t slice;
+  int32_t column;  // first of this lane's
 };
 
 __device__ ShrinkTask ReadShrink(const LowRankArgs& args, int32_t task, int32_t slices) {
@@ -44,101 +34,91 @@ __device__ ShrinkTask ReadShrink(const LowRankArgs& args, int32_t task, int32_t 
   out.item = args.list->shrinks[task / (args.parts * slices)];
   const ModuleId module = args.first_module + sub / slices;
   out.tile = out.item.tiles[int64_t{module} * out.item.tiles_per_module + out.item.rank_tile];
-  out.slice = sub % slices;
+  out.column = sub % slices * kSlice + threadIdx.x / 32 * kWarpSlice + threadIdx.x % 4 * 8;
   return out;
 }
 
-template <typename T, int kRowTiles>
-__device__ void LoadRankRows(const RankTile& tile, int32_t in, int32_t column,
-                             uint4 (&a)[kStepsInFlight][2]) {
+template <typename T>
+__device__ void LoadRankRows(const ShrinkTask& work, int32_t in, uint4 (&a)[kStepsInFlight][2]) {
   const int g = threadIdx.x % 32 / 4;
-  const int64_t pitch = (int64_t{in} + 7) / 8 * 8;
+  const RankTile& tile = work.tile;
+  const int64_t pitch = RowPitch(in);
   const T* low = g < tile.ranks ? RankRow<T>(tile.a, tile.a_first, pitch, g) : nullptr;
   const T* high = g + 8 < tile.ranks ? RankRow<T>(tile.a, tile.a_first, pitch, g + 8) : nullptr;
 #pragma unroll
   for (int s = 0; s < kStepsInFlight; ++s) {
-    const int32_t c = column + s * kStep;
-    // A segment of many tiles reads the same factors again and again: let those stay in cache.
-    const auto load = [&](const T* row) {
-      if (row == nullptr || c >= in) return kZero;
-      return kRowTiles == 1 ? LoadStreaming(row + c) : LoadCached(row + c);
-    };
-    a[s][0] = load(low);
-    a[s][1] = load(high);
+    const int32_t c = work.column + s * kStep;
+    a[s][0] = low != nullptr && c < in ? LoadStreaming(low + c) : kZero;
+    a[s][1] = high != nullptr && c < in ? LoadStreaming(high + c) : kZero;
   }
 }
 
 // Sums of the four warps, [row][rank], to the task's slot.
-template <int kRowTiles>
-__device__ void StoreSums(const float (&sums)[kRowTiles][4], float* slot) {
+__device__ void StoreSums(const float (&sums)[4], float* slot) {
   constexpr int kPad = kTileRanks + 1;
-  __shared__ float shared[kWarps][kRowTiles * 8 * kPad];
+  __shared__ float shared[kWarps][kDecodeTileRows * kPad];
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = r * 8 + 2 * t + i % 2, rank = g + i / 2 * 8;
-      shared[warp][row * kPad + rank] = sums[r][i];
-    }
-  }
+  for (int i = 0; i < 4; ++i) shared[warp][(2 * t + i % 2) * kPad + g + i / 2 * 8] = sums[i];
   __syncthreads();
+  const int row = threadIdx.x / kTileRanks, rank = threadIdx.x % kTileRanks;
+  float sum = 0;
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-    const int row = r * 8 + threadIdx.x / kTileRanks, rank = threadIdx.x % kTileRanks;
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += shared[w][row * kPad + rank];
-    slot[row * kTileRanks + rank] = sum;
-  }
+  for (int w = 0; w < kWarps; ++w) sum += shared[w][row * kPad + rank];
+  slot[threadIdx.x] = sum;
   __syncthreads();
 }
+static_assert(kThreads == kSlotFloats, "a thread a sum");
 
-// Columns [slice * kSlice, ...) of 16 ranks against the item's rows. A segment's factors do not
-// depend on the kernel before, so the first task's are fetched while that still runs.
-template <typename T, int kRowTiles>
+// Columns [slice * kSlice, ...) of 16 ranks against the item's rows. Factors do not depend on the
+// kernel before, so the first task's are fetched while that still runs, and the next task's while
+// this one's sums are stored.
+template <typename T>
 __global__ void __launch_bounds__(kThreads) Shrink(const LowRankArgs args, int32_t slices) {
   const int32_t tasks = args.list->shrink_count * args.parts * slices;
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int g = threadIdx.x % 32 / 4;
   const int32_t in = args.x.width;
-  bool waited = false;
   LetKernelAfterStart();
-  for (int32_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const ShrinkTask work = ReadShrink(args, task, slices);
-    const int32_t column = work.slice * kSlice + warp * kWarpSlice + t * 8;
-    uint4 a[kStepsInFlight][2];
-    if (work.tile.ranks > 0) LoadRankRows<T, kRowTiles>(work.tile, in, column, a);
-    if (!waited) WaitForKernelBefore();
-    waited = true;
-    if (work.tile.ranks == 0) continue;
-    float sums[kRowTiles][4] = {};
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      const int32_t row = work.item.row_begin + r * 8 + g - args.first_row;
-      const bool mine = r * 8 + g < work.item.rows && row >= 0 && row < args.x.rows;
-      const T* x = mine ? args.x.row<T>(row) : nullptr;
-#pragma unroll
-      for (int s = 0; s < kStepsInFlight; ++s) {
-        const int32_t c = column + s * kStep;
-        const uint4 values = x != nullptr && c < in ? LoadCached(x + c) : kZero;
-        MmaRows<T>(sums[r], a[s][0], a[s][1], values);
-      }
-    }
-    StoreSums<kRowTiles>(sums, args.slots + int64_t{task} * kRowTiles * 8 * kTileRanks);
+  ShrinkTask work;
+  uint4 a[kStepsInFlight][2];
+  if (blockIdx.x < tasks) {
+    work = ReadShrink(args, blockIdx.x, slices);
+    LoadRankRows<T>(work, in, a);
   }
-  if (!waited) WaitForKernelBefore();
+  WaitForKernelBefore();
+  for (int32_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    const int32_t row = work.item.row_begin + g - args.first_row;
+    const bool mine = g < work.item.rows && row >= 0 && row < args.x.rows;
+    const T* x = mine ? args.x.row<T>(row) : nullptr;
+    const bool empty = work.tile.ranks == 0;
+    uint4 values[kStepsInFlight];
+#pragma unroll
+    for (int s = 0; s < kStepsInFlight; ++s) {
+      const int32_t c = work.column + s * kStep;
+      values[s] = x != nullptr && !empty && c < in ? LoadCached(x + c) : kZero;
+    }
+    float sums[4] = {};
+#pragma unroll
+    for (int s = 0; s < kStepsInFlight; ++s) MmaRows<T>(sums, a[s][0], a[s][1], values[s]);
+    if (task + gridDim.x < tasks) {
+      work = ReadShrink(args, task + gridDim.x, slices);
+      LoadRankRows<T>(work, in, a);
+    }
+    if (!empty) StoreSums(sums, args.slots + int64_t{task} * kSlotFloats);
+  }
 }
 
 // ---- expand
 
 struct ExpandTask {
   ExpandItem item;
+  const RankTile* tiles;  // of the module
+  RankTile tile;          // the first
   int32_t part;
-  int32_t part_column;   // first of the task in its part
-  int32_t first_column;  // of the part in y
+  int32_t column;         // first of this lane's, in the part
+  int32_t first_column;   // of the part in y
 };
 
-template <int kRowTiles>
 __device__ ExpandTask ReadExpand(const LowRankArgs& args, int32_t task, int32_t blocks) {
   ExpandTask out;
   out.item = args.list->expands[task / blocks];
@@ -146,154 +126,87 @@ __device__ ExpandTask ReadExpand(const LowRankArgs& args, int32_t task, int32_t 
   out.part = 0;
   out.first_column = 0;
   while (true) {
-    const int32_t part_blocks = DivideUp(args.out[out.part], kTaskColumns<kRowTiles>);
+    const int32_t part_blocks = DivideUp(args.out[out.part], kTaskColumns);
     if (block < part_blocks) break;
     block -= part_blocks;
     out.first_column += args.out[out.part++];
   }
-  out.part_column = block * kTaskColumns<kRowTiles>;
+  out.tiles =
+      out.item.tiles + int64_t{args.first_module + out.part} * out.item.tiles_per_module;
+  out.tile = out.tiles[0];
+  out.column = block * kTaskColumns + threadIdx.x / 32 * kWarpBlocks * kBlock +
+               threadIdx.x % 32 / 4 * 8;
   return out;
 }
 
-// Rows 2t, 2t + 1, 2t + 8, 2t + 9 of a tile's B, eight columns of each block.
-template <typename T, int kRowTiles>
-__device__ void LoadColumns(const RankTile& tile, int32_t out, int32_t column,
-                            uint4 (&b)[kWarpBlocks<kRowTiles>][4]) {
-  const int t = threadIdx.x % 4;
-  const int64_t pitch = (int64_t{out} + 7) / 8 * 8;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int k = 2 * t + i % 2 + i / 2 * 8;
-    const T* row = k < tile.ranks ? RankRow<T>(tile.b, tile.b_first, pitch, k) : nullptr;
-#pragma unroll
-    for (int n = 0; n < kWarpBlocks<kRowTiles>; ++n) {
-      const int32_t c = column + n * kBlock;
-      const bool there = row != nullptr && c < out;
-      b[n][i] = !there ? kZero : kRowTiles == 1 ? LoadStreaming(row + c) : LoadCached(row + c);
-    }
-  }
-}
-
-// The slices' sums of rows g of each row tile, scaled, as the product's second operand.
-template <typename T, int kRowTiles>
+// The slices' sums of row g, scaled, as the product's second operand.
+template <typename T>
 __device__ void LoadShrunk(const float* slot, int32_t slices, float scale,
-                           uint32_t (&shrunk)[kRowTiles][2]) {
+                           uint32_t (&shrunk)[1][2]) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-    float2 low = {0, 0}, high = {0, 0};
-    for (int32_t s = 0; s < slices; ++s) {
-      const float* row = slot + int64_t{s} * kRowTiles * 8 * kTileRanks + (r * 8 + g) * kTileRanks;
-      const float2 a = *reinterpret_cast<const float2*>(row + 2 * t);
-      const float2 b = *reinterpret_cast<const float2*>(row + 2 * t + 8);
-      low.x += a.x, low.y += a.y, high.x += b.x, high.y += b.y;
-    }
-    shrunk[r][0] = Pack2<T>(low.x * scale, low.y * scale);
-    shrunk[r][1] = Pack2<T>(high.x * scale, high.y * scale);
+  float2 low = {0, 0}, high = {0, 0};
+  for (int32_t s = 0; s < slices; ++s) {
+    const float* row = slot + s * kSlotFloats + g * kTileRanks;
+    const float2 a = *reinterpret_cast<const float2*>(row + 2 * t);
+    const float2 b = *reinterpret_cast<const float2*>(row + 2 * t + 8);
+    low.x += a.x, low.y += a.y, high.x += b.x, high.y += b.y;
   }
+  shrunk[0][0] = Pack2<T>(low.x * scale, low.y * scale);
+  shrunk[0][1] = Pack2<T>(high.x * scale, high.y * scale);
 }
 
-// y = out_scale ∘ (y + delta) + bias over eight columns.
-template <typename Y>
-__device__ void UpdateColumns(Y* y, int32_t column, int32_t out, const float (&delta)[8],
-                              const float* out_scale, const float* bias) {
-  const auto update = [&](float value, int i) {
-    value += delta[i];
-    if (out_scale != nullptr) value *= out_scale[column + i];
-    if (bias != nullptr) value += bias[column + i];
-    return value;
-  };
-  const bool whole = column + 8 <= out && reinterpret_cast<uintptr_t>(y + column) % 16 == 0;
-  if (whole) {
-    Vec8<Y> values = LoadVec(y + column);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values.v[i] = FromFloat<Y>(update(ToFloat(values.v[i]), i));
-    StoreVec(y + column, values);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (column + i < out) y[column + i] = FromFloat<Y>(update(ToFloat(y[column + i]), i));
-  }
-}
-
-template <typename T, typename Y, int kRowTiles>
-__device__ void StoreColumns(const LowRankArgs& args, const ExpandTask& work, const RankTile& tile,
-                             int32_t column, const float (&sums)[kRowTiles][kWarpBlocks<kRowTiles>][4][4]) {
+template <typename T, typename Y>
+__device__ void StoreColumns(const LowRankArgs& args, const ExpandTask& work, const RankTile& first,
+                             const float (&sums)[kWarpBlocks][1][4][4]) {
   const int t = threadIdx.x % 4;
   const int32_t out = args.out[work.part];
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
+  for (int half = 0; half < 2; ++half) {
+    const int32_t row = work.item.row_begin + 2 * t + half - args.first_row;
+    if (2 * t + half >= work.item.rows || row < 0 || row >= args.y.rows) continue;
+    Y* y = args.y.row<Y>(row) + work.first_column;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int32_t local = r * 8 + 2 * t + half;
-      const int32_t row = work.item.row_begin + local - args.first_row;
-      if (local >= work.item.rows || row < 0 || row >= args.y.rows) continue;
-#pragma unroll
-      for (int n = 0; n < kWarpBlocks<kRowTiles>; ++n) {
-        const int32_t c = column + n * kBlock;
-        if (c >= out) continue;
-        float delta[8];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          delta[2 * j] = sums[r][n][j][half];
-          delta[2 * j + 1] = sums[r][n][j][half + 2];
-        }
-        UpdateColumns(args.y.row<Y>(row) + work.first_column, c, out, delta, tile.out_scale,
-                      tile.bias);
-      }
+    for (int n = 0; n < kWarpBlocks; ++n) {
+      const int32_t c = work.column + n * kBlock;
+      if (c < out) UpdateColumns(y, c, out, sums[n][0], half, first);
     }
   }
 }
 
-template <typename T, typename Y, int kRowTiles>
+template <typename T, typename Y>
 __global__ void __launch_bounds__(kThreads)
     Expand(const LowRankArgs args, int32_t slices, int32_t blocks) {
   const int32_t tasks = args.list->expand_count * blocks;
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-  bool waited = false;
   LetKernelAfterStart();
+  ExpandTask work;
+  uint4 b[kWarpBlocks][4];
+  const auto read = [&](int32_t task) {
+    work = ReadExpand(args, task, blocks);
+    LoadColumns<T, kWarpBlocks, true>(work.tile, args.out[work.part], work.column, b);
+  };
+  if (blockIdx.x < tasks) read(blockIdx.x);
+  WaitForKernelBefore();
   for (int32_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const ExpandTask work = ReadExpand<kRowTiles>(args, task, blocks);
-    const RankTile* tiles = work.item.tiles +
-                            int64_t{args.first_module + work.part} * work.item.tiles_per_module;
-    const int32_t column = work.part_column + warp * kWarpBlocks<kRowTiles> * kBlock + g * 8;
-    const int32_t out = args.out[work.part];
-    RankTile tile = tiles[0];
-    const int32_t tile_count = tile.module_tiles;
-    uint4 b[kWarpBlocks<kRowTiles>][4];
-    if (tile_count > 0) LoadColumns<T, kRowTiles>(tile, out, column, b);
-    if (!waited) WaitForKernelBefore();
-    waited = true;
-    if (tile_count == 0 && tile.out_scale == nullptr && tile.bias == nullptr) continue;
-    float sums[kRowTiles][kWarpBlocks<kRowTiles>][4][4] = {};
+    const ExpandTask mine = work;
+    const int32_t tile_count = mine.tile.module_tiles;
+    RankTile tile = mine.tile;
+    float sums[kWarpBlocks][1][4][4] = {};
     for (int32_t i = 0; i < tile_count; ++i) {
-      uint32_t shrunk[kRowTiles][2];
+      uint32_t shrunk[1][2];
       const int64_t slot =
-          (int64_t{work.item.first_shrink + i} * args.parts + work.part) * slices;
-      LoadShrunk<T, kRowTiles>(args.slots + slot * kRowTiles * 8 * kTileRanks, slices, tile.scale,
-                               shrunk);
+          (int64_t{mine.item.first_shrink + i} * args.parts + mine.part) * slices;
+      LoadShrunk<T>(args.slots + slot * kSlotFloats, slices, tile.scale, shrunk);
 #pragma unroll
-      for (int n = 0; n < kWarpBlocks<kRowTiles>; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const uint32_t a0 = PairElement(b[n][0], b[n][1], 2 * j);
-          const uint32_t a1 = PairElement(b[n][0], b[n][1], 2 * j + 1);
-          const uint32_t a2 = PairElement(b[n][2], b[n][3], 2 * j);
-          const uint32_t a3 = PairElement(b[n][2], b[n][3], 2 * j + 1);
-#pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) {
-            Mma<T>(sums[r][n][j], a0, a1, a2, a3, shrunk[r][0], shrunk[r][1]);
-          }
-        }
-      }
+      for (int n = 0; n < kWarpBlocks; ++n) MultiplyColumns<T, 1>(b[n], shrunk, sums[n]);
       if (i + 1 == tile_count) break;
-      tile = tiles[i + 1];
-      LoadColumns<T, kRowTiles>(tile, out, column, b);
+      tile = mine.tiles[i + 1];
+      LoadColumns<T, kWarpBlocks, true>(tile, args.out[mine.part], mine.column, b);
     }
-    StoreColumns<T, Y, kRowTiles>(args, work, tiles[0], column, sums);
+    if (task + gridDim.x < tasks) read(task + gridDim.x);
+    const bool changed =
+        tile_count > 0 || mine.tile.out_scale != nullptr || mine.tile.bias != nullptr;
+    if (changed) StoreColumns<T, Y>(args, mine, mine.tile, sums);
   }
-  if (!waited) WaitForKernelBefore();
 }
 
 // ---- float32
@@ -353,10 +266,21 @@ dim3 Grid(int64_t tasks) {
   return dim3(static_cast<uint32_t>(std::clamp<int64_t>(tasks, 1, most)));
 }
 
-template <typename Fn>
-cudaError_t WithTileRows(int32_t tile_rows, const Fn& fn) {
-  if (tile_rows == kDecodeTileRows) return fn.template operator()<kDecodeTileRows / 8>();
-  return fn.template operator()<kPromptTileRows / 8>();
+template <typename T>
+cudaError_t ShrinkDecode(const LowRankArgs& args, cudaStream_t stream) {
+  const int32_t slices = ShrinkSlices(args.x.width);
+  const int64_t tasks = int64_t{args.expected_shrinks} * args.parts * slices;
+  constexpr auto kKernel = Shrink<T>;
+  return Launch(kKernel, {Grid<kKernel>(tasks), kThreads}, stream, args, slices);
+}
+
+template <typename T, typename Y>
+cudaError_t ExpandDecode(const LowRankArgs& args, cudaStream_t stream) {
+  int32_t blocks = 0;
+  for (int32_t p = 0; p < args.parts; ++p) blocks += DivideUp(args.out[p], kTaskColumns);
+  constexpr auto kKernel = Expand<T, Y>;
+  return Launch(kKernel, {Grid<kKernel>(int64_t{args.expected_expands} * blocks), kThreads}, stream,
+                args, ShrinkSlices(args.x.width), blocks);
 }
 
 }  // namespace
@@ -364,7 +288,9 @@ cudaError_t WithTileRows(int32_t tile_rows, const Fn& fn) {
 int32_t ShrinkSlices(int32_t in) { return DivideUp(in, kSlice); }
 
 int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows) {
-  return shrinks * parts * ShrinkSlices(in) * tile_rows * kTileRanks;
+  // Prompts also keep what the slices add up to, in 16 bits.
+  const int64_t sums = int64_t{ShrinkSlices(in)} * tile_rows * kTileRanks;
+  return shrinks * parts * (sums + (tile_rows == kPromptTileRows ? tile_rows * kTileRanks / 2 : 0));
 }
 
 void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work) {
@@ -377,7 +303,9 @@ void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work) 
   const bool many = rows > kMostDecodeRows &&
                     rows > kDecodeTileRows * static_cast<int32_t>(segments.size());
   work->tile_rows = many ? kPromptTileRows : kDecodeTileRows;
+  work->max_tiles = 0;
   for (const DeviceSegment& s : segments) {
+    work->max_tiles = std::max(work->max_tiles, s.tiles_per_module);
     for (int32_t row = s.row_begin; row < s.row_end; row += work->tile_rows) {
       const int32_t rows = std::min(work->tile_rows, s.row_end - row);
       work->expands.push_back({s.tiles, row, rows, s.tiles_per_module,
@@ -391,35 +319,19 @@ void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work) 
 }
 
 cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream) {
-  const int32_t slices = ShrinkSlices(args.x.width);
-  const int64_t tasks = int64_t{args.expected_shrinks} * args.parts * slices;
-  return WithTileRows(args.tile_rows, [&]<int kRowTiles>() {
-    const auto launch = [&]<typename T>(T) {
-      constexpr auto kKernel = Shrink<T, kRowTiles>;
-      return Launch(kKernel, {Grid<kKernel>(tasks), kThreads}, stream, args, slices);
-    };
-    return args.x.dtype == DType::kBF16 ? launch(BFloat16()) : launch(Half());
-  });
+  const bool brain = args.x.dtype == DType::kBF16;
+  if (args.tile_rows == kPromptTileRows) return LaunchPromptShrink(args, stream);
+  return brain ? ShrinkDecode<BFloat16>(args, stream) : ShrinkDecode<Half>(args, stream);
 }
 
 cudaError_t LaunchExpand(const LowRankArgs& args, cudaStream_t stream) {
-  const int32_t slices = ShrinkSlices(args.x.width);
-  return WithTileRows(args.tile_rows, [&]<int kRowTiles>() {
-    int32_t blocks = 0;
-    for (int32_t p = 0; p < args.parts; ++p) {
-      blocks += DivideUp(args.out[p], kTaskColumns<kRowTiles>);
-    }
-    const int64_t tasks = int64_t{args.expected_expands} * blocks;
-    const auto launch = [&]<typename T, typename Y>(T, Y) {
-      constexpr auto kKernel = Expand<T, Y, kRowTiles>;
-      return Launch(kKernel, {Grid<kKernel>(tasks), kThreads}, stream, args, slices, blocks);
-    };
-    const bool wide = args.y.dtype == DType::kF32;
-    if (args.x.dtype == DType::kBF16) {
-      return wide ? launch(BFloat16(), 0.0f) : launch(BFloat16(), BFloat16());
-    }
-    return wide ? launch(Half(), 0.0f) : launch(Half(), Half());
-  });
+  if (args.tile_rows == kPromptTileRows) return LaunchPromptExpand(args, stream);
+  const bool wide = args.y.dtype == DType::kF32;
+  if (args.x.dtype == DType::kBF16) {
+    return wide ? ExpandDecode<BFloat16, float>(args, stream)
+                : ExpandDecode<BFloat16, BFloat16>(args, stream);
+  }
+  return wide ? ExpandDecode<Half, float>(args, stream) : ExpandDecode<Half, Half>(args, stream);
 }
 
 cudaError_t LaunchLowRankFloat(const LowRankArgs& args, cudaStream_t stream) {

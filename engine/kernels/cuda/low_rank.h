@@ -6,6 +6,9 @@
 //   expand  a task is a block of a part's columns and the same rows; it adds up the slices, runs
 //           through all the module's ranks, and applies the adapter's output scale and bias
 //
+// For prompts a shrink task takes 64 rows and up to 64 ranks, which may be of several parts, so that
+// x is read once for them; the last of a tile's slices adds them all up.
+//
 // Work lists are on the device and hold what there is, so a recorded launch serves any mix. The
 // idea of gathering by segment is Punica's (Chen et al. 2023) and S-LoRA's (Sheng et al. 2023).
 #pragma once
@@ -52,6 +55,7 @@ struct DeviceSegment {
 // The work of one set of rows.
 struct LowRankWork {
   int32_t tile_rows = kDecodeTileRows;
+  int32_t max_tiles = 0;  // of a module, over the adapters
   std::vector<ShrinkItem> shrinks;
   std::vector<ExpandItem> expands;
 };
@@ -71,7 +75,9 @@ struct LowRankArgs {
   int32_t tile_rows = kDecodeTileRows;
   int32_t expected_shrinks = 0;  // about the list's counts, for the size of a launch
   int32_t expected_expands = 0;
-  float* slots = nullptr;   // at least SlotFloats()
+  float* slots = nullptr;       // at least SlotFloats()
+  int32_t* arrived = nullptr;   // prompts: [shrinks, parts], all zero between launches
+  int32_t max_tiles = 0;        // prompts: the most tiles_per_module of an item
   ModuleId first_module = 0;
   int32_t parts = 0;
   int32_t out[kMaxParts] = {};
@@ -88,6 +94,9 @@ int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows
 // x.dtype is the type of A and B.
 cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream);
 cudaError_t LaunchExpand(const LowRankArgs& args, cudaStream_t stream);
+// What these two come to with tiles of kPromptTileRows; the counts are exact.
+cudaError_t LaunchPromptShrink(const LowRankArgs& args, cudaStream_t stream);
+cudaError_t LaunchPromptExpand(const LowRankArgs& args, cudaStream_t stream);
 // float32 throughout: both in one plain kernel.
 cudaError_t LaunchLowRankFloat(const LowRankArgs& args, cudaStream_t stream);
 

@@ -20,8 +20,10 @@ void PlanAttention(const StepInput& step, int32_t group, StepWork* work) {
   for (int32_t s = 0; s + 1 < static_cast<int32_t>(step.sequence_begin.size()); ++s) {
     const int32_t begin = step.sequence_begin[s], end = step.sequence_begin[s + 1];
     if (end - begin == 1) {
-      const int32_t chunks = step.positions[begin] / kChunkTokens + 1;
-      for (int32_t c = 0; c < chunks; ++c) work->decodes.push_back({begin, s, c, chunks});
+      const int32_t position = step.positions[begin];
+      for (int32_t c = 0; c <= position / kChunkTokens; ++c) {
+        work->decodes.push_back({begin, position, c, step.page_begin[s]});
+      }
       continue;
     }
     for (int32_t row = begin; row < end; row += rows_per_item) {

@@ -1,0 +1,79 @@
+// What the low-rank kernels share on the device.
+#pragma once
+
+#include "engine/kernels/cuda/adapter_image.h"
+#include "engine/kernels/cuda/vec.cuh"
+
+namespace lorikeet::cuda {
+
+inline constexpr int kBlock = 64;  // columns of B that a warp's tensor-core tiles span
+inline constexpr uint4 kZero = {0, 0, 0, 0};
+
+// Rank row k of a tile.
+template <typename T>
+__device__ const T* RankRow(const void* const (&places)[2], int first, int64_t pitch, int k) {
+  return k < first ? static_cast<const T*>(places[0]) + k * pitch
+                   : static_cast<const T*>(places[1]) + (k - first) * pitch;
+}
+
+// Rows 2t, 2t + 1, 2t + 8, 2t + 9 of a tile's B, eight columns of each 64-column block. kOnce:
+// nobody else reads them.
+template <typename T, int kBlocks, bool kOnce>
+__device__ void LoadColumns(const RankTile& tile, int32_t out, int32_t column,
+                            uint4 (&b)[kBlocks][4]) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int k = 2 * t + i % 2 + i / 2 * 8;
+    const T* row = k < tile.ranks ? RankRow<T>(tile.b, tile.b_first, RowPitch(out), k) : nullptr;
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n) {
+      const int32_t c = column + n * kBlock;
+      const bool there = row != nullptr && c < out;
+      b[n][i] = !there ? kZero : kOnce ? LoadStreaming(row + c) : LoadCached(row + c);
+    }
+  }
+}
+
+// sums[r] += Bᵀ t over a tile's ranks, for one block of columns. shrunk: {ranks 2t.., 2t + 8..} of
+// row g of each row tile. sums[r][j] holds columns 8 g + 2 j, + 1 of rows 2t, 2t + 1.
+template <typename T, int kRowTiles>
+__device__ void MultiplyColumns(const uint4 (&b)[4], const uint32_t (&shrunk)[kRowTiles][2],
+                                float (&sums)[kRowTiles][4][4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t a0 = PairElement(b[0], b[1], 2 * j), a1 = PairElement(b[0], b[1], 2 * j + 1);
+    const uint32_t a2 = PairElement(b[2], b[3], 2 * j), a3 = PairElement(b[2], b[3], 2 * j + 1);
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      Mma<T>(sums[r][j], a0, a1, a2, a3, shrunk[r][0], shrunk[r][1]);
+    }
+  }
+}
+
+// y = out_scale ∘ (y + delta) + bias over eight columns.
+// `half`: which of the rows 2t, 2t + 1 of sums.
+template <typename Y>
+__device__ void UpdateColumns(Y* y, int32_t column, int32_t out, const float (&sums)[4][4],
+                              int half, const RankTile& tile) {
+  const auto update = [&](float value, int i) {
+    value += sums[i / 2][half + i % 2 * 2];
+    if (tile.out_scale != nullptr) value *= tile.out_scale[column + i];
+    if (tile.bias != nullptr) value += tile.bias[column + i];
+    return value;
+  };
+  const bool whole = column + 8 <= out && reinterpret_cast<uintptr_t>(y + column) % 16 == 0;
+  if (whole) {
+    Vec8<Y> values = LoadVec(y + column);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values.v[i] = FromFloat<Y>(update(ToFloat(values.v[i]), i));
+    StoreVec(y + column, values);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (column + i < out) y[column + i] = FromFloat<Y>(update(ToFloat(y[column + i]), i));
+  }
+}
+
+}  // namespace lorikeet::cuda

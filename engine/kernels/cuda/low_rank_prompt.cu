@@ -1,0 +1,295 @@
+#include <algorithm>
+
+#include "engine/kernels/cuda/launch.cuh"
+#include "engine/kernels/cuda/low_rank.cuh"
+#include "engine/kernels/cuda/low_rank.h"
+#include "engine/kernels/cuda/vec.cuh"
+
+namespace lorikeet::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kRows = kPromptTileRows;
+constexpr int kSumFloats = kRows * kTileRanks;  // of one slice of a pair
+
+// ---- shrink: x in stages through shared memory, factors straight to registers
+
+constexpr int kPairs = 4;       // (part, rank tile) that share a pass over x
+constexpr int kStageWidth = 64;  // elements of `in` a stage
+constexpr int kStages = 4;
+constexpr int kStageBytesPerRow = kStageWidth * 2 + 64;  // the pad spreads rows over the banks
+constexpr int kStageBytes = kRows * kStageBytesPerRow;
+constexpr int kMostRowTiles = 4;  // of 8 rows, of a warp
+
+__device__ inline void CopyAsync(void* shared, const void* global, bool there) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = there ? 16 : 0;  // the rest is zeros
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes));
+}
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;"); }
+template <int kPending>
+__device__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
+}
+
+// What a block does: up to kPairs pairs of one item over one slice.
+struct PromptShrinkTask {
+  ExpandItem item;
+  int32_t first_pair;
+  int32_t pairs;
+  int32_t slice;
+};
+
+__device__ PromptShrinkTask ReadTask(const LowRankArgs& args, int32_t task, int32_t slices,
+                                     int32_t groups) {
+  PromptShrinkTask out;
+  out.slice = task % slices;
+  out.item = args.list->expands[task / slices / groups];
+  out.first_pair = task / slices % groups * kPairs;
+  out.pairs = min(kPairs, args.parts * out.item.tiles_per_module - out.first_pair);
+  return out;
+}
+
+template <typename T>
+__device__ void CopyStage(const LowRankArgs& args, const PromptShrinkTask& work, int32_t column,
+                          std::byte* stage) {
+  constexpr int kChunks = kStageWidth * 2 / 16;
+  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+    const int local = i / kChunks, c = column + i % kChunks * 8;
+    const int32_t row = work.item.row_begin + local - args.first_row;
+    const bool there =
+        local < work.item.rows && row >= 0 && row < args.x.rows && c < args.x.width;
+    CopyAsync(stage + local * kStageBytesPerRow + i % kChunks * 16,
+              there ? args.x.row<T>(row) + c : args.x.data, there);
+  }
+}
+
+// The warp's share: one pair, `row_tiles` groups of eight rows from `first_row`.
+struct Share {
+  RankTile tile;
+  int32_t pair = 0;
+  int32_t first_row = 0;
+  int32_t row_tiles = 0;
+};
+
+__device__ Share ShareOf(const LowRankArgs& args, const PromptShrinkTask& work) {
+  Share share;
+  const int warp = threadIdx.x / 32;
+  const int warps = work.pairs == 1 ? 8 : work.pairs == 2 ? 4 : 2;  // a pair's
+  if (warp / warps >= work.pairs) return share;
+  share.pair = work.first_pair + warp / warps;
+  share.row_tiles = kRows / 8 / warps;
+  share.first_row = warp % warps * share.row_tiles * 8;
+  const int32_t tiles = work.item.tiles_per_module;
+  const ModuleId module = args.first_module + share.pair / tiles;
+  share.tile = work.item.tiles[int64_t{module} * tiles + share.pair % tiles];
+  return share;
+}
+
+template <typename T>
+__device__ void LoadFactors(const Share& share, int32_t in, int32_t column, uint4 (&a)[2][2]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    const int32_t c = column + s * 32 + t * 8;
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      const int k = g + high * 8;
+      const bool there = k < share.tile.ranks && c < in;
+      a[s][high] = there ? LoadCached(RankRow<T>(share.tile.a, share.tile.a_first, RowPitch(in), k) + c)
+                         : kZero;
+    }
+  }
+}
+
+// Adds the slices of the task's pairs, scales them and leaves them in 16 bits.
+template <typename T>
+__device__ void AddSlices(const LowRankArgs& args, const PromptShrinkTask& work, int32_t slices,
+                          const float* sums, T* shrunk) {
+  const int64_t base = int64_t{work.item.first_shrink} * args.parts + work.first_pair;
+  const int32_t tiles = work.item.tiles_per_module;
+  for (int32_t i = threadIdx.x; i < work.pairs * kSumFloats; i += kThreads) {
+    const int32_t pair = i / kSumFloats, at = i % kSumFloats;
+    const ModuleId module = args.first_module + (work.first_pair + pair) / tiles;
+    const RankTile* tile =
+        work.item.tiles + int64_t{module} * tiles + (work.first_pair + pair) % tiles;
+    float sum = 0;
+    for (int32_t s = 0; s < slices; ++s) {
+      sum += __ldcg(sums + ((base + pair) * slices + s) * kSumFloats + at);
+    }
+    shrunk[(base + pair) * kSumFloats + at] = FromFloat<T>(sum * tile->scale);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 3)
+    PromptShrink(const LowRankArgs args, int32_t slices, int32_t groups, int32_t slice_width,
+                 T* shrunk) {
+  extern __shared__ __align__(16) std::byte stages[];
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const PromptShrinkTask work = ReadTask(args, blockIdx.x, slices, groups);
+  if (work.pairs <= 0) return;
+  const Share share = ShareOf(args, work);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int32_t in = args.x.width, begin = work.slice * slice_width;
+  const int32_t steps = DivideUp(min(slice_width, in - begin), kStageWidth);
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < steps) CopyStage<T>(args, work, begin + s * kStageWidth, stages + s * kStageBytes);
+    CommitCopies();
+  }
+  float sums[kMostRowTiles][4] = {};
+  uint4 a[2][2];
+  LoadFactors<T>(share, in, begin, a);
+  for (int32_t s = 0; s < steps; ++s) {
+    WaitForCopies<kStages - 2>();
+    __syncthreads();
+    const int32_t ahead = s + kStages - 1;
+    if (ahead < steps) {
+      CopyStage<T>(args, work, begin + ahead * kStageWidth, stages + ahead % kStages * kStageBytes);
+    }
+    CommitCopies();
+    uint4 next[2][2];
+    LoadFactors<T>(share, in, s + 1 < steps ? begin + (s + 1) * kStageWidth : in, next);
+    const std::byte* stage = stages + s % kStages * kStageBytes;
+#pragma unroll
+    for (int r = 0; r < kMostRowTiles; ++r) {
+      if (r >= share.row_tiles) break;
+      const std::byte* row = stage + (share.first_row + r * 8 + g) * kStageBytesPerRow + t * 16;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        MmaRows<T>(sums[r], a[half][0], a[half][1], LoadCached(row + half * 64));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i / 2][i % 2] = next[i / 2][i % 2];
+  }
+  const int64_t base = int64_t{work.item.first_shrink} * args.parts;
+  float* slot = args.slots + ((base + share.pair) * slices + work.slice) * kSumFloats;
+#pragma unroll
+  for (int r = 0; r < kMostRowTiles; ++r) {
+    if (r >= share.row_tiles) break;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = share.first_row + r * 8 + 2 * t + i % 2;
+      slot[row * kTileRanks + g + i / 2 * 8] = sums[r][i];
+    }
+  }
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int32_t* arrived = args.arrived + base + work.first_pair;
+    last = atomicAdd(arrived, 1) == slices - 1;
+    if (last) *arrived = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  AddSlices<T>(args, work, slices, args.slots, shrunk);
+}
+
+// ---- expand: a block is 256 columns of 64 rows; a warp 64 columns of 32
+
+constexpr int kRowTiles = 4;
+constexpr int kTaskColumns = 4 * kBlock;
+
+template <typename T>
+__device__ void LoadShrunk(const T* shrunk, int32_t first_row, uint32_t (&out)[kRowTiles][2]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+    const T* row = shrunk + (first_row + r * 8 + g) * kTileRanks + 2 * t;
+    out[r][0] = *reinterpret_cast<const uint32_t*>(row);
+    out[r][1] = *reinterpret_cast<const uint32_t*>(row + 8);
+  }
+}
+
+template <typename T, typename Y>
+__global__ void __launch_bounds__(kThreads, 2)
+    PromptExpand(const LowRankArgs args, int32_t blocks, const T* shrunk) {
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const ExpandItem item = args.list->expands[blockIdx.x / blocks];
+  int32_t block = blockIdx.x % blocks, part = 0, first_column = 0;
+  while (block >= DivideUp(args.out[part], kTaskColumns)) {
+    block -= DivideUp(args.out[part], kTaskColumns);
+    first_column += args.out[part++];
+  }
+  const int32_t out = args.out[part];
+  const int32_t column = block * kTaskColumns + warp % 4 * kBlock + g * 8;
+  const int32_t first_row = warp / 4 * kRowTiles * 8;
+  const RankTile* tiles =
+      item.tiles + int64_t{args.first_module + part} * item.tiles_per_module;
+  const RankTile first = tiles[0];
+  const int32_t tile_count = first.module_tiles;
+  if (tile_count == 0 && first.out_scale == nullptr && first.bias == nullptr) return;
+  if (first_row >= item.rows) return;
+  float sums[kRowTiles][4][4] = {};
+  uint4 b[1][4];
+  if (tile_count > 0) LoadColumns<T, 1, false>(first, out, column, b);
+  for (int32_t i = 0; i < tile_count; ++i) {
+    uint32_t values[kRowTiles][2];
+    const int64_t pair = int64_t{item.first_shrink} * args.parts + part * item.tiles_per_module + i;
+    LoadShrunk(shrunk + pair * kSumFloats, first_row, values);
+    MultiplyColumns<T, kRowTiles>(b[0], values, sums);
+    if (i + 1 < tile_count) LoadColumns<T, 1, false>(tiles[i + 1], out, column, b);
+  }
+  if (column >= out) return;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t local = first_row + r * 8 + 2 * t + half;
+      const int32_t row = item.row_begin + local - args.first_row;
+      if (local >= item.rows || row < 0 || row >= args.y.rows) continue;
+      UpdateColumns(args.y.row<Y>(row) + first_column, column, out, sums[r], half, first);
+    }
+  }
+}
+
+// Where the 16-bit sums lie: behind those of the slices.
+template <typename T>
+T* Shrunk(const LowRankArgs& args) {
+  const int64_t pairs = int64_t{args.expected_shrinks} * args.parts;
+  return reinterpret_cast<T*>(args.slots + pairs * ShrinkSlices(args.x.width) * kSumFloats);
+}
+
+template <typename T>
+cudaError_t Shrink(const LowRankArgs& args, cudaStream_t stream) {
+  const int32_t slices = ShrinkSlices(args.x.width);
+  const int32_t slice_width = DivideUp(DivideUp(args.x.width, slices), kStageWidth) * kStageWidth;
+  const int32_t groups = DivideUp(int64_t{args.parts} * args.max_tiles, kPairs);
+  constexpr int32_t kShared = kStages * kStageBytes;
+  const cudaError_t error = cudaFuncSetAttribute(
+      PromptShrink<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (error != cudaSuccess) return error;
+  return Launch(PromptShrink<T>, {dim3(args.expected_expands * groups * slices), kThreads, kShared},
+                stream, args, slices, groups, slice_width, Shrunk<T>(args));
+}
+
+template <typename T, typename Y>
+cudaError_t Expand(const LowRankArgs& args, cudaStream_t stream) {
+  int32_t blocks = 0;
+  for (int32_t p = 0; p < args.parts; ++p) blocks += DivideUp(args.out[p], kTaskColumns);
+  return Launch(PromptExpand<T, Y>, {dim3(args.expected_expands * blocks), kThreads}, stream, args,
+                blocks, static_cast<const T*>(Shrunk<T>(args)));
+}
+
+}  // namespace
+
+cudaError_t LaunchPromptShrink(const LowRankArgs& args, cudaStream_t stream) {
+  return args.x.dtype == DType::kBF16 ? Shrink<BFloat16>(args, stream) : Shrink<Half>(args, stream);
+}
+
+cudaError_t LaunchPromptExpand(const LowRankArgs& args, cudaStream_t stream) {
+  const bool wide = args.y.dtype == DType::kF32;
+  if (args.x.dtype == DType::kBF16) {
+    return wide ? Expand<BFloat16, float>(args, stream) : Expand<BFloat16, BFloat16>(args, stream);
+  }
+  return wide ? Expand<Half, float>(args, stream) : Expand<Half, Half>(args, stream);
+}
+
+}  // namespace lorikeet::cuda
