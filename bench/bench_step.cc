@@ -3,10 +3,12 @@
 // sampling included, and the floor: bytes of weights, adapters and keys and values over the read
 // bandwidth measured in the same run; for prompts, the model's floating-point rate beside that of
 // one large product.
-//   bench_step [--quick]
+//   bench_step [--quick | --profile ROWS CONTEXT ADAPTERS]
+// --profile runs one kind of step unrecorded on a model of four layers: short, for a profiler.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <string>
@@ -117,6 +119,23 @@ struct Row {
   int32_t batch, context, distinct;
 };
 
+int Profile(int32_t batch, int32_t context, int32_t distinct) {
+  ModelConfig config = Llama8B();
+  config.layers = 4;
+  const auto source = std::make_shared<SyntheticModel>(config);
+  auto backend = MakeCudaBackend({.max_rows = kMaxRows, .record = false});
+  LK_CHECK_MSG(backend.ok(), backend.status().ToString());
+  auto model = Model::Load(source, backend->get(), kMaxRows);
+  LK_CHECK_MSG(model.ok(), model.status().ToString());
+  const KvLayout layout =
+      KvLayout::Make(config.layers, config.kv_heads, config.head_dim, (*backend)->kv_dtype());
+  const int32_t pages = (*backend)->AllocatePages(layout, int64_t{20} << 30);
+  Steps steps(backend->get(), model->get(), layout, pages);
+  const double seconds = steps.Measure(batch, context, 1, SyntheticAdapters(*source, distinct, {16}), 1);
+  std::printf("%d rows, context %d, %d adapters: %.3f ms\n", batch, context, distinct, seconds * 1e3);
+  return 0;
+}
+
 int Run(bool quick) {
   const double bandwidth = ReadBandwidth();
   const double rate = ProductRate();
@@ -185,5 +204,8 @@ int Run(bool quick) {
 }  // namespace lorikeet::bench
 
 int main(int argc, char** argv) {
+  if (argc == 5 && std::strcmp(argv[1], "--profile") == 0) {
+    return lorikeet::bench::Profile(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]));
+  }
   return lorikeet::bench::Run(argc > 1 && std::strcmp(argv[1], "--quick") == 0);
 }

@@ -139,7 +139,7 @@ void Model::RunLayer(int32_t index, int32_t rows) {
                           .eps = config_.norm_eps, .out = normed});
   };
   const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y) {
-    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y});
+    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .split = true});
   };
   norm(index == 0 ? Matrix() : projected, layer.input_norm);
   multiply(layer.qkv, normed, qkv_.First(rows));

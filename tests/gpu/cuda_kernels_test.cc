@@ -68,8 +68,11 @@ struct DeviceRows {
   }
   void Write(const std::vector<float>& values) {
     const std::vector<std::byte> bytes = Encode(matrix.dtype, values);
+    cudaDeviceSynchronize();
     LK_CHECK(cudaMemcpy(matrix.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice) ==
              cudaSuccess);
+    // The backend's stream waits for no other, and the last of the copy may still be on its way.
+    cudaDeviceSynchronize();
   }
   std::vector<float> Read() const {
     const int64_t count = int64_t{matrix.rows} * matrix.width;

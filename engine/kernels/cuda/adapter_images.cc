@@ -48,6 +48,7 @@ uint32_t ChangedLinears(const Adapter& adapter) {
   for (size_t m = 0; m < adapter.modules.size(); ++m) {
     if (adapter.modules[m].empty()) continue;
     linears |= 1u << (m == head ? DeviceAdapter::kHeadBit : m % kLinearsPerLayer);
+    if (adapter.modules[m].out_scale) linears |= 1u << DeviceAdapter::kScaledBit;
   }
   return linears;
 }

@@ -17,9 +17,10 @@ namespace lorikeet::cuda {
 struct DeviceAdapter {
   const RankTile* tiles = nullptr;
   int32_t tiles_per_module = 0;
-  uint32_t linears = 0;  // bit of each Linear that some layer changes; kHeadBit: the head
+  uint32_t linears = 0;  // bit of each Linear that some layer changes; then kHeadBit, kScaledBit
 
-  static constexpr int32_t kHeadBit = kLinearsPerLayer;
+  static constexpr int32_t kHeadBit = kLinearsPerLayer;  // the head
+  static constexpr int32_t kScaledBit = kHeadBit + 1;    // some output is scaled
 };
 
 // One thread. An image is one allocation; the least recently used go when memory is short.

@@ -487,7 +487,7 @@ __global__ void PlainAttention(const AttentionArgs args, const KvStep step) {
 
 // A warp a head: the query heads, then K's, then V's.
 template <typename T>
-__global__ void RopeStore(const RopeStoreArgs args, const KvStep step) {
+__global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const KvStep step) {
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int lane = threadIdx.x % 32;
@@ -500,6 +500,13 @@ __global__ void RopeStore(const RopeStoreArgs args, const KvStep step) {
   const int32_t head = query ? index : (index - heads) % kv_heads;
   const Matrix& from = query ? args.q : value ? args.v : args.k;
   T* x = from.row<T>(row) + int64_t{head} * dim;
+  const T* low_rank = nullptr;
+  if (beside.delta.data != nullptr && beside.adapted[row] != 0) {
+    low_rank = beside.delta.row<T>(row) + int64_t{index} * dim;
+  }
+  const auto load = [&](int32_t d) {
+    return ToFloat(x[d]) + (low_rank != nullptr ? ToFloat(low_rank[d]) : 0.0f);
+  };
   T* kept = nullptr;
   if (!query) {
     const std::byte* block = KeyBlock(step, step.row_sequence[row], position / kPageTokens,
@@ -508,18 +515,18 @@ __global__ void RopeStore(const RopeStoreArgs args, const KvStep step) {
     if (value) kept += int64_t{kv_heads} * kPageTokens * dim;
   }
   if (value) {
-    for (int32_t d = lane; d < dim; d += 32) kept[d] = x[d];
+    for (int32_t d = lane; d < dim; d += 32) kept[d] = FromFloat<T>(load(d));
     return;
   }
   const float* norm = query ? args.q_norm : args.k_norm;
   float scale = 1;
   if (norm != nullptr) {
     float squares = 0;
-    for (int32_t d = lane; d < dim; d += 32) squares += ToFloat(x[d]) * ToFloat(x[d]);
+    for (int32_t d = lane; d < dim; d += 32) squares += load(d) * load(d);
     scale = rsqrtf(WarpSum(squares) / dim + args.norm_eps);
   }
   for (int32_t i = lane; i < half; i += 32) {
-    float a = ToFloat(x[i]) * scale, b = ToFloat(x[i + half]) * scale;
+    float a = load(i) * scale, b = load(i + half) * scale;
     if (norm != nullptr) a *= norm[i], b *= norm[i + half];
     float sin = 0, cos = 1;
     // Hugging Face multiplies in float32; so does this.
@@ -559,12 +566,13 @@ bool HasFastAttention(int32_t head_dim, DType dtype) {
   return dtype != DType::kF32 && head_dim <= 256 && head_dim % 8 == 0;
 }
 
-cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const KvStep& step, cudaStream_t stream) {
+cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, const KvStep& step,
+                            cudaStream_t stream) {
   constexpr int32_t kHeadsPerBlock = 8;
   const int32_t heads = args.q.width / args.head_dim + 2 * step.layout.kv_heads;
   const LaunchShape shape{dim3(args.q.rows, DivideUp(heads, kHeadsPerBlock)), 32 * kHeadsPerBlock};
   return WithType(args.q.dtype, [&]<typename T>(T) {
-    return Launch(RopeStore<T>, shape, stream, args, step);
+    return Launch(RopeStore<T>, shape, stream, args, beside, step);
   });
 }
 

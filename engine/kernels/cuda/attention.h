@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "engine/kernels/args.h"
+#include "engine/kernels/cuda/elementwise.h"
 #include "engine/memory/kv_layout.h"
 
 namespace lorikeet::cuda {
@@ -62,7 +63,9 @@ constexpr int64_t PartialFloats(int64_t items, int32_t heads, int32_t head_dim) 
   return items * heads * (head_dim + 2);
 }
 
-cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const KvStep& step, cudaStream_t stream);
+// beside: of q, k and v together; q.data is its first column.
+cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, const KvStep& step,
+                            cudaStream_t stream);
 cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
 
 // Whether the tensor-core path has this head width; float32 and others take a plain kernel.

@@ -113,15 +113,15 @@ std::byte* CudaBackend::AllocateRaw(int64_t bytes, const char* what) {
 
 DeviceMemory CudaBackend::Allocate(int64_t bytes) {
   std::byte* memory = AllocateRaw(bytes, "a buffer");
-  if (memory != nullptr) Note(cudaMemset(memory, 0, bytes), "clearing a buffer");
+  if (memory != nullptr) Note(cudaMemsetAsync(memory, 0, bytes, stream_), "clearing a buffer");
   return DeviceMemory(memory, [](std::byte* p) { cudaFree(p); });
 }
 
 DeviceMemory CudaBackend::Upload(std::span<const float> values) {
   DeviceMemory memory = Allocate(values.size_bytes());
   if (memory == nullptr) return memory;
-  Note(cudaMemcpy(memory.get(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
-       "the copy of a vector");
+  Note(cudaMemcpyAsync(memory.get(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice,
+                       stream_), "the copy of a vector");
   return memory;
 }
 
@@ -140,7 +140,7 @@ DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
   std::vector<std::byte> narrow;
   std::byte* to = memory.get();
   const auto copy = [&](const std::byte* from, int64_t bytes) {
-    const cudaError_t error = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
+    const cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_);
     to += bytes;
     std::lock_guard lock(load_mutex_);
     Note(error, "the copy of a weight");
@@ -322,7 +322,7 @@ void CudaBackend::Embed(Matrix out) {
 }
 
 void CudaBackend::AddRmsNorm(const NormArgs& args) {
-  Note(LaunchAddRmsNorm(args, arrays_.logit_rows(), stream_), "norm");
+  Note(LaunchAddRmsNorm(args, TakeBeside(args.delta.data), arrays_.logit_rows(), stream_), "norm");
 }
 
 LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
@@ -349,26 +349,54 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
   return out;
 }
 
-// Shrinking reads what the product reads and runs beside it.
+// The low-rank products read what the base product reads and run beside it. Their result is kept
+// apart where y's reader can add it; output scales act on the whole sum, so with them expanding
+// comes after the product.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
   const CudaLinearWeight& weight = Cuda(args.weight);
   const bool adapted = (linears_ & LinearsOf(weight, args.rows)) != 0;
-  const LowRankArgs low_rank = LowRankOf(args);
-  const bool plain = dtype_ == DType::kF32;
-  if (adapted && !plain) {
-    Note(cudaEventRecord(fork_, stream_), "an event");
-    Note(cudaStreamWaitEvent(side_, fork_), "an event");
-    Note(LaunchShrink(low_rank, side_), "shrink");
-    Note(cudaEventRecord(join_, side_), "an event");
-  }
+  const bool scaled = (linears_ >> DeviceAdapter::kScaledBit & 1) != 0;
+  const bool apart = adapted && args.split && !scaled && dtype_ != DType::kF32;
+  if (apart) MultiplyApart(args);
   gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
-  if (adapted && !plain) {
-    Note(cudaStreamWaitEvent(stream_, join_), "an event");
-    Note(LaunchExpand(low_rank, stream_), "expand");
-  }
-  if (adapted && plain) Note(LaunchLowRankFloat(low_rank, stream_), "low rank");
+  if (adapted && !apart) MultiplyAfter(args);
   if (weight.bias == nullptr) return;
   Note(LaunchAddBias(args.y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");
+}
+
+void CudaBackend::MultiplyApart(const LinearArgs& args) {
+  DeviceMemory& memory = deltas_[args.y.data];
+  if (memory == nullptr) {
+    memory = Allocate(ByteSize(args.y.dtype, int64_t{options_.max_rows} * args.y.stride));
+  }
+  LowRankArgs low_rank = LowRankOf(args);
+  low_rank.y.data = memory.get();
+  low_rank.add = false;
+  Note(cudaEventRecord(fork_, stream_), "an event");
+  Note(cudaStreamWaitEvent(side_, fork_), "an event");
+  Note(LaunchShrink(low_rank, side_), "shrink");
+  Note(LaunchExpand(low_rank, side_), "expand");
+  Note(cudaEventRecord(join_, side_), "an event");
+  LK_CHECK_MSG(pending_y_ == nullptr, "a product was not read");
+  pending_ = low_rank.y;
+  pending_y_ = args.y.data;
+}
+
+void CudaBackend::MultiplyAfter(const LinearArgs& args) {
+  const LowRankArgs low_rank = LowRankOf(args);
+  if (dtype_ == DType::kF32) {
+    Note(LaunchLowRankFloat(low_rank, stream_), "low rank");
+    return;
+  }
+  Note(LaunchShrink(low_rank, stream_), "shrink");
+  Note(LaunchExpand(low_rank, stream_), "expand");
+}
+
+Beside CudaBackend::TakeBeside(const void* data) {
+  if (data == nullptr || data != pending_y_) return {};
+  Note(cudaStreamWaitEvent(stream_, join_), "an event");
+  pending_y_ = nullptr;
+  return {pending_, arrays_.adapted()};
 }
 
 KvStep CudaBackend::KvOf() const {
@@ -385,7 +413,7 @@ KvStep CudaBackend::KvOf() const {
 }
 
 void CudaBackend::RopeStore(const RopeStoreArgs& args) {
-  Note(LaunchRopeStore(args, KvOf(), stream_), "rotary");
+  Note(LaunchRopeStore(args, TakeBeside(args.q.data), KvOf(), stream_), "rotary");
 }
 
 void CudaBackend::Attention(const AttentionArgs& args) {
@@ -393,7 +421,7 @@ void CudaBackend::Attention(const AttentionArgs& args) {
 }
 
 void CudaBackend::SwiGlu(Matrix gate_up, Matrix out) {
-  Note(LaunchSwiGlu(gate_up, out, stream_), "activation");
+  Note(LaunchSwiGlu(gate_up, TakeBeside(gate_up.data), out, stream_), "activation");
 }
 
 // ---- results

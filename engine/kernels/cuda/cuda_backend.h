@@ -73,6 +73,10 @@ class CudaBackend final : public Backend {
   cudaGraphExec_t Record(const std::function<void()>& operations);
   void DropGraphs();
   LowRankArgs LowRankOf(const LinearArgs& args) const;
+  void MultiplyApart(const LinearArgs& args);
+  void MultiplyAfter(const LinearArgs& args);
+  // What LinearProducts kept apart of the y at `data`, after it is there. Once.
+  Beside TakeBeside(const void* data);
   KvStep KvOf() const;
   void SampleOnHost(const float* logits, int32_t width, const LogitRow& row, SampledToken* out);
   void Note(cudaError_t error, const char* what) { errors_.Note(error, what); }
@@ -101,6 +105,9 @@ class CudaBackend final : public Backend {
 
   cudaStream_t side_ = nullptr;  // low-rank work beside the products
   cudaEvent_t fork_ = nullptr, join_ = nullptr;
+  std::map<const void*, DeviceMemory> deltas_;  // room for what is kept apart of the y there
+  Matrix pending_;                              // of deltas_: not yet added
+  const void* pending_y_ = nullptr;             // to the y there
   DeviceMemory slots_;  // of the low-rank sums
   int64_t slot_floats_ = 0;
   DeviceMemory slots_arrived_;

@@ -41,8 +41,22 @@ __device__ float BlockSum(float v) {
 }
 
 // The row's sums stay in shared memory between the two passes.
+// Row r of what was kept apart, or nullptr.
 template <typename T>
-__global__ void AddRmsNorm(const NormArgs args, const int32_t* logit_rows) {
+__device__ const T* BesideRow(const Beside& beside, int32_t r) {
+  const bool there = beside.delta.data != nullptr && beside.adapted[r] != 0;
+  return there ? beside.delta.row<T>(r) : nullptr;
+}
+
+template <typename T>
+__device__ void AddVec(const T* from, Vec8<float>* to) {
+  const Vec8<T> values = LoadVec(from);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) to->v[j] += ToFloat(values.v[j]);
+}
+
+template <typename T>
+__global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32_t* logit_rows) {
   extern __shared__ float row[];  // [D]
   LetKernelAfterStart();
   WaitForKernelBefore();
@@ -51,13 +65,13 @@ __global__ void AddRmsNorm(const NormArgs args, const int32_t* logit_rows) {
   const int32_t width = args.x.width;
   float* x = args.x.row(r);
   const T* delta = args.delta.data != nullptr ? args.delta.row<T>(r) : nullptr;
+  const T* low_rank = BesideRow<T>(beside, r);
   float squares = 0;
   for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
     Vec8<float> values = LoadVec(x + i);
     if (delta != nullptr) {
-      const Vec8<T> added = LoadVec(delta + i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) values.v[j] += ToFloat(added.v[j]);
+      AddVec(delta + i, &values);
+      if (low_rank != nullptr) AddVec(low_rank + i, &values);
       StoreVec(x + i, values);
     }
 #pragma unroll
@@ -76,18 +90,25 @@ __global__ void AddRmsNorm(const NormArgs args, const int32_t* logit_rows) {
 }
 
 template <typename T>
-__global__ void SwiGlu(const Matrix gate_up, const Matrix out) {
+__global__ void SwiGlu(const Matrix gate_up, const Beside beside, const Matrix out) {
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
   if (i >= out.width) return;
   const T* from = gate_up.row<T>(blockIdx.y) + i;
-  const Vec8<T> gate = LoadVec(from), up = LoadVec(from + out.width);
+  const T* low_rank = BesideRow<T>(beside, blockIdx.y);
+  Vec8<float> gate = {}, up = {};
+  AddVec(from, &gate);
+  AddVec(from + out.width, &up);
+  if (low_rank != nullptr) {
+    AddVec(low_rank + i, &gate);
+    AddVec(low_rank + i + out.width, &up);
+  }
   Vec8<T> result;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const float g = ToFloat(gate.v[j]);
-    result.v[j] = FromFloat<T>(g / (1.0f + expf(-g)) * ToFloat(up.v[j]));
+    const float g = gate.v[j];
+    result.v[j] = FromFloat<T>(g / (1.0f + expf(-g)) * up.v[j]);
   }
   StoreVec(out.row<T>(blockIdx.y) + i, result);
 }
@@ -114,7 +135,8 @@ cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, M
   });
 }
 
-cudaError_t LaunchAddRmsNorm(const NormArgs& args, const int32_t* logit_rows, cudaStream_t stream) {
+cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
+                             cudaStream_t stream) {
   const int32_t shared = args.x.width * static_cast<int32_t>(sizeof(float));
   const LaunchShape shape{dim3(args.out.rows), RowThreads(args.x.width), shared};
   return WithType(args.out.dtype, [&]<typename T>(T) {
@@ -123,15 +145,15 @@ cudaError_t LaunchAddRmsNorm(const NormArgs& args, const int32_t* logit_rows, cu
           AddRmsNorm<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
       if (error != cudaSuccess) return error;
     }
-    return Launch(AddRmsNorm<T>, shape, stream, args, logit_rows);
+    return Launch(AddRmsNorm<T>, shape, stream, args, beside, logit_rows);
   });
 }
 
-cudaError_t LaunchSwiGlu(Matrix gate_up, Matrix out, cudaStream_t stream) {
+cudaError_t LaunchSwiGlu(Matrix gate_up, const Beside& beside, Matrix out, cudaStream_t stream) {
   constexpr int32_t kThreads = 128;
   const LaunchShape shape{dim3(DivideUp(out.width, 8 * kThreads), out.rows), kThreads};
   return WithType(out.dtype, [&]<typename T>(T) {
-    return Launch(SwiGlu<T>, shape, stream, gate_up, out);
+    return Launch(SwiGlu<T>, shape, stream, gate_up, beside, out);
   });
 }
 

@@ -9,12 +9,20 @@
 
 namespace lorikeet::cuda {
 
+// The adapters' part of a product's y where it was kept apart: the same shape, to be added in the
+// rows where adapted[row] is not 0.
+struct Beside {
+  Matrix delta;                      // delta.data is nullptr: nothing was kept apart
+  const int32_t* adapted = nullptr;  // [T]
+};
+
 // out[t] = table row tokens[t] in float32. table: [vocab, D] of `dtype`.
 cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, Matrix out,
                         cudaStream_t stream);
 // logit_rows: [L] device, for RowSet::kLogits.
-cudaError_t LaunchAddRmsNorm(const NormArgs& args, const int32_t* logit_rows, cudaStream_t stream);
-cudaError_t LaunchSwiGlu(Matrix gate_up, Matrix out, cudaStream_t stream);
+cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
+                             cudaStream_t stream);
+cudaError_t LaunchSwiGlu(Matrix gate_up, const Beside& beside, Matrix out, cudaStream_t stream);
 // y += bias in every row. bias: [width].
 cudaError_t LaunchAddBias(Matrix y, const float* bias, cudaStream_t stream);
 

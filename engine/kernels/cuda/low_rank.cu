@@ -168,7 +168,7 @@ __device__ void StoreColumns(const LowRankArgs& args, const ExpandTask& work, co
 #pragma unroll
     for (int n = 0; n < kWarpBlocks; ++n) {
       const int32_t c = work.column + n * kBlock;
-      if (c < out) UpdateColumns(y, c, out, sums[n][0], half, first);
+      if (c < out) UpdateColumns(y, c, out, sums[n][0], half, first, args.add);
     }
   }
 }
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(kThreads)
       LoadColumns<T, kWarpBlocks, true>(tile, args.out[mine.part], mine.column, b);
     }
     if (task + gridDim.x < tasks) read(task + gridDim.x);
-    const bool changed =
-        tile_count > 0 || mine.tile.out_scale != nullptr || mine.tile.bias != nullptr;
+    const bool changed = !args.add || tile_count > 0 || mine.tile.out_scale != nullptr ||
+                         mine.tile.bias != nullptr;
     if (changed) StoreColumns<T, Y>(args, mine, mine.tile, sums);
   }
 }

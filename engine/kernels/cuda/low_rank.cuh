@@ -52,10 +52,10 @@ __device__ void MultiplyColumns(const uint4 (&b)[4], const uint32_t (&shrunk)[kR
 }
 
 // y = out_scale ∘ (y + delta) + bias over eight columns.
-// `half`: which of the rows 2t, 2t + 1 of sums.
+// `half`: which of the rows 2t, 2t + 1 of sums. Without `add`, y was 0.
 template <typename Y>
 __device__ void UpdateColumns(Y* y, int32_t column, int32_t out, const float (&sums)[4][4],
-                              int half, const RankTile& tile) {
+                              int half, const RankTile& tile, bool add) {
   const auto update = [&](float value, int i) {
     value += sums[i / 2][half + i % 2 * 2];
     if (tile.out_scale != nullptr) value *= tile.out_scale[column + i];
@@ -64,7 +64,8 @@ __device__ void UpdateColumns(Y* y, int32_t column, int32_t out, const float (&s
   };
   const bool whole = column + 8 <= out && reinterpret_cast<uintptr_t>(y + column) % 16 == 0;
   if (whole) {
-    Vec8<Y> values = LoadVec(y + column);
+    Vec8<Y> values = {};
+    if (add) values = LoadVec(y + column);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values.v[i] = FromFloat<Y>(update(ToFloat(values.v[i]), i));
     StoreVec(y + column, values);
@@ -72,7 +73,9 @@ __device__ void UpdateColumns(Y* y, int32_t column, int32_t out, const float (&s
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    if (column + i < out) y[column + i] = FromFloat<Y>(update(ToFloat(y[column + i]), i));
+    if (column + i < out) {
+      y[column + i] = FromFloat<Y>(update(add ? ToFloat(y[column + i]) : 0.0f, i));
+    }
   }
 }
 

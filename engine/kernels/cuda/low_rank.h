@@ -83,6 +83,7 @@ struct LowRankArgs {
   int32_t out[kMaxParts] = {};
   Matrix x;               // [rows, in]
   Matrix y;               // [rows, Σ out] activation type or float32
+  bool add = true;        // to y; false: y's rows that have an adapter become the delta alone
   int32_t first_row = 0;  // x row 0 is row `first_row` of the items' rows
 };
 

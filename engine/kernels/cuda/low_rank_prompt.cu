@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       item.tiles + int64_t{args.first_module + part} * item.tiles_per_module;
   const RankTile first = tiles[0];
   const int32_t tile_count = first.module_tiles;
-  if (tile_count == 0 && first.out_scale == nullptr && first.bias == nullptr) return;
+  if (args.add && tile_count == 0 && first.out_scale == nullptr && first.bias == nullptr) return;
   if (first_row >= item.rows) return;
   float sums[kRowTiles][4][4] = {};
   uint4 b[1][4];
@@ -245,7 +245,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int32_t local = first_row + r * 8 + 2 * t + half;
       const int32_t row = item.row_begin + local - args.first_row;
       if (local >= item.rows || row < 0 || row >= args.y.rows) continue;
-      UpdateColumns(args.y.row<Y>(row) + first_column, column, out, sums[r], half, first);
+      UpdateColumns(args.y.row<Y>(row) + first_column, column, out, sums[r], half, first,
+                    args.add);
     }
   }
 }

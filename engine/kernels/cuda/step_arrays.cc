@@ -93,12 +93,16 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   int32_t* row_arrays = reinterpret_cast<int32_t*>(host_ + kHeaderBytes);
   std::fill_n(row_arrays, rows, 0);
   std::fill_n(row_arrays + rows, rows, -1);
-  std::fill_n(row_arrays + 2 * int64_t{rows}, rows, 0);
+  std::fill_n(row_arrays + 2 * int64_t{rows}, 2 * int64_t{rows}, 0);
   std::copy(step.tokens.begin(), step.tokens.end(), row_arrays);
   std::copy(step.positions.begin(), step.positions.end(), row_arrays + rows);
   for (int32_t s = 0; s + 1 < static_cast<int32_t>(step.sequence_begin.size()); ++s) {
     std::fill(row_arrays + 2 * int64_t{rows} + step.sequence_begin[s],
               row_arrays + 2 * int64_t{rows} + step.sequence_begin[s + 1], s);
+  }
+  for (const AdapterSegment& s : step.segments) {
+    std::fill(row_arrays + 3 * int64_t{rows} + s.row_begin,
+              row_arrays + 3 * int64_t{rows} + s.row_end, 1);
   }
   used_ = kHeaderBytes + RoundUp(kRowArrays * rows * int64_t{sizeof(int32_t)});
 

@@ -54,10 +54,11 @@ class StepArrays {
   const int32_t* tokens() const { return RowArray(0); }
   const int32_t* positions() const { return RowArray(1); }
   const int32_t* row_sequence() const { return RowArray(2); }
+  const int32_t* adapted() const { return RowArray(3); }  // 1 where the row has an adapter
   const int32_t* logit_rows() const { return logit_rows_; }
 
  private:
-  static constexpr int64_t kRowArrays = 3;
+  static constexpr int64_t kRowArrays = 4;
   static constexpr int64_t kHeaderBytes = 256;
   static_assert(sizeof(StepHeader) <= kHeaderBytes);
 
