@@ -93,8 +93,8 @@ struct LinearArgs {
   Matrix y;              // [rows, width()]
   RowSet rows = RowSet::kAll;
   int32_t first_row = 0;  // of the row set: x row 0 is its row `first_row`
-  // The next and only operation to read y is RopeStore, SwiGlu or AddRmsNorm: the backend may keep
-  // the adapters' part apart and leave it to that one to add.
+  // The next and only operation to read y is RopeStore, SwiGlu or AddRmsNorm, in the same Run: the
+  // backend may keep the adapters' part apart and leave it to that one to add.
   bool split = false;
 };
 

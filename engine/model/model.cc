@@ -138,8 +138,9 @@ void Model::RunLayer(int32_t index, int32_t rows) {
     backend_->AddRmsNorm({.x = hidden_.First(rows), .delta = delta, .weight = Floats(weight),
                           .eps = config_.norm_eps, .out = normed});
   };
-  const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y) {
-    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .split = true});
+  const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y,
+                            bool split = true) {
+    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .split = split});
   };
   norm(index == 0 ? Matrix() : projected, layer.input_norm);
   multiply(layer.qkv, normed, qkv_.First(rows));
@@ -148,7 +149,8 @@ void Model::RunLayer(int32_t index, int32_t rows) {
   norm(projected, layer.attention_norm);
   multiply(layer.gate_up, normed, gate_up_.First(rows));
   backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
-  multiply(layer.down, gated_.First(rows), projected);
+  // The final norm, which reads the last layer's, is not among the operations given to Run.
+  multiply(layer.down, gated_.First(rows), projected, index + 1 < config_.layers);
 }
 
 void Model::Forward(const StepInput& step) {

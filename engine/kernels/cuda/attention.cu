@@ -12,7 +12,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int32_t kPageTokens = KvLayout::kPageTokens;
-constexpr int32_t kChunkPages = kChunkTokens / kPageTokens;
 constexpr float kLog2E = 1.44269504f;
 constexpr uint4 kZero = {0, 0, 0, 0};
 static_assert(kPageTokens == 16, "a page is one side of the tensor cores' tile");
@@ -261,7 +260,7 @@ template <typename T>
 __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
                              int32_t item_index, const HeadGroup& heads, const float* shared) {
   const int32_t dim = step.layout.head_dim, stride = dim + 2;
-  const int32_t chunks = item.position / kChunkTokens + 1;
+  const int32_t chunks = item.position / (step.list->chunk_pages * kPageTokens) + 1;
   T* out = args.out.row<T>(item.row);
   float top, total;
   for (int32_t i = threadIdx.x; i < heads.queries * dim; i += kThreads) {
@@ -305,35 +304,35 @@ __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, cons
 }
 
 // The pages of a chunk that this warp folds, every kWarps-th. The next page's keys are on their way
-// while this one's values are folded, and its values while keys are multiplied.
+// while this one's values are folded, its values while keys are multiplied, and the page after it
+// is being looked up.
 template <typename T, int kDim>
 __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
                           int32_t kv_head, Attending<kDim, 1>* state) {
-  const int lane = threadIdx.x % 32;
   const int32_t position = item.position;
   const int32_t oldest = args.window > 0 ? max(0, position - args.window + 1) : 0;
-  const int32_t begin = item.chunk * kChunkPages;
+  const int32_t begin = item.chunk * step.list->chunk_pages;
   const int32_t first = max(begin, oldest / kPageTokens) + threadIdx.x / 32;
-  const int32_t last = min(begin + kChunkPages - 1, position / kPageTokens);
-  int32_t my_page = 0;  // of block begin + lane
-  if (lane < kChunkPages && begin + lane <= last) {
-    my_page = step.list->page_ids[item.page_begin + (begin + lane) * step.layout.pages_per_block +
-                                  step.layout.PageOfLayer(args.layer)];
-  }
-  const auto page_at = [&](int32_t block) {
-    const int32_t id = __shfl_sync(~0u, my_page, block - begin);
+  const int32_t last = min(begin + step.list->chunk_pages - 1, position / kPageTokens);
+  if (first > last) return;
+  const int32_t* ids = step.list->page_ids + item.page_begin + step.layout.PageOfLayer(args.layer);
+  const auto id_of = [&](int32_t block) {
+    return ids[min(block, last) * step.layout.pages_per_block];
+  };
+  const auto page_at = [&](int32_t block, int32_t id) {
     return Page<T, true>(step, KeyBlockIn(step, id, args.layer, kv_head),
                          position - block * kPageTokens + 1);
   };
-  if (first > last) return;
   PageKeys<kDim> keys;
   PageValues<kDim> values;
-  const Page<T, true> first_page = page_at(first);
+  int32_t next_id = id_of(first + kWarps);
+  const Page<T, true> first_page = page_at(first, id_of(first));
   first_page.Load(&keys);
   first_page.Load(&values);
   for (int32_t block = first; block <= last; block += kWarps) {
     const bool more = block + kWarps <= last;
-    const Page<T, true> next = page_at(more ? block + kWarps : block);
+    const Page<T, true> next = page_at(block + kWarps, next_id);
+    next_id = id_of(block + 2 * kWarps);
     const auto visible = [&](int, int, int token) {
       const int32_t at = block * kPageTokens + token;
       return at <= position && at >= oldest;

@@ -3,8 +3,8 @@
 // Inside a head's block of a page K and V are both [kPageTokens, head_dim]. Attention computes
 // Sᵀ = K Qᵀ and Oᵀ = Vᵀ Pᵀ a page at a time with a running softmax (Dao et al. 2022), so that the
 // 16 tokens of a page are the long side of the tensor cores' tile and the few queries that share a
-// KV head the short one. A decoding row is cut into chunks of kChunkTokens, always at the same
-// positions: what a row gets does not depend on the batch.
+// KV head the short one. A decoding row is cut into chunks of pages when the rows alone would
+// leave much of the device idle.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,10 +17,10 @@
 
 namespace lorikeet::cuda {
 
-inline constexpr int32_t kChunkTokens = 256;
 inline constexpr int32_t kPromptQueries = 64;  // rows · heads of a KV head that a prompt's block takes
+inline constexpr int32_t kPromptRows = 16;     // of an item
 
-// Tokens [chunk * kChunkTokens, ...) for the one row of a decoding sequence. Holds all that the
+// Pages [chunk * chunk_pages, ...) for the one row of a decoding sequence. Holds all that the
 // kernel needs to find its pages, so that few loads wait for one another.
 struct alignas(16) DecodeItem {
   int32_t row = 0;
@@ -40,6 +40,7 @@ struct PromptItem {
 struct AttentionList {
   int32_t decode_count = 0;
   int32_t prompt_count = 0;
+  int32_t chunk_pages = 0;
   const DecodeItem* decodes = nullptr;
   const PromptItem* prompts = nullptr;
   const int32_t* page_begin = nullptr;  // [S + 1]

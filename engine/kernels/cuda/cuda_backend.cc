@@ -278,7 +278,7 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
   const bool decoding = step.sequence_begin.size() == step.tokens.size() + 1;
   recordable_ = options_.record && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
   rows_ = recordable_ ? std::min(RecordedRows(rows), options_.max_rows) : rows;
-  PlanAttention(step, query_group_, &work_);
+  PlanAttention(step, layout_.kv_heads, &work_);
   PlanAdapters(step);
   bool moved = GrowScratch();
   moved |= arrays_.Send(step, work_, rows_, stream_);
@@ -305,8 +305,12 @@ cudaGraphExec_t CudaBackend::Record(const std::function<void()>& operations) {
   return executable;
 }
 
-void CudaBackend::Run(const std::function<void()>& operations) {
+void CudaBackend::Run(const std::function<void()>& forward) {
   if (!errors_.status().ok()) return;
+  const auto operations = [&] {
+    forward();
+    LK_CHECK_MSG(pending_y_ == nullptr, "the adapters' part of a product was left behind");
+  };
   if (!recordable_) return operations();
   Recorded& recorded = graphs_[{rows_, linears_}];
   if (!recorded.seen) {

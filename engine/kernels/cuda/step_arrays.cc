@@ -13,21 +13,25 @@ int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; 
 
 }  // namespace
 
-void PlanAttention(const StepInput& step, int32_t group, StepWork* work) {
+void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work) {
+  // Long chunks spend less on beginnings and ends; short ones spread a few rows over the device.
+  constexpr int32_t kLongChunk = 64, kShortChunk = 16, kManyBlocks = 512;
+  const int32_t sequences = static_cast<int32_t>(step.sequence_begin.size()) - 1;
+  work->chunk_pages = sequences * kv_heads >= kManyBlocks ? kLongChunk : kShortChunk;
   work->decodes.clear();
   work->prompts.clear();
-  const int32_t rows_per_item = std::max(1, kPromptQueries / group);
-  for (int32_t s = 0; s + 1 < static_cast<int32_t>(step.sequence_begin.size()); ++s) {
+  for (int32_t s = 0; s < sequences; ++s) {
     const int32_t begin = step.sequence_begin[s], end = step.sequence_begin[s + 1];
     if (end - begin == 1) {
       const int32_t position = step.positions[begin];
-      for (int32_t c = 0; c <= position / kChunkTokens; ++c) {
+      const int32_t chunks = position / (work->chunk_pages * KvLayout::kPageTokens) + 1;
+      for (int32_t c = 0; c < chunks; ++c) {
         work->decodes.push_back({begin, position, c, step.page_begin[s]});
       }
       continue;
     }
-    for (int32_t row = begin; row < end; row += rows_per_item) {
-      work->prompts.push_back({row, std::min(row + rows_per_item, end), s, 0});
+    for (int32_t row = begin; row < end; row += kPromptRows) {
+      work->prompts.push_back({row, std::min(row + kPromptRows, end), s, 0});
     }
   }
 }
@@ -110,6 +114,7 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   logit_rows_ = Append(step.logit_rows);
   header.attention = {static_cast<int32_t>(work.decodes.size()),
                       static_cast<int32_t>(work.prompts.size()),
+                      work.chunk_pages,
                       Append(std::span(work.decodes)),
                       Append(std::span(work.prompts)),
                       Append(step.page_begin),

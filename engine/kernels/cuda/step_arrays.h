@@ -26,14 +26,14 @@ struct StepHeader {
 
 // What a step computes, worked out before anything is sent.
 struct StepWork {
+  int32_t chunk_pages = 0;
   std::vector<DecodeItem> decodes;
   std::vector<PromptItem> prompts;
   LowRankWork rows;
   LowRankWork logits;
 };
 
-// `group`: query heads that share a KV head.
-void PlanAttention(const StepInput& step, int32_t group, StepWork* work);
+void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work);
 // Segments of the step in rows of its logit rows.
 std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segments,
                                          std::span<const int32_t> logit_rows);
