@@ -217,14 +217,6 @@ void Filter(const Distribution& d, const SamplingParams& params, SamplerScratch*
   KeepWeight(d, params.top_p * total, &scratch->keys);
 }
 
-double Uniform(uint64_t seed, uint64_t position) {
-  const std::array<uint32_t, 4> bits =
-      Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
-                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const uint64_t wide = uint64_t{bits[1]} << 32 | bits[0];
-  return static_cast<double>(wide >> 11) * 0x1p-53;  // [0, 1)
-}
-
 // Inverse transform over ids in ascending order: a last-bit difference in the logits moves the
 // result only at an edge between two tokens.
 int32_t Draw(std::span<const float> weights, double total, double uniform) {
@@ -286,10 +278,6 @@ int32_t DrawUnfiltered(const Distribution& d, const SamplingParams& params, doub
   return Draw(weights, total, uniform);
 }
 
-bool HasPenalties(const SamplingParams& p) {
-  return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
-}
-
 // The logits with penalties, in scratch->adjusted.
 Logits Penalize(Logits logits, const LogitRow& row, SamplerScratch* scratch) {
   constexpr int32_t kDone = -1;
@@ -324,11 +312,10 @@ int32_t Choose(Logits raw, const LogitRow& row, float raw_max, SamplerScratch* s
   }
   if (params.greedy()) return ArgMax(d.logits, scratch->block_max, d.max);
   d.inverse_temperature = std::min(1.0f / params.temperature, FLT_MAX);
-  const double uniform = Uniform(params.seed, row.history.size());
-  const bool filtered =
-      params.top_p < 1.0f || (params.top_k > 0 && static_cast<size_t>(params.top_k) < raw.size());
-  return filtered ? DrawFiltered(d, params, uniform, scratch)
-                  : DrawUnfiltered(d, params, uniform, scratch);
+  const double uniform = DrawUniform(params.seed, row.history.size());
+  return HasPrefixFilter(params, static_cast<int64_t>(raw.size()))
+             ? DrawFiltered(d, params, uniform, scratch)
+             : DrawUnfiltered(d, params, uniform, scratch);
 }
 
 // REQUIRES: scratch->block_max is of `logits`.
@@ -358,6 +345,22 @@ std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<u
     key[1] += 0xBB67AE85;
   }
   return counter;
+}
+
+bool HasPenalties(const SamplingParams& p) {
+  return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+}
+
+bool HasPrefixFilter(const SamplingParams& params, int64_t vocab) {
+  return params.top_p < 1.0f || (params.top_k > 0 && params.top_k < vocab);
+}
+
+double DrawUniform(uint64_t seed, uint64_t position) {
+  const std::array<uint32_t, 4> bits =
+      Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
+                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const uint64_t wide = uint64_t{bits[1]} << 32 | bits[0];
+  return static_cast<double>(wide >> 11) * 0x1p-53;  // [0, 1)
 }
 
 void Sample(Logits logits, const LogitRow& row, SamplerScratch* scratch, SampledToken* out) {

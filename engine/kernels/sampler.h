@@ -40,6 +40,12 @@ struct SamplerScratch {
 void Sample(std::span<const float> logits, const LogitRow& row, SamplerScratch* scratch,
             SampledToken* out);
 
+bool HasPenalties(const SamplingParams& params);
+// Whether top-k or top-p can leave out tokens of a vocabulary of `vocab`.
+bool HasPrefixFilter(const SamplingParams& params, int64_t vocab);
+// The draw's random number, in [0, 1). `position`: of the token to be drawn.
+double DrawUniform(uint64_t seed, uint64_t position);
+
 // The generator behind the draw, public so that its published test vectors can be checked.
 std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 

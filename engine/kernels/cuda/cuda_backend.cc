@@ -70,20 +70,17 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       stream_(stream),
       gemm_(&errors_),
       adapters_(dtype_, stream),
-      arrays_(&errors_) {
-  peaks_ = Allocate(max_logit_rows() * sizeof(RowPeak));
+      arrays_(&errors_),
+      sampler_(&errors_, stream) {
   Note(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "a stream");
   for (cudaEvent_t* event : {&fork_, &join_}) {
     Note(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");
   }
-  Note(cudaMallocHost(reinterpret_cast<void**>(&host_peaks_), max_logit_rows() * sizeof(RowPeak)),
-       "host memory of samples");
 }
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
   DropGraphs();
-  cudaFreeHost(host_peaks_);
   cudaEventDestroy(fork_);
   cudaEventDestroy(join_);
   cudaStreamDestroy(side_);
@@ -437,34 +434,9 @@ absl::Status CudaBackend::Download(const float* from, std::span<float> to) {
   return errors_.status();
 }
 
-void CudaBackend::SampleOnHost(const float* logits, int32_t width, const LogitRow& row,
-                               SampledToken* out) {
-  std::vector<float> values(width);
-  if (!Download(logits, values).ok()) return;
-  lorikeet::Sample(values, row, &sampler_scratch_, out);
-}
-
 absl::Status CudaBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
                                  std::span<SampledToken> out) {
-  RowPeak* peaks = reinterpret_cast<RowPeak*>(peaks_.get());
-  Note(LaunchRowPeaks(logits, peaks, stream_), "sampling");
-  Note(cudaMemcpyAsync(host_peaks_, peaks, rows.size() * sizeof(RowPeak), cudaMemcpyDeviceToHost,
-                       stream_), "a result");
-  Note(cudaStreamSynchronize(stream_), "a step");
-  LK_RETURN_IF_ERROR(errors_.status());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const SamplingParams& params = *rows[i].sampling;
-    const bool penalties = params.repetition_penalty != 1.0f || params.presence_penalty != 0.0f ||
-                           params.frequency_penalty != 0.0f;
-    const bool greedy = rows[i].target < 0 && params.greedy() && !penalties;
-    if (!greedy || params.top_logprobs > 0) {
-      SampleOnHost(logits.row(static_cast<int32_t>(i)), logits.width, rows[i], &out[i]);
-      continue;
-    }
-    out[i].token = host_peaks_[i].token;
-    out[i].logprobs.logprob = host_peaks_[i].logit - host_peaks_[i].log_total;
-    out[i].logprobs.top.clear();
-  }
+  if (errors_.status().ok()) sampler_.Sample(logits, rows, out);
   return errors_.status();
 }
 

@@ -15,10 +15,9 @@
 #include "engine/kernels/cuda/adapter_images.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/cuda_status.h"
+#include "engine/kernels/cuda/device_sampler.h"
 #include "engine/kernels/cuda/gemm.h"
-#include "engine/kernels/cuda/sample.h"
 #include "engine/kernels/cuda/step_arrays.h"
-#include "engine/kernels/sampler.h"
 
 namespace lorikeet::cuda {
 
@@ -78,7 +77,6 @@ class CudaBackend final : public Backend {
   // What LinearProducts kept apart of the y at `data`, after it is there. Once.
   Beside TakeBeside(const void* data);
   KvStep KvOf() const;
-  void SampleOnHost(const float* logits, int32_t width, const LogitRow& row, SampledToken* out);
   void Note(cudaError_t error, const char* what) { errors_.Note(error, what); }
 
   const BackendOptions options_;
@@ -91,6 +89,7 @@ class CudaBackend final : public Backend {
   Gemm gemm_;
   AdapterImages adapters_;
   StepArrays arrays_;
+  DeviceSampler sampler_;
   DeviceMemory embedding_;
   KvLayout layout_;
   DeviceMemory pages_;
@@ -116,10 +115,6 @@ class CudaBackend final : public Backend {
   int64_t partial_floats_ = 0;
   DeviceMemory arrived_;
   int64_t arrived_count_ = 0;
-
-  DeviceMemory peaks_;  // [max_logit_rows] RowPeak
-  RowPeak* host_peaks_ = nullptr;
-  SamplerScratch sampler_scratch_;
 };
 
 }  // namespace lorikeet::cuda
