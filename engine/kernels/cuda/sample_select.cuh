@@ -16,7 +16,7 @@ inline constexpr int kBins = 1 << kBinBits;
 static_assert(kBins == 2 * kChooseThreads);
 // A weight in units: the largest token has 2^44, and kMaxChunks * kChunk of them fit twice 32 bits.
 inline constexpr float kUnits = 0x1p44f;
-static_assert(int64_t{kMaxChunks} * kChunk << (44 - 32) <= int64_t{1} << 31);
+static_assert(int64_t{kMaxChunks} * kChunk * (1 << (44 - 32)) <= int64_t{1} << 31);
 
 struct ChooseShared {
   uint32_t counts[kBins];
@@ -53,7 +53,7 @@ struct RowView {
   }
   // Of the last token whose bits may be `least`.
   __device__ Wide LastPosition(uint32_t least) const {
-    return (Wide{best - least} + 1 << id_bits) - 1;
+    return ((Wide{best - least} + 1) << id_bits) - 1;
   }
   __device__ float4 Load(int32_t c) const {
     return vector ? LoadChunk<true>(row, c, width) : LoadChunk<false>(row, c, width);
@@ -217,7 +217,7 @@ __device__ inline uint32_t LeastForCount(const RowView& view, int32_t count,
     atomicAdd(&shared->counts[(view.best - view.bests[c]) >> shift], 1u);
   }
   FindBin(count, false, shared);
-  const Wide end = (Wide{static_cast<uint32_t>(shared->found_bin)} + 1 << shift) - 1;
+  const Wide end = ((Wide{static_cast<uint32_t>(shared->found_bin)} + 1) << shift) - 1;
   return view.best - (end < range ? static_cast<uint32_t>(end) : range);
 }
 
