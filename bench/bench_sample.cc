@@ -1,6 +1,6 @@
-// Sampling alone, over a vocabulary of 128,256: time of the launches (recorded, cache flushed), their
-// share of the bandwidth of one read of the logits, and time of a whole call with its plan and copies.
-// Rows are "model" (a few tokens stand out) or "flat" (many are about as likely).
+// Sampling alone, over a vocabulary of 128,256: time of the launches (recorded, cache flushed), bytes
+// of one read of the logits and its share of the read bandwidth measured in the same run, and time
+// of a whole call with its plan and copies, the cache as the call before left it. Rows are "model" (a few tokens stand out) or "flat" (many are about as likely).
 //   bench_sample
 #include <algorithm>
 #include <chrono>
@@ -37,7 +37,9 @@ std::vector<float> Logits(int32_t rows, bool flat) {
   std::vector<float> one(kVocab), all;
   for (float& x : one) x = normal(rng);
   if (!flat) {
-    for (int i = 0; i < 40; ++i) one[rng() % kVocab] = 14.0f + static_cast<float>(rng() % 1000) * 0.006f;
+    for (int i = 0; i < 40; ++i) {
+      one[rng() % kVocab] = 14.0f + static_cast<float>(rng() % 1000) * 0.006f;
+    }
   }
   for (int32_t r = 0; r < rows; ++r) {
     std::rotate(one.begin(), one.begin() + 977, one.end());
