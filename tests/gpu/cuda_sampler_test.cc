@@ -1,6 +1,7 @@
 // The sampler on the device against the host's, over random batches of unlike rows. A token may
-// differ where rounding decides: the drawn number lies at an edge between two tokens, or the filters
-// cut at one. Distances to those edges are taken in double precision. Seeds are in the failures.
+// differ where rounding decides: the drawn number lies at an edge between two tokens, or the
+// filters cut at one. Distances to those edges are taken in double precision. Batches are seeded
+// with their vocabulary; failures print the row and what it asked for.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -45,9 +46,9 @@ struct Case {
 
 std::string Describe(const Case& c) {
   const SamplingParams& p = c.params;
-  return absl::StrCat("vocab ", c.logits.size(), " T ", p.temperature, " top_k ", p.top_k, " top_p ",
-                      p.top_p, " min_p ", p.min_p, " repetition ", p.repetition_penalty,
-                      " presence ", p.presence_penalty, " frequency ", p.frequency_penalty,
+  return absl::StrCat("vocab ", c.logits.size(), " T ", p.temperature, " top_k ", p.top_k,
+                      " top_p ", p.top_p, " min_p ", p.min_p, " repetition ",
+                      p.repetition_penalty, " presence ", p.presence_penalty, " frequency ", p.frequency_penalty,
                       " logprobs ", p.top_logprobs, " target ", c.target, " seed ", p.seed,
                       " history ", c.history.size());
 }
@@ -166,7 +167,8 @@ double LeastDistance(const Case& c, int32_t token) {
   for (const double p : {-kCut, 0.0, kCut}) {
     for (const double m : {-kCut, 0.0, kCut}) {
       if (c.params.min_p == 0 && m != 0) continue;
-      least = std::min(least, Distance(c, token, c.params.top_p * (1 + p), c.params.min_p * (1 + m)));
+      least = std::min(least, Distance(c, token, c.params.top_p * (1 + p),
+                                       c.params.min_p * (1 + m)));
     }
   }
   return least;

@@ -80,22 +80,22 @@ void DeviceSampler::Send(Matrix logits, std::span<const LogitRow> rows) {
                 "the copy of sampling's jobs");
 }
 
-void DeviceSampler::Launch(Matrix logits) {
+void DeviceSampler::Launch(Matrix logits, cudaStream_t stream) {
   const int32_t raw = static_cast<int32_t>(plan_.raw.size());
   const int32_t penalized = static_cast<int32_t>(plan_.penalized.size());
   if (raw > 0) {
-    errors_->Note(LaunchScanChunks(logits, raw_, raw, chunks_, stream_), "sampling");
-    errors_->Note(LaunchChoose(logits, raw_, raw, chunks_, seen_, saved_, out_, stream_),
+    errors_->Note(LaunchScanChunks(logits, raw_, raw, chunks_, stream), "sampling");
+    errors_->Note(LaunchChoose(logits, raw_, raw, chunks_, seen_, saved_, out_, stream),
                   "sampling");
   }
   if (penalized == 0) return;
   if (plan_.most_seen > 0) {
     errors_->Note(LaunchPenalize(logits, penalized_, penalized, seen_, plan_.most_seen, saved_,
-                                 stream_),
+                                 stream),
                   "penalties");
   }
-  errors_->Note(LaunchScanChunks(logits, penalized_, penalized, chunks_, stream_), "sampling");
-  errors_->Note(LaunchChoose(logits, penalized_, penalized, chunks_, seen_, saved_, out_, stream_),
+  errors_->Note(LaunchScanChunks(logits, penalized_, penalized, chunks_, stream), "sampling");
+  errors_->Note(LaunchChoose(logits, penalized_, penalized, chunks_, seen_, saved_, out_, stream),
                 "sampling");
 }
 
@@ -129,7 +129,7 @@ void DeviceSampler::Sample(Matrix logits, std::span<const LogitRow> rows,
   if (rows.empty()) return;
   Send(logits, rows);
   if (!errors_->status().ok()) return;
-  Launch(logits);
+  Launch(logits, stream_);
   Receive(rows, out);
 }
 

@@ -28,7 +28,7 @@ class DeviceSampler {
 
   // Sample in parts, for measurements. Launch works on the rows sent last.
   void Send(Matrix logits, std::span<const LogitRow> rows);
-  void Launch(Matrix logits);
+  void Launch(Matrix logits, cudaStream_t stream);
   void Receive(std::span<const LogitRow> rows, std::span<SampledToken> out);
 
  private:

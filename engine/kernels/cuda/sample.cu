@@ -264,7 +264,7 @@ __device__ void ChooseToken(const RowView& view, const SampleJob& job, int32_t b
   }
 }
 
-__global__ void __launch_bounds__(kChooseThreads)
+__global__ void __launch_bounds__(kChooseThreads, 2)
     Choose(const Matrix logits, const bool vector, const SampleJob* jobs,
            const SampleChunks chunks, const SeenToken* seen, const float* saved,
            const SampleOutput out) {

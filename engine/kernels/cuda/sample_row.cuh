@@ -10,7 +10,7 @@
 
 namespace lorikeet::cuda {
 
-inline constexpr int kChooseThreads = 1024;
+inline constexpr int kChooseThreads = 512;  // two blocks a multiprocessor
 inline constexpr int kChooseWarps = kChooseThreads / 32;
 inline constexpr unsigned kAll = ~0u;
 
@@ -72,8 +72,8 @@ __device__ T BlockReduce(T v, const Fn& fn) {
   __syncthreads();
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
   __syncthreads();
-  v = warps[threadIdx.x % 32];
-  for (int offset = 16; offset > 0; offset /= 2) v = fn(v, __shfl_xor_sync(kAll, v, offset));
+  v = warps[threadIdx.x % kChooseWarps];
+  for (int offset = kChooseWarps / 2; offset > 0; offset /= 2) v = fn(v, __shfl_xor_sync(kAll, v, offset));
   return v;
 }
 
@@ -103,12 +103,12 @@ __device__ T WarpPrefix(T v) {  // sum of this lane's and those before
 // Sum of this thread's and those before; `total` of all.
 template <typename T>
 __device__ T BlockPrefix(T v, T* total) {
-  __shared__ T warps[kChooseWarps];
+  __shared__ T warps[kChooseWarps];  // lanes past them repeat the first
   v = WarpPrefix(v);
   __syncthreads();
   if (threadIdx.x % 32 == 31) warps[threadIdx.x / 32] = v;
   __syncthreads();
-  const T sums = WarpPrefix(warps[threadIdx.x % 32]);
+  const T sums = WarpPrefix(warps[threadIdx.x % kChooseWarps]);
   *total = __shfl_sync(kAll, sums, kChooseWarps - 1);
   const int warp = threadIdx.x / 32;
   const T before = __shfl_sync(kAll, sums, warp == 0 ? 0 : warp - 1);

@@ -13,10 +13,10 @@ using Wide = unsigned long long;
 
 inline constexpr int kBinBits = 11;
 inline constexpr int kBins = 1 << kBinBits;
-static_assert(kBins == 2 * kChooseThreads);
+inline constexpr int kThreadBins = kBins / kChooseThreads;
 // A weight in units: the largest token has 2^44, and kMaxChunks * kChunk of them fit twice 32 bits.
 inline constexpr float kUnits = 0x1p44f;
-static_assert(int64_t{kMaxChunks} * kChunk << (44 - 32) <= int64_t{1} << 31);
+static_assert(int64_t{kMaxChunks} * kChunk * (1 << (44 - 32)) <= int64_t{1} << 31);
 
 struct ChooseShared {
   uint32_t counts[kBins];
@@ -53,7 +53,7 @@ struct RowView {
   }
   // Of the last token whose bits may be `least`.
   __device__ Wide LastPosition(uint32_t least) const {
-    return (Wide{best - least} + 1 << id_bits) - 1;
+    return ((Wide{best - least} + 1) << id_bits) - 1;
   }
   __device__ float4 Load(int32_t c) const {
     return vector ? LoadChunk<true>(row, c, width) : LoadChunk<false>(row, c, width);
@@ -134,31 +134,32 @@ __device__ inline void AddUnits(ChooseShared* shared, uint32_t bin, Wide units) 
 // the totals in found_*_before.
 __device__ inline void FindBin(Wide need, bool by_weight, ChooseShared* shared) {
   __syncthreads();
-  const int32_t first = threadIdx.x * 2;
-  uint32_t counts[2];
-  Wide weights[2];
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    counts[j] = shared->counts[first + j];
-    weights[j] = (Wide{shared->high[first + j]} << 32) + shared->low[first + j];
+  const int32_t first = threadIdx.x * kThreadBins;
+  const auto weight_of = [&](int32_t bin) {
+    return (Wide{shared->high[bin]} << 32) + shared->low[bin];
+  };
+  uint32_t count = 0, count_total;
+  Wide weight = 0, weight_total;
+  for (int j = 0; j < kThreadBins; ++j) {
+    count += shared->counts[first + j];
+    weight += weight_of(first + j);
   }
-  uint32_t count_total;
-  Wide weight_total;
-  uint32_t count = BlockPrefix(counts[0] + counts[1], &count_total) - counts[0] - counts[1];
-  Wide weight = BlockPrefix(weights[0] + weights[1], &weight_total) - weights[0] - weights[1];
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
+  count = BlockPrefix(count, &count_total) - count;
+  weight = BlockPrefix(weight, &weight_total) - weight;
+  for (int j = 0; j < kThreadBins; ++j) {
+    const uint32_t counted = shared->counts[first + j];
+    const Wide weighed = weight_of(first + j);
     const Wide before = by_weight ? weight : count;
-    const Wide added = by_weight ? weights[j] : counts[j];
+    const Wide added = by_weight ? weighed : counted;
     if (before < need && before + added >= need) {
       shared->found_bin = first + j;
-      shared->found_count = counts[j];
+      shared->found_count = counted;
       shared->found_count_before = count;
-      shared->found_weight = weights[j];
+      shared->found_weight = weighed;
       shared->found_weight_before = weight;
     }
-    count += counts[j];
-    weight += weights[j];
+    count += counted;
+    weight += weighed;
   }
   __syncthreads();
   if (shared->found_bin < 0 && threadIdx.x == 0) {
@@ -217,7 +218,7 @@ __device__ inline uint32_t LeastForCount(const RowView& view, int32_t count,
     atomicAdd(&shared->counts[(view.best - view.bests[c]) >> shift], 1u);
   }
   FindBin(count, false, shared);
-  const Wide end = (Wide{static_cast<uint32_t>(shared->found_bin)} + 1 << shift) - 1;
+  const Wide end = ((Wide{static_cast<uint32_t>(shared->found_bin)} + 1) << shift) - 1;
   return view.best - (end < range ? static_cast<uint32_t>(end) : range);
 }
 
