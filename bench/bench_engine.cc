@@ -132,7 +132,9 @@ Result Measure(Engine* engine, Steps* steps, const Case& c, const SyntheticModel
   const auto adapters = SyntheticAdapters(model, c.distinct, c.ranks);
   ClosedLoop loop(engine, c, adapters);
   loop.Start();
-  loop.Run(quick ? 3 : 5);
+  // Until every adapter has come to the device and requests are spread over their lives.
+  for (int64_t tokens = 0; tokens < int64_t{c.concurrency} * kOutput * 3 / 2;) tokens += loop.Run(0.1);
+  loop.Run(quick ? 1 : 3);
   const int64_t steps_before = steps->steps, rows = steps->rows, micros = steps->micros;
   const int64_t preempted = steps->preempted;
   const double start = Now();
@@ -165,6 +167,7 @@ int Run(bool quick) {
   engine_options.limits = options.limits;
   engine_options.kv = (*runner)->kv();
   engine_options.pages = (*runner)->pages();
+  engine_options.adapter_bytes = (*runner)->adapter_bytes();
   engine_options.vocab = source->config().vocab;
   const SteadyClock clock;
   Steps steps;

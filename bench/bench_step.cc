@@ -3,7 +3,7 @@
 // sampling included, and the floor: bytes of weights, adapters and keys and values over the read
 // bandwidth measured in the same run; for prompts, the model's floating-point rate beside that of
 // one large product.
-//   bench_step [--quick | --profile ROWS CONTEXT ADAPTERS]
+//   bench_step [--quick | --profile SEQUENCES CONTEXT ROWS ADAPTERS]
 // --profile runs one kind of step unrecorded on a model of four layers: short, for a profiler.
 #include <algorithm>
 #include <chrono>
@@ -119,7 +119,7 @@ struct Row {
   int32_t batch, context, distinct;
 };
 
-int Profile(int32_t batch, int32_t context, int32_t distinct) {
+int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct) {
   ModelConfig config = Llama8B();
   config.layers = 4;
   const auto source = std::make_shared<SyntheticModel>(config);
@@ -131,8 +131,9 @@ int Profile(int32_t batch, int32_t context, int32_t distinct) {
       KvLayout::Make(config.layers, config.kv_heads, config.head_dim, (*backend)->kv_dtype());
   const int32_t pages = (*backend)->AllocatePages(layout, int64_t{20} << 30);
   Steps steps(backend->get(), model->get(), layout, pages);
-  const double seconds = steps.Measure(batch, context, 1, SyntheticAdapters(*source, distinct, {16}), 1);
-  std::printf("%d rows, context %d, %d adapters: %.3f ms\n", batch, context, distinct, seconds * 1e3);
+  const double seconds =
+      steps.Measure(sequences, context, rows, SyntheticAdapters(*source, distinct, {16}), 1);
+  std::printf("%.3f ms\n", seconds * 1e3);
   return 0;
 }
 
@@ -204,8 +205,9 @@ int Run(bool quick) {
 }  // namespace lorikeet::bench
 
 int main(int argc, char** argv) {
-  if (argc == 5 && std::strcmp(argv[1], "--profile") == 0) {
-    return lorikeet::bench::Profile(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]));
+  if (argc == 6 && std::strcmp(argv[1], "--profile") == 0) {
+    return lorikeet::bench::Profile(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]),
+                                    std::atoi(argv[5]));
   }
   return lorikeet::bench::Run(argc > 1 && std::strcmp(argv[1], "--quick") == 0);
 }

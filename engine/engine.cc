@@ -18,7 +18,7 @@ namespace lorikeet {
 namespace {
 
 SchedulerOptions ForScheduler(const EngineOptions& options) {
-  return {options.limits, options.kv, options.pages, options.eos_ids};
+  return {options.limits, options.kv, options.pages, options.adapter_bytes, options.eos_ids};
 }
 
 absl::Status AtLeast(const char* name, int64_t value, int64_t bound) {
@@ -59,6 +59,12 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
     LK_RETURN_IF_ERROR(CheckToken("prompt", i, request.prompt[i], options.vocab));
   }
   LK_RETURN_IF_ERROR(AtLeast("max_new_tokens", request.max_new_tokens, 1));
+  const Adapter* adapter = request.adapter.get();
+  if (adapter != nullptr && options.adapter_bytes > 0 && adapter->bytes > options.adapter_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("adapter '", request.adapter_name, "' has ", adapter->bytes,
+                     " bytes; the device has ", options.adapter_bytes, " for adapters"));
+  }
   if (request.stop_token_ids.size() > Limits::kMaxStopTokenIds) {
     return absl::InvalidArgumentError(absl::StrCat(request.stop_token_ids.size(),
                                                    " stop token ids; at most ",

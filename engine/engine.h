@@ -50,6 +50,7 @@ struct EngineOptions {
   Limits limits;                 // max_context_tokens resolved: > 0
   KvLayout kv;
   int32_t pages = 0;             // in the pool
+  int64_t adapter_bytes = 0;     // of the adapters in a step; 0: no bound
   int32_t vocab = 0;
   std::vector<int32_t> eos_ids;
 };
@@ -65,7 +66,8 @@ class Engine {
 
   // Any thread. INVALID_ARGUMENT: empty prompt, token id out of range, prompt too long for the
   // context or the pool, bad sampling values; RESOURCE_EXHAUSTED: max_running_requests +
-  // max_queued_requests are open already; UNAVAILABLE: draining or the device failed. Each names
+  // max_queued_requests are open already, or the adapter alone is more than the device has for
+  // adapters; UNAVAILABLE: draining or the device failed. Each names
   // value and bound. After OK the sink gets exactly one kFinished, last.
   absl::StatusOr<RequestId> Submit(Request request, std::shared_ptr<TokenSink> sink);
 

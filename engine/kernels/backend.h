@@ -59,6 +59,8 @@ class Backend {
   // number. Once, after all weights.
   virtual int32_t AllocatePages(const KvLayout& layout, int64_t bytes) = 0;
   virtual std::byte* pages() = 0;  // page p at pages() + p * layout.page_bytes()
+  // Sum of Adapter::bytes that a step's adapters may come to; 0: no bound. After AllocatePages.
+  virtual int64_t adapter_bytes() const = 0;
   // The first failure of anything above: RESOURCE_EXHAUSTED says what did not fit.
   virtual absl::Status status() const = 0;
   // fn(task, thread) for task in [0, n) on the host's threads, thread in [0, threads()).

@@ -35,6 +35,7 @@ class ModelRunner final : public Runner {
 
   const KvLayout& kv() const { return kv_; }
   int32_t pages() const { return pages_; }
+  int64_t adapter_bytes() const { return backend_->adapter_bytes(); }  // see Backend
   const BaseModel& base_model() const { return base_model_; }
   Precision precision() const { return precision_; }
   std::string Describe() const { return backend_->Describe(); }

@@ -48,7 +48,7 @@ void Scheduler::PreemptYoungest() {
   Sequence* victim = running_.back();
   LK_CHECK_MSG(running_.size() > 1, "the pool cannot hold one whole context");
   LK_CHECK(victim->planned == 0);
-  running_.pop_back();
+  LeaveRunning(victim);
   victim->pages.Release();
   victim->computed = 0;
   victim->state = SequenceState::kPreempted;
@@ -79,12 +79,30 @@ bool Scheduler::Admit() {
   }
   sequence->state = SequenceState::kRunning;
   LK_CHECK(running_.empty() || running_.back()->admission < sequence->admission);
-  running_.push_back(sequence);
+  EnterRunning(sequence);
   return true;
+}
+
+void Scheduler::EnterRunning(Sequence* sequence) {
+  running_.push_back(sequence);
+  Group* group = sequence->group;
+  if (group->running++ == 0 && group->adapter) adapter_bytes_ += group->adapter->bytes;
+}
+
+void Scheduler::LeaveRunning(Sequence* sequence) {
+  std::erase(running_, sequence);
+  Group* group = sequence->group;
+  if (--group->running == 0 && group->adapter) adapter_bytes_ -= group->adapter->bytes;
+}
+
+bool Scheduler::AdapterFits(const Group& group) const {
+  if (options_.adapter_bytes == 0 || !group.adapter || group.running > 0) return true;
+  return adapter_bytes_ + group.adapter->bytes <= options_.adapter_bytes;
 }
 
 // Its tokens, and one block more for it and for everybody who runs already.
 bool Scheduler::Fits(const Sequence& sequence) const {
+  if (!AdapterFits(*sequence.group)) return false;
   const int64_t pages = options_.kv.PagesFor(sequence.length());
   if (running_.empty()) return pages <= pool_.free();
   const int64_t headroom = int64_t{running() + 1} * options_.kv.pages_per_block;

@@ -188,7 +188,7 @@ void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status sta
       std::erase(preempted_, sequence);
       break;
     case SequenceState::kRunning:
-      std::erase(running_, sequence);
+      LeaveRunning(sequence);
       break;
     case SequenceState::kFinished:
       LK_CHECK_MSG(false, "a request finished twice");

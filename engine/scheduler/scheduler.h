@@ -8,8 +8,9 @@
 //
 // Admission is round-robin over adapters (the base model counts as one) and first come, first
 // served within an adapter. A request takes pages for its whole prompt at once, and while others
-// run it leaves one block for each of them, so it is not preempted right away. A request whose
-// turn it is but that does not fit yet is waited for, never skipped.
+// run it leaves one block for each of them, so it is not preempted right away. Its adapter must fit
+// on the device beside those of the running requests. A request whose turn it is but that does not
+// fit yet is waited for, never skipped.
 //   Bound on waiting: a request with k others of its adapter ahead of it, while at most A adapters
 //   have requests waiting, is admitted after at most k + (k + 1)(A - 1) other requests.
 //
@@ -43,6 +44,7 @@ struct SchedulerOptions {
   Limits limits;  // max_context_tokens resolved: > 0
   KvLayout kv;
   int32_t pages = 0;  // in the pool; at least two tokens' worth
+  int64_t adapter_bytes = 0;  // of the running requests' adapters together; 0: no bound
   std::vector<int32_t> eos_ids;
 };
 
@@ -104,6 +106,9 @@ class Scheduler {
   void PlanPrefill(Sequence* sequence);
   bool Admit();
   bool Fits(const Sequence& sequence) const;
+  bool AdapterFits(const Group& group) const;
+  void EnterRunning(Sequence* sequence);
+  void LeaveRunning(Sequence* sequence);
   Sequence* NextWaiting();
   void PopWaiting();
 
@@ -129,6 +134,7 @@ class Scheduler {
   std::deque<Sequence*> preempted_;  // oldest first
   std::vector<Sequence*> running_;   // oldest first
   int32_t waiting_ = 0;              // in the groups' queues
+  int64_t adapter_bytes_ = 0;        // of groups with running sequences
   int64_t next_group_order_ = 1;     // 0 is the base's
   int64_t next_admission_ = 0;
   int64_t earliest_deadline_us_;  // no deadline is earlier

@@ -48,6 +48,7 @@ struct Scheduler::Group {
   const Adapter* adapter = nullptr;
   int64_t order = 0;              // of rows in a batch: the base first, then by first use
   int32_t open = 0;               // sequences in any state
+  int32_t running = 0;            // sequences in `running_`
   std::deque<Sequence*> waiting;  // first come first; never admitted yet
 };
 

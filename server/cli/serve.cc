@@ -59,6 +59,7 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   model.base = &runner->base_model();
   model.kv = runner->kv();
   model.pages = runner->pages();
+  model.adapter_bytes = runner->adapter_bytes();
   model.vocab_size = source->config().vocab;
   model.context_tokens = source->config().context;
   model.eos_ids = source->config().eos_ids;

@@ -81,6 +81,7 @@ class CudaSampler : public testing::Test {
     void* memory = nullptr;
     Must(cudaMalloc(&memory, all.size() * sizeof(float)));
     Must(cudaMemcpy(memory, all.data(), all.size() * sizeof(float), cudaMemcpyHostToDevice));
+    Must(cudaDeviceSynchronize());  // the last of it may still be on its way
     std::vector<SampledToken> out(cases.size());
     const Matrix logits(memory, static_cast<int32_t>(cases.size()), static_cast<int32_t>(vocab));
     sampler_->Sample(logits, rows, out);

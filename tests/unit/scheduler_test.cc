@@ -19,9 +19,10 @@ using ::testing::IsEmpty;
 
 constexpr int32_t kEos = 2;
 
-AdapterLease MakeAdapter(const std::string& version) {
+AdapterLease MakeAdapter(const std::string& version, int64_t bytes = 0) {
   auto adapter = std::make_shared<Adapter>();
   adapter->version = version;
+  adapter->bytes = bytes;
   return AdapterLease(adapter);
 }
 
@@ -36,13 +37,14 @@ Request MakeRequest(int32_t prompt, int32_t max_new, AdapterLease adapter = {}) 
 // One scheduler, its batch and its events by request. Every sampled token is `answer`.
 class Scheduling : public ::testing::Test {
  protected:
-  void Start(Limits limits, int32_t pages) {
+  void Start(Limits limits, int32_t pages, int64_t adapter_bytes = 0) {
     if (limits.max_context_tokens == 0) limits.max_context_tokens = 1000;
     SchedulerOptions options;
     options.limits = limits;
     options.kv = KvLayout::Make(2, 1, 64, DType::kF32);
     ASSERT_EQ(options.kv.pages_per_block, 1);
     options.pages = pages;
+    options.adapter_bytes = adapter_bytes;
     options.eos_ids = {kEos};
     scheduler_ = std::make_unique<Scheduler>(options);
   }
@@ -104,6 +106,27 @@ TEST_F(Scheduling, DecodeRowsComeBeforePromptsAndPromptsFillTheRest) {
   }
   EXPECT_EQ(Tokens(1).size(), 4u);
   EXPECT_EQ(Tokens(2).size(), 1u);
+}
+
+TEST_F(Scheduling, AdaptersThatDoNotFitTogetherWaitForOneAnother) {
+  Start({.max_batch_tokens = 64}, 100, 100);
+  const AdapterLease a = MakeAdapter("a", 60), b = MakeAdapter("b", 40), c = MakeAdapter("c", 1);
+  scheduler_->Enqueue(1, MakeRequest(3, 2, a));
+  scheduler_->Enqueue(2, MakeRequest(3, 4, b));
+  scheduler_->Enqueue(3, MakeRequest(3, 1, c));  // fits only without one of the others
+  scheduler_->Enqueue(4, MakeRequest(3, 1, a));  // takes no more than is there, but not its turn
+  Step();
+  EXPECT_EQ(batch_.segments.size(), 2u);
+  EXPECT_EQ(scheduler_->waiting(), 2);
+  Step();
+  EXPECT_EQ(Finish(1), FinishReason::kLength);
+  Step();
+  EXPECT_EQ(Finish(3), FinishReason::kLength);
+  EXPECT_EQ(scheduler_->waiting(), 1) << "a, again, must wait for b";
+  Step();
+  EXPECT_EQ(Finish(2), FinishReason::kLength);
+  Step();
+  EXPECT_EQ(Finish(4), FinishReason::kLength);
 }
 
 TEST_F(Scheduling, RowsCarryTokensPositionsPagesAndHistory) {

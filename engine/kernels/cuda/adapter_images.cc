@@ -57,6 +57,21 @@ uint32_t ChangedLinears(const Adapter& adapter) {
 
 AdapterImages::~AdapterImages() {
   for (auto& [serial, image] : images_) cudaFree(image.memory);
+  cudaFreeHost(staging_);
+  if (staged_ != nullptr) cudaEventDestroy(staged_);
+}
+
+// Pinned memory that no copy reads any more.
+std::byte* AdapterImages::Staging(int64_t bytes) {
+  if (staged_ == nullptr) cudaEventCreateWithFlags(&staged_, cudaEventDisableTiming);
+  cudaEventSynchronize(staged_);
+  if (bytes > staging_bytes_) {
+    cudaFreeHost(staging_);
+    staging_ = nullptr;
+    cudaMallocHost(reinterpret_cast<void**>(&staging_), bytes);
+    staging_bytes_ = staging_ != nullptr ? bytes : 0;
+  }
+  return staging_;
 }
 
 void AdapterImages::SetWidths(ModuleId module, ModuleWidths widths) {
@@ -72,19 +87,23 @@ bool AdapterImages::DropOldest() {
   }
   if (oldest == images_.end()) return false;
   cudaFree(oldest->second.memory);
+  used_ -= oldest->second.bytes;
   images_.erase(oldest);
   return true;
 }
 
 absl::StatusOr<std::byte*> AdapterImages::Allocate(int64_t bytes) {
   std::byte* memory = nullptr;
-  while (cudaMalloc(reinterpret_cast<void**>(&memory), bytes) != cudaSuccess) {
+  while (used_ + bytes > limit_ ||
+         cudaMalloc(reinterpret_cast<void**>(&memory), bytes) != cudaSuccess) {
     cudaGetLastError();
     if (!DropOldest()) {
       return absl::ResourceExhaustedError(
-          absl::StrCat("an adapter of ", bytes, " bytes does not fit beside the others of its step"));
+          absl::StrCat("an adapter of ", bytes, " bytes does not fit beside the ", used_,
+                       " bytes of the others of its step; the limit is ", limit_));
     }
   }
+  used_ += bytes;
   return memory;
 }
 
@@ -100,8 +119,9 @@ absl::StatusOr<AdapterImages::Image> AdapterImages::Copy(const Adapter& adapter)
   Image image;
   image.bytes = data_bytes + tile_bytes;
   LK_ASSIGN_OR_RETURN(image.memory, Allocate(image.bytes));
-  std::vector<std::byte> host(image.bytes);
-  for (const ImagePlan::Piece& piece : plan.pieces) WritePiece(piece, dtype_, host.data());
+  std::byte* host = Staging(image.bytes);
+  if (host == nullptr) return absl::ResourceExhaustedError("no pinned host memory for an adapter");
+  for (const ImagePlan::Piece& piece : plan.pieces) WritePiece(piece, dtype_, host);
   const auto place = [&](auto* pointer) {  // an offset + 1 becomes an address
     if (pointer == nullptr) return pointer;
     return reinterpret_cast<decltype(pointer)>(image.memory - 1 +
@@ -113,11 +133,11 @@ absl::StatusOr<AdapterImages::Image> AdapterImages::Copy(const Adapter& adapter)
     tile.out_scale = place(tile.out_scale);
     tile.bias = place(tile.bias);
   }
-  std::memcpy(host.data() + data_bytes, plan.tiles.data(), tile_bytes);
+  std::memcpy(host + data_bytes, plan.tiles.data(), tile_bytes);
   const cudaError_t error =
-      cudaMemcpyAsync(image.memory, host.data(), image.bytes, cudaMemcpyHostToDevice, stream_);
+      cudaMemcpyAsync(image.memory, host, image.bytes, cudaMemcpyHostToDevice, stream_);
   if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
-  cudaStreamSynchronize(stream_);  // `host` goes
+  cudaEventRecord(staged_, stream_);
   image.adapter = {reinterpret_cast<const RankTile*>(image.memory + data_bytes),
                    plan.tiles_per_module, ChangedLinears(adapter)};
   return image;

@@ -4,7 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <memory>
+#include <limits>
 #include <unordered_map>
 #include <vector>
 
@@ -23,7 +23,7 @@ struct DeviceAdapter {
   static constexpr int32_t kScaledBit = kHeadBit + 1;    // some output is scaled
 };
 
-// One thread. An image is one allocation; the least recently used go when memory is short.
+// One thread. An image is one allocation; the least recently used go when the limit is reached.
 class AdapterImages {
  public:
   AdapterImages(DType dtype, cudaStream_t stream) : dtype_(dtype), stream_(stream) {}
@@ -32,6 +32,9 @@ class AdapterImages {
   // Widths of a module, before the first Get.
   void SetWidths(ModuleId module, ModuleWidths widths);
   const std::vector<ModuleWidths>& widths() const { return widths_; }
+
+  void SetLimit(int64_t bytes) { limit_ = bytes; }
+  int64_t limit() const { return limit_; }
 
   // Starts a step: adapters of earlier steps may leave.
   void BeginStep() { ++step_; }
@@ -50,12 +53,19 @@ class AdapterImages {
   absl::StatusOr<Image> Copy(const Adapter& adapter);
   absl::StatusOr<std::byte*> Allocate(int64_t bytes);
   bool DropOldest();
+  std::byte* Staging(int64_t bytes);
 
   const DType dtype_;
   const cudaStream_t stream_;
   std::vector<ModuleWidths> widths_;
   std::unordered_map<uint64_t, Image> images_;  // by Adapter::serial
   int64_t step_ = 0;
+  int64_t limit_ = std::numeric_limits<int64_t>::max();
+  int64_t used_ = 0;
+
+  std::byte* staging_ = nullptr;  // pinned; an image on its way to the device
+  int64_t staging_bytes_ = 0;
+  cudaEvent_t staged_ = nullptr;  // the last copy out of it
 };
 
 }  // namespace lorikeet::cuda

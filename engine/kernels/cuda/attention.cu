@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/kernels/cuda/copy_async.cuh"
+#include "engine/kernels/cuda/kv_pages.cuh"
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/vec.cuh"
 
@@ -12,23 +14,12 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int32_t kPageTokens = KvLayout::kPageTokens;
+// Pages in a ring: as many as a multiprocessor's shared memory has room for.
+template <int kDim>
+constexpr int kStages = kDim <= 128 ? 3 : 2;
 constexpr float kLog2E = 1.44269504f;
 constexpr uint4 kZero = {0, 0, 0, 0};
 static_assert(kPageTokens == 16, "a page is one side of the tensor cores' tile");
-
-// K block of a head in a page; V lies kv_heads blocks behind.
-__device__ const std::byte* KeyBlockIn(const KvStep& step, int32_t page, int32_t layer,
-                                       int32_t kv_head) {
-  return step.pages + page * step.layout.page_bytes() + step.layout.Offset(layer, false, kv_head);
-}
-
-__device__ const std::byte* KeyBlock(const KvStep& step, int32_t sequence, int32_t block,
-                                     int32_t layer, int32_t kv_head) {
-  const int32_t page = step.list->page_ids[step.list->page_begin[sequence] +
-                                           block * step.layout.pages_per_block +
-                                           step.layout.PageOfLayer(layer)];
-  return KeyBlockIn(step, page, layer, kv_head);
-}
 
 __device__ uint32_t Transpose8x8(uint32_t row) {
   uint32_t column;
@@ -62,53 +53,40 @@ struct Attending {
   }
 };
 
+// A page's K and V of one head in shared memory; the rows are padded so that eight lanes, which a
+// 16-byte access serves at a time, meet eight different banks.
 template <int kDim>
-struct PageKeys {
-  uint4 k[kDim / 32][2];  // tokens g and g + 8, dims 32 i + 8 t ..
-};
-template <int kDim>
-struct PageValues {
-  uint4 v[kDim / 64][4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9, dims 8 g of each 64-block
-};
+struct PageBuffer {
+  static constexpr int kKeyBytes = kDim * 2 + 64;    // of a token's row
+  static constexpr int kValueBytes = kDim * 2 + 16;
+  static constexpr int kBytes = kPageTokens * (kKeyBytes + kValueBytes);
 
-// One head's block of a page. Tokens from `tokens` on are another request's leftovers: they are not
-// read. kOnce: nobody else reads them.
-template <typename T, bool kOnce>
-struct Page {
-  const T* keys;
-  const T* values;
-  int32_t tokens;
-  int32_t dim;
+  std::byte* at;
 
-  __device__ Page(const KvStep& step, const std::byte* block, int32_t tokens)
-      : keys(reinterpret_cast<const T*>(block)),
-        values(keys + int64_t{step.layout.kv_heads} * kPageTokens * step.layout.head_dim),
-        tokens(tokens),
-        dim(step.layout.head_dim) {}
-
-  __device__ uint4 At(const T* from, int token, int d) const {
-    if (token >= tokens || d >= dim) return kZero;
-    return kOnce ? LoadStreaming(from + token * dim + d) : LoadCached(from + token * dim + d);
-  }
-  template <int kDim>
-  __device__ void Load(PageKeys<kDim>* to) const {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < kDim / 32; ++i) {
-      to->k[i][0] = At(keys, g, 32 * i + 8 * t);
-      to->k[i][1] = At(keys, g + 8, 32 * i + 8 * t);
-    }
-  }
-  template <int kDim>
-  __device__ void Load(PageValues<kDim>* to) const {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-    for (int b = 0; b < kDim / 64; ++b) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) to->v[b][i] = At(values, 2 * t + i % 2 + i / 2 * 8, 64 * b + 8 * g);
-    }
+  __device__ std::byte* key(int token) const { return at + token * kKeyBytes; }
+  __device__ std::byte* value(int token) const {
+    return at + kPageTokens * kKeyBytes + token * kValueBytes;
   }
 };
+
+// Has `kLanes` threads copy a head's block of a page. Tokens from `tokens` on are another request's
+// leftovers: zeros stand for them.
+template <typename T, int kDim, int kLanes>
+__device__ void CopyPage(const KvStep& step, const std::byte* block, int32_t tokens,
+                         const PageBuffer<kDim>& page) {
+  constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
+  const int32_t dim = step.layout.head_dim;
+  const T* keys = reinterpret_cast<const T*>(block);
+  const T* values = keys + int64_t{step.layout.kv_heads} * kPageTokens * dim;
+#pragma unroll
+  for (int i = 0; i < kPageTokens * kChunks / kLanes; ++i) {
+    const int at = i * kLanes + threadIdx.x % kLanes, token = at / kChunks, d = at % kChunks * 8;
+    const bool there = token < tokens && d < dim;
+    const int from = there ? token * dim + d : 0;
+    CopyAsync(page.key(token) + d * 2, keys + from, there);
+    CopyAsync(page.value(token) + d * 2, values + from, there);
+  }
+}
 
 __device__ inline float OverTokens(float v, bool maximum) {
 #pragma unroll
@@ -123,24 +101,29 @@ template <int kQueries>
 using Scores = float[kQueries][4];  // of each group: token g and g + 8 of queries 2t, 2t + 1
 
 template <typename T, int kDim, int kQueries>
-__device__ void MultiplyKeys(const PageKeys<kDim>& page, const Attending<kDim, kQueries>& state,
+__device__ void MultiplyKeys(const PageBuffer<kDim>& page, const Attending<kDim, kQueries>& state,
                              Scores<kQueries>& scores) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int n = 0; n < kQueries; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) scores[n][i] = 0;
+  }
 #pragma unroll
-    for (int i = 0; i < kDim / 32; ++i) {
-      MmaRows<T>(scores[n], page.k[i][0], page.k[i][1], state.q[n][i]);
-    }
+  for (int i = 0; i < kDim / 32; ++i) {
+    const uint4 low = LoadCached(page.key(g) + 64 * i + 16 * t);
+    const uint4 high = LoadCached(page.key(g + 8) + 64 * i + 16 * t);
+#pragma unroll
+    for (int n = 0; n < kQueries; ++n) MmaRows<T>(scores[n], low, high, state.q[n][i]);
   }
 }
 
-// Folds a page into the running softmax. visible(n, i, token): whether query 2t + i of group n sees
-// it. scale includes log2 e.
+// Turns scores into weights 2^(scale · score - top) and shrinks what was summed before to the new
+// top. visible(n, i, token): whether query 2t + i of group n sees the page's token. scale includes
+// log2 e. weights: as the product's second operand.
 template <typename T, int kDim, int kQueries, typename Visible>
-__device__ void FoldValues(const PageValues<kDim>& page, Scores<kQueries>& all, float scale,
-                           const Visible& visible, Attending<kDim, kQueries>* state) {
+__device__ void Soften(Scores<kQueries>& all, float scale, const Visible& visible,
+                       Attending<kDim, kQueries>* state, uint32_t (&weights)[kQueries][2]) {
   const int g = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int n = 0; n < kQueries; ++n) {
@@ -162,21 +145,50 @@ __device__ void FoldValues(const PageValues<kDim>& page, Scores<kQueries>& all, 
       state->top[n][i] = top;
       state->total[n][i] = state->total[n][i] * shrink[i] + scores[i] + scores[i + 2];
     }
-    const uint32_t low = Transpose8x8(Pack2<T>(scores[0], scores[1]));
-    const uint32_t high = Transpose8x8(Pack2<T>(scores[2], scores[3]));
+    weights[n][0] = Transpose8x8(Pack2<T>(scores[0], scores[1]));
+    weights[n][1] = Transpose8x8(Pack2<T>(scores[2], scores[3]));
 #pragma unroll
     for (int b = 0; b < kDim / 64; ++b) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float(&sums)[4] = state->sums[n][b][j];
         sums[0] *= shrink[0], sums[1] *= shrink[1], sums[2] *= shrink[0], sums[3] *= shrink[1];
-        Mma<T>(sums, PairElement(page.v[b][0], page.v[b][1], 2 * j),
-               PairElement(page.v[b][0], page.v[b][1], 2 * j + 1),
-               PairElement(page.v[b][2], page.v[b][3], 2 * j),
-               PairElement(page.v[b][2], page.v[b][3], 2 * j + 1), low, high);
       }
     }
   }
+}
+
+template <typename T, int kDim, int kQueries>
+__device__ void AddValues(const PageBuffer<kDim>& page, const uint32_t (&weights)[kQueries][2],
+                          Attending<kDim, kQueries>* state) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int b = 0; b < kDim / 64; ++b) {
+    uint4 v[4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9, dims 8 g of the 64-block
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = LoadCached(page.value(2 * t + i % 2 + i / 2 * 8) + 128 * b + 16 * g);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t a0 = PairElement(v[0], v[1], 2 * j), a1 = PairElement(v[0], v[1], 2 * j + 1);
+      const uint32_t a2 = PairElement(v[2], v[3], 2 * j), a3 = PairElement(v[2], v[3], 2 * j + 1);
+#pragma unroll
+      for (int n = 0; n < kQueries; ++n) {
+        Mma<T>(state->sums[n][b][j], a0, a1, a2, a3, weights[n][0], weights[n][1]);
+      }
+    }
+  }
+}
+
+template <typename T, int kDim, int kQueries, typename Visible>
+__device__ void FoldPage(const PageBuffer<kDim>& page, float scale, const Visible& visible,
+                         Attending<kDim, kQueries>* state) {
+  Scores<kQueries> scores;
+  uint32_t weights[kQueries][2];
+  MultiplyKeys<T, kDim, kQueries>(page, *state, scores);
+  Soften<T, kDim, kQueries>(scores, scale, visible, state, weights);
+  AddValues<T, kDim, kQueries>(page, weights, state);
 }
 
 // Query g of group n from a row of q; nullptr: none.
@@ -303,12 +315,11 @@ __device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, cons
   }
 }
 
-// The pages of a chunk that this warp folds, every kWarps-th. The next page's keys are on their way
-// while this one's values are folded, its values while keys are multiplied, and the page after it
-// is being looked up.
+// The pages of a chunk that this warp folds, every kWarps-th, through a ring of its own: while one
+// is folded the next kStages<kDim> - 1 are on their way.
 template <typename T, int kDim>
 __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
-                          int32_t kv_head, Attending<kDim, 1>* state) {
+                          int32_t kv_head, std::byte* ring, Attending<kDim, 1>* state) {
   const int32_t position = item.position;
   const int32_t oldest = args.window > 0 ? max(0, position - args.window + 1) : 0;
   const int32_t begin = item.chunk * step.list->chunk_pages;
@@ -319,60 +330,66 @@ __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const D
   const auto id_of = [&](int32_t block) {
     return ids[min(block, last) * step.layout.pages_per_block];
   };
-  const auto page_at = [&](int32_t block, int32_t id) {
-    return Page<T, true>(step, KeyBlockIn(step, id, args.layer, kv_head),
-                         position - block * kPageTokens + 1);
+  const auto buffer = [&](int32_t i) {
+    return PageBuffer<kDim>{ring + i % kStages<kDim> * PageBuffer<kDim>::kBytes};
   };
-  PageKeys<kDim> keys;
-  PageValues<kDim> values;
-  int32_t next_id = id_of(first + kWarps);
-  const Page<T, true> first_page = page_at(first, id_of(first));
-  first_page.Load(&keys);
-  first_page.Load(&values);
-  for (int32_t block = first; block <= last; block += kWarps) {
-    const bool more = block + kWarps <= last;
-    const Page<T, true> next = page_at(block + kWarps, next_id);
-    next_id = id_of(block + 2 * kWarps);
+  int32_t next_id = id_of(first);
+  const auto copy = [&](int32_t i) {  // the warp's i-th page; the one behind it is looked up
+    const int32_t block = first + i * kWarps, id = next_id;
+    next_id = id_of(block + kWarps);
+    if (block <= last) {
+      CopyPage<T, kDim, 32>(step, KeyBlockIn(step, id, args.layer, kv_head),
+                            position - block * kPageTokens + 1, buffer(i));
+    }
+    CommitCopies();
+  };
+  for (int i = 0; i < kStages<kDim> - 1; ++i) copy(i);
+  for (int32_t i = 0; first + i * kWarps <= last; ++i) {
+    copy(i + kStages<kDim> - 1);
+    WaitForCopies<kStages<kDim> - 1>();
+    __syncwarp();
     const auto visible = [&](int, int, int token) {
-      const int32_t at = block * kPageTokens + token;
+      const int32_t at = (first + i * kWarps) * kPageTokens + token;
       return at <= position && at >= oldest;
     };
-    Scores<1> scores;
-    MultiplyKeys<T, kDim, 1>(keys, *state, scores);
-    if (more) next.Load(&keys);
-    FoldValues<T, kDim, 1>(values, scores, args.scale * kLog2E, visible, state);
-    if (more) next.Load(&values);
+    FoldPage<T, kDim, 1>(buffer(i), args.scale * kLog2E, visible, state);
+    __syncwarp();  // before the page's place is written again
   }
+  WaitForCopies<0>();
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, kDim <= 64 ? 4 : kDim <= 128 ? 3 : 1) Decode(const AttentionArgs args, const KvStep step) {
-  extern __shared__ float shared[];  // [warps, queries, head_dim + 2]
+__global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, const KvStep step) {
+  extern __shared__ __align__(16) std::byte shared[];  // rings, then [warps, queries, head_dim + 2]
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int g = threadIdx.x % 32 / 4;
   const int32_t dim = step.layout.head_dim;
   const HeadGroup heads = GroupOf(args, step.layout, blockIdx.y);
   const int32_t items = step.list->decode_count;
+  std::byte* ring = shared + threadIdx.x / 32 * kStages<kDim> * PageBuffer<kDim>::kBytes;
+  float* partials = reinterpret_cast<float*>(shared);
   for (int32_t index = blockIdx.x; index < items; index += gridDim.x) {
     const DecodeItem item = step.list->decodes[index];
     Attending<kDim, 1> state;
     state.Clear();
     const T* q = args.q.row<T>(item.row) + int64_t{heads.first_head + g} * dim;
     LoadQuery(g < heads.queries ? q : nullptr, dim, 0, &state);
-    FoldChunk<T, kDim>(args, step, item, heads.kv_head, &state);
-    StoreWarp(state, heads.queries, dim, shared);
+    FoldChunk<T, kDim>(args, step, item, heads.kv_head, ring, &state);
     __syncthreads();
-    FinishDecode<T>(args, step, item, index, heads, shared);
+    StoreWarp(state, heads.queries, dim, partials);
+    __syncthreads();
+    FinishDecode<T>(args, step, item, index, heads, partials);
     __syncthreads();
   }
 }
 
-// ---- prompts: the warps of a block have queries of their own and pass over the same pages
+// ---- prompts: the warps of a block have queries of their own and fold the same pages
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, const KvStep step) {
   constexpr int kQueries = kPromptQueries / kWarps / 8;
+  extern __shared__ __align__(16) std::byte shared[];  // [kStages<kDim>] pages
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -382,11 +399,15 @@ __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, con
   const int32_t kv_head = blockIdx.y;
   const int32_t queries = (item.row_end - item.row_begin) * group;
   // Queries of a KV head are packed: row by row, the group's heads of each.
-  const auto row_of = [&](int32_t query) { return item.row_begin + query / group; };
+  const auto row_of = [&](int32_t query) { return item.row_begin + min(query, queries - 1) / group; };
   const auto offset_of = [&](int32_t query) {
     return int64_t{kv_head * group + query % group} * dim;
   };
-  for (int32_t begin = warp * kQueries * 8; begin < queries; begin += kPromptQueries) {
+  const auto buffer = [&](int32_t i) {
+    return PageBuffer<kDim>{shared + i % kStages<kDim> * PageBuffer<kDim>::kBytes};
+  };
+  for (int32_t block_begin = 0; block_begin < queries; block_begin += kPromptQueries) {
+    const int32_t begin = block_begin + warp * kQueries * 8;
     Attending<kDim, kQueries> state;
     state.Clear();
     int32_t position[kQueries][2];
@@ -401,24 +422,34 @@ __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, con
         position[n][i] = query < queries ? step.positions[row_of(query)] : -1;
       }
     }
-    const int32_t newest = step.positions[row_of(min(begin + kQueries * 8, queries) - 1)];
+    const int32_t newest = step.positions[row_of(block_begin + kPromptQueries - 1)];
     const int32_t oldest =
-        args.window > 0 ? max(0, step.positions[row_of(begin)] - args.window + 1) : 0;
-    for (int32_t block = oldest / kPageTokens; block <= newest / kPageTokens; ++block) {
-      const Page<T, false> page(step, KeyBlock(step, item.sequence, block, args.layer, kv_head),
-                                newest - block * kPageTokens + 1);
-      PageKeys<kDim> keys;
-      PageValues<kDim> values;
-      page.Load(&keys);
-      page.Load(&values);
-      const auto visible = [&](int n, int i, int token) {
-        const int32_t at = block * kPageTokens + token;
-        return at <= position[n][i] && (args.window == 0 || at > position[n][i] - args.window);
+        args.window > 0 ? max(0, step.positions[row_of(block_begin)] - args.window + 1) : 0;
+    const int32_t my_newest = step.positions[row_of(begin + kQueries * 8 - 1)];
+    const int32_t first = oldest / kPageTokens, pages = newest / kPageTokens - first + 1;
+    const auto copy = [&](int32_t i) {
+      if (i < pages) {
+        CopyPage<T, kDim, kThreads>(
+            step, KeyBlock(step, item.sequence, first + i, args.layer, kv_head),
+            newest - (first + i) * kPageTokens + 1, buffer(i));
+      }
+      CommitCopies();
+    };
+    for (int i = 0; i < kStages<kDim> - 1; ++i) copy(i);
+    for (int32_t i = 0; i < pages; ++i) {
+      WaitForCopies<kStages<kDim> - 2>();
+      __syncthreads();  // the page is there, and the one before it has been folded by all
+      copy(i + kStages<kDim> - 1);
+      const int32_t first_token = (first + i) * kPageTokens;
+      if (first_token > my_newest || begin >= queries) continue;
+      const auto visible = [&](int n, int k, int token) {
+        const int32_t at = first_token + token;
+        return at <= position[n][k] && (args.window == 0 || at > position[n][k] - args.window);
       };
-      Scores<kQueries> scores;
-      MultiplyKeys<T, kDim, kQueries>(keys, state, scores);
-      FoldValues<T, kDim, kQueries>(values, scores, args.scale * kLog2E, visible, &state);
+      FoldPage<T, kDim, kQueries>(buffer(i), args.scale * kLog2E, visible, &state);
     }
+    WaitForCopies<0>();
+    __syncthreads();
 #pragma unroll
     for (int n = 0; n < kQueries; ++n) {
 #pragma unroll
@@ -444,148 +475,42 @@ __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, con
   }
 }
 
-// ---- any type and width: a warp a row and head, a token at a time
-
-template <typename T>
-__global__ void PlainAttention(const AttentionArgs args, const KvStep step) {
-  extern __shared__ float shared[];  // [warps][2][head_dim]: query, sums
-  WaitForKernelBefore();
-  const int32_t dim = step.layout.head_dim;
-  const int32_t row = blockIdx.x, head = blockIdx.y * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int32_t position = step.positions[row];
-  if (head >= args.heads || position < 0) return;
-  const int32_t kv_head = head / (args.heads / step.layout.kv_heads);
-  float* query = shared + threadIdx.x / 32 * 2 * dim;
-  float* sums = query + dim;
-  for (int32_t d = lane; d < dim; d += 32) {
-    query[d] = ToFloat(args.q.row<T>(row)[head * dim + d]);
-    sums[d] = 0;
-  }
-  float top = -INFINITY, total = 0;
-  for (int32_t at = args.window > 0 ? max(0, position - args.window + 1) : 0; at <= position; ++at) {
-    const T* keys = reinterpret_cast<const T*>(
-        KeyBlock(step, step.row_sequence[row], at / kPageTokens, args.layer, kv_head));
-    const T* key = keys + at % kPageTokens * dim;
-    const T* value = key + int64_t{step.layout.kv_heads} * kPageTokens * dim;
-    float score = 0;
-    for (int32_t d = lane; d < dim; d += 32) score += query[d] * ToFloat(key[d]);
-    score = WarpSum(score) * args.scale;
-    const float new_top = fmaxf(top, score);
-    const float shrink = expf(top - new_top), weight = expf(score - new_top);
-    total = total * shrink + weight;
-    top = new_top;
-    for (int32_t d = lane; d < dim; d += 32) sums[d] = sums[d] * shrink + weight * ToFloat(value[d]);
-  }
-  for (int32_t d = lane; d < dim; d += 32) {
-    args.out.row<T>(row)[head * dim + d] = FromFloat<T>(sums[d] / total);
-  }
-}
-
-// ---- rotary embedding and store
-
-// A warp a head: the query heads, then K's, then V's.
-template <typename T>
-__global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const KvStep step) {
-  LetKernelAfterStart();
-  WaitForKernelBefore();
-  const int lane = threadIdx.x % 32;
-  const int32_t row = blockIdx.x, dim = args.head_dim, half = dim / 2;
-  const int32_t heads = args.q.width / dim, kv_heads = step.layout.kv_heads;
-  const int32_t index = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
-  const int32_t position = step.positions[row];
-  if (index >= heads + 2 * kv_heads || position < 0) return;
-  const bool query = index < heads, value = index >= heads + kv_heads;
-  const int32_t head = query ? index : (index - heads) % kv_heads;
-  const Matrix& from = query ? args.q : value ? args.v : args.k;
-  T* x = from.row<T>(row) + int64_t{head} * dim;
-  const T* low_rank = nullptr;
-  if (beside.delta.data != nullptr && beside.adapted[row] != 0) {
-    low_rank = beside.delta.row<T>(row) + int64_t{index} * dim;
-  }
-  const auto load = [&](int32_t d) {
-    return ToFloat(x[d]) + (low_rank != nullptr ? ToFloat(low_rank[d]) : 0.0f);
-  };
-  T* kept = nullptr;
-  if (!query) {
-    const std::byte* block = KeyBlock(step, step.row_sequence[row], position / kPageTokens,
-                                      args.layer, head);
-    kept = reinterpret_cast<T*>(const_cast<std::byte*>(block)) + position % kPageTokens * dim;
-    if (value) kept += int64_t{kv_heads} * kPageTokens * dim;
-  }
-  if (value) {
-    for (int32_t d = lane; d < dim; d += 32) kept[d] = FromFloat<T>(load(d));
-    return;
-  }
-  const float* norm = query ? args.q_norm : args.k_norm;
-  float scale = 1;
-  if (norm != nullptr) {
-    float squares = 0;
-    for (int32_t d = lane; d < dim; d += 32) squares += load(d) * load(d);
-    scale = rsqrtf(WarpSum(squares) / dim + args.norm_eps);
-  }
-  for (int32_t i = lane; i < half; i += 32) {
-    float a = load(i) * scale, b = load(i + half) * scale;
-    if (norm != nullptr) a *= norm[i], b *= norm[i + half];
-    float sin = 0, cos = 1;
-    // Hugging Face multiplies in float32; so does this.
-    if (args.inverse_frequencies != nullptr) {
-      sincosf(static_cast<float>(position) * args.inverse_frequencies[i], &sin, &cos);
-    }
-    const T low = FromFloat<T>(a * cos - b * sin), high = FromFloat<T>(b * cos + a * sin);
-    if (query) x[i] = low, x[i + half] = high;
-    else kept[i] = low, kept[i + half] = high;
-  }
-}
-
 template <typename T, int kDim>
 cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {
   const int32_t kv_heads = step.layout.kv_heads, group = args.heads / kv_heads;
   const int32_t groups = kv_heads * DivideUp(group, 8);
-  constexpr int32_t kBlocksPerMultiprocessor = kDim <= 64 ? 4 : kDim <= 128 ? 3 : 1;
+  constexpr int32_t kRing = kStages<kDim> * PageBuffer<kDim>::kBytes;
+  constexpr int32_t kDecodeShared = kWarps * kRing;
+  static_assert(kDecodeShared >= kWarps * 8 * (kDim + 2) * int32_t{sizeof(float)});
+  static const cudaError_t ready = [] {
+    const auto allow = [](const auto& kernel, int32_t bytes) {
+      return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    };
+    const cudaError_t error = allow(Decode<T, kDim>, kDecodeShared);
+    return error != cudaSuccess ? error : allow(Prompt<T, kDim>, kRing);
+  }();
+  if (ready != cudaSuccess) return ready;
+  constexpr int32_t kBlocksPerMultiprocessor = kDim <= 64 ? 3 : kDim <= 128 ? 2 : 1;
   const int32_t blocks = DivideUp(int64_t{kBlocksPerMultiprocessor} * Multiprocessors(), groups);
-  const int32_t shared =
-      kWarps * std::min(group, 8) * (step.layout.head_dim + 2) * static_cast<int32_t>(sizeof(float));
-  cudaError_t error =
-      Launch(Decode<T, kDim>, {dim3(blocks, groups), kThreads, shared}, stream, args, step);
+  const cudaError_t error =
+      Launch(Decode<T, kDim>, {dim3(blocks, groups), kThreads, kDecodeShared}, stream, args, step);
   if (error != cudaSuccess || step.prompts == 0) return error;
-  return Launch(Prompt<T, kDim>, {dim3(step.prompts, kv_heads), kThreads}, stream, args, step);
-}
-
-template <typename T>
-cudaError_t LaunchPlain(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {
-  const int32_t shared = kWarps * 2 * step.layout.head_dim * static_cast<int32_t>(sizeof(float));
-  const dim3 grid(args.q.rows, DivideUp(args.heads, kWarps));
-  return Launch(PlainAttention<T>, {grid, kThreads, shared}, stream, args, step);
+  return Launch(Prompt<T, kDim>, {dim3(step.prompts, kv_heads), kThreads, kRing}, stream, args, step);
 }
 
 }  // namespace
 
-bool HasFastAttention(int32_t head_dim, DType dtype) {
-  return dtype != DType::kF32 && head_dim <= 256 && head_dim % 8 == 0;
-}
-
-cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, const KvStep& step,
-                            cudaStream_t stream) {
-  constexpr int32_t kHeadsPerBlock = 8;
-  const int32_t heads = args.q.width / args.head_dim + 2 * step.layout.kv_heads;
-  const LaunchShape shape{dim3(args.q.rows, DivideUp(heads, kHeadsPerBlock)), 32 * kHeadsPerBlock};
-  return WithType(args.q.dtype, [&]<typename T>(T) {
-    return Launch(RopeStore<T>, shape, stream, args, beside, step);
-  });
-}
-
 cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {
   const int32_t dim = step.layout.head_dim;
+  if (dim > 256 || dim % 8 != 0) return LaunchPlainAttention(args, step, stream);
   return WithType(args.q.dtype, [&]<typename T>(T) {
-    if constexpr (!std::is_same_v<T, float>) {
-      if (HasFastAttention(dim, args.q.dtype)) {
-        if (dim <= 64) return LaunchFast<T, 64>(args, step, stream);
-        if (dim <= 128) return LaunchFast<T, 128>(args, step, stream);
-        return LaunchFast<T, 256>(args, step, stream);
-      }
+    if constexpr (std::is_same_v<T, float>) {
+      return LaunchPlainAttention(args, step, stream);
+    } else {
+      if (dim <= 64) return LaunchFast<T, 64>(args, step, stream);
+      if (dim <= 128) return LaunchFast<T, 128>(args, step, stream);
+      return LaunchFast<T, 256>(args, step, stream);
     }
-    return LaunchPlain<T>(args, step, stream);
   });
 }
 

@@ -69,7 +69,8 @@ cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, con
                             cudaStream_t stream);
 cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
 
-// Whether the tensor-core path has this head width; float32 and others take a plain kernel.
-bool HasFastAttention(int32_t head_dim, DType dtype);
+// Any type and head width, a token at a time: for what the tensor cores do not take.
+cudaError_t LaunchPlainAttention(const AttentionArgs& args, const KvStep& step,
+                                 cudaStream_t stream);
 
 }  // namespace lorikeet::cuda

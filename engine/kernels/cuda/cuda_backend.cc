@@ -16,8 +16,10 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int32_t kMaxRecordedRows = 256;
-// Of what weights and activations leave, the share of the KV pages; adapters have the rest.
+// Of what weights and activations leave, the share of the KV pages; adapters have the rest but for
+// what scratch, recorded steps and cuBLAS take.
 constexpr double kPagesShare = 0.6;
+constexpr int64_t kReservedBytes = int64_t{2} << 30;
 constexpr double kGiB = 1 << 30;
 
 DType ActivationType(const BackendOptions& options) {
@@ -206,7 +208,17 @@ int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
   const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
   pages_ = DeviceMemory(AllocateRaw(pages * layout.page_bytes(), "the KV cache"),
                         [](std::byte* p) { cudaFree(p); });
+  size_t free = 0, total = 0;
+  Note(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  adapters_.SetLimit(std::max<int64_t>(static_cast<int64_t>(free) - kReservedBytes, free / 4));
   return pages_ == nullptr ? 0 : static_cast<int32_t>(pages);
+}
+
+// A float32 image is up to twice what a 16-bit adapter takes on the host. An eighth is for tables
+// and the odd ends of allocations.
+int64_t CudaBackend::adapter_bytes() const {
+  const int64_t limit = adapters_.limit() - adapters_.limit() / 8;
+  return dtype_ == DType::kF32 ? limit / 2 : limit;
 }
 
 void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {

@@ -38,6 +38,7 @@ class CudaBackend final : public Backend {
   void LoadEmbedding(const TensorView& table) override;
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
   std::byte* pages() override { return pages_.get(); }
+  int64_t adapter_bytes() const override;
   absl::Status status() const override { return errors_.status(); }
   void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) override;
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "engine/kernels/cuda/copy_async.cuh"
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/low_rank.cuh"
 #include "engine/kernels/cuda/low_rank.h"
@@ -21,17 +22,6 @@ constexpr int kStages = 4;
 constexpr int kStageBytesPerRow = kStageWidth * 2 + 64;  // the pad spreads rows over the banks
 constexpr int kStageBytes = kRows * kStageBytesPerRow;
 constexpr int kMostRowTiles = 4;  // of 8 rows, of a warp
-
-__device__ inline void CopyAsync(void* shared, const void* global, bool there) {
-  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = there ? 16 : 0;  // the rest is zeros
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes));
-}
-__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;"); }
-template <int kPending>
-__device__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
-}
 
 // What a block does: up to kPairs pairs of one item over one slice.
 struct PromptShrinkTask {
