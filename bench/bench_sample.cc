@@ -1,6 +1,7 @@
-// Sampling alone, over a vocabulary of 128,256: time of the launches (recorded, cache flushed), bytes
-// of one read of the logits and its share of the read bandwidth measured in the same run, and time
-// of a whole call with its plan and copies, the cache as the call before left it. Rows are "model" (a few tokens stand out) or "flat" (many are about as likely).
+// Sampling alone, over a vocabulary of 128,256: time of the launches (recorded, cache flushed),
+// bytes of one read of the logits and its share of the read bandwidth measured in the same run, and
+// time of a whole call with its plan and copies, the cache as the call before left it. Rows are
+// "model" (a few tokens stand out) or "flat" (many are about as likely).
 //   bench_sample
 #include <algorithm>
 #include <chrono>

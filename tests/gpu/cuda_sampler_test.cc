@@ -48,7 +48,8 @@ std::string Describe(const Case& c) {
   const SamplingParams& p = c.params;
   return absl::StrCat("vocab ", c.logits.size(), " T ", p.temperature, " top_k ", p.top_k,
                       " top_p ", p.top_p, " min_p ", p.min_p, " repetition ",
-                      p.repetition_penalty, " presence ", p.presence_penalty, " frequency ", p.frequency_penalty,
+                      p.repetition_penalty, " presence ", p.presence_penalty, " frequency ",
+                      p.frequency_penalty,
                       " logprobs ", p.top_logprobs, " target ", c.target, " seed ", p.seed,
                       " history ", c.history.size());
 }

@@ -196,6 +196,7 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
 void CudaBackend::LoadEmbedding(const TensorView& table) {
   const TensorView* views[] = {&table};
   embedding_ = LoadRows(views);
+  sampler_.Prepare(max_logit_rows(), table.rows());
 }
 
 int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {

@@ -18,6 +18,10 @@ int64_t ResultBytes(int64_t rows) { return rows * int64_t{sizeof(SampleResult)};
 int64_t TopBytes(int64_t rows) {
   return rows * Limits::kMaxTopLogprobs * int64_t{sizeof(TopToken)};
 }
+// Chunks of `jobs` jobs and logits of `seen` tokens.
+int64_t WorkBytes(int64_t jobs, int64_t chunks, int64_t seen) {
+  return (3 * jobs * chunks + seen) * int64_t{sizeof(float)};
+}
 
 }  // namespace
 
@@ -42,6 +46,14 @@ void DeviceSampler::Reserve(int64_t bytes, Block* device, Block* host) {
   host->bytes = size;
 }
 
+void DeviceSampler::Prepare(int64_t rows, int64_t vocab) {
+  constexpr int64_t kSeen = 64 << 10;
+  const int64_t jobs = 2 * rows * int64_t{sizeof(SampleJob)};
+  Reserve(jobs + kSeen * int64_t{sizeof(SeenToken)}, &input_, &host_input_);
+  Reserve(ResultBytes(rows) + TopBytes(rows), &output_, &host_output_);
+  Reserve(WorkBytes(rows, DivideUp(vocab, kChunk), kSeen), &work_, nullptr);
+}
+
 void DeviceSampler::PlaceArrays(int64_t rows, int64_t vocab) {
   const int64_t jobs = Bytes(plan_.raw) + Bytes(plan_.penalized);
   const int64_t most_jobs = std::max<int64_t>(plan_.raw.size(), plan_.penalized.size());
@@ -49,7 +61,8 @@ void DeviceSampler::PlaceArrays(int64_t rows, int64_t vocab) {
   const int64_t entries = most_jobs * chunks_.count;
   Reserve(jobs + Bytes(plan_.seen), &input_, &host_input_);
   Reserve(ResultBytes(rows) + TopBytes(rows), &output_, &host_output_);
-  Reserve((3 * entries + static_cast<int64_t>(plan_.seen.size())) * sizeof(float), &work_, nullptr);
+  Reserve(WorkBytes(most_jobs, chunks_.count, static_cast<int64_t>(plan_.seen.size())), &work_,
+          nullptr);
   raw_ = reinterpret_cast<const SampleJob*>(input_.data);
   penalized_ = raw_ + plan_.raw.size();
   seen_ = reinterpret_cast<const SeenToken*>(penalized_ + plan_.penalized.size());

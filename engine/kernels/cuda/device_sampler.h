@@ -21,6 +21,10 @@ class DeviceSampler {
   DeviceSampler(const DeviceSampler&) = delete;
   DeviceSampler& operator=(const DeviceSampler&) = delete;
 
+  // Takes memory for batches of `rows` now, while there is some; histories under penalties may still
+  // need more.
+  void Prepare(int64_t rows, int64_t vocab);
+
   // Row i of `logits` [rows, vocab] float32 belongs to rows[i]. Fills `out` and returns when all
   // before it on the stream is done. The logits are left as they were, but penalties change them
   // meanwhile. Nothing is filled after an error. REQUIRES: vocab <= kChunk * kMaxChunks.
