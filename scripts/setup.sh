@@ -99,14 +99,14 @@ fetch_model() {
   trap - EXIT
 }
 
-# build_preset NAME
+# build_preset NAME [FLAGS of cmake --build]
 build_preset() {
   cd "$root"
   if [[ ! -f build/$1/build.ninja ]]; then
     say "Configuring build/$1"
     cmake --preset "$1" || die "cmake could not configure build/$1; its words are above"
   fi
-  cmake --build --preset "$1" || die "the build of build/$1 failed; its words are above"
+  cmake --build --preset "$@" || die "the build of build/$1 failed; its words are above"
 }
 
 check_system

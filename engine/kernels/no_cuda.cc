@@ -5,7 +5,7 @@
 namespace lorikeet {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions&) {
-  return absl::FailedPreconditionError("this build has no CUDA backend");
+  return absl::FailedPreconditionError("this build has no CUDA backend; the preset cuda makes one that has");
 }
 
 }  // namespace lorikeet

@@ -248,6 +248,11 @@ TEST_F(BinaryTest, FailuresAreOneLineOnStandardError) {
   ExpectOneLineError(Run({"serve", "--model", kModel, "--grpc-port", "0", "--http-port", "0",
                           "--adapter", "x=/no/such/adapter"}),
                      "/no/such/adapter");
+  if (access("/dev/nvidia0", F_OK) != 0) {
+    ExpectOneLineError(Run({"serve", "--model", kModel, "--grpc-port", "0", "--http-port", "0",
+                            "--device", "cuda"}),
+                       "CUDA");
+  }
   std::ofstream(Path("bad.yaml")) << "model: [";
   ExpectOneLineError(Run({"serve", "--config", Path("bad.yaml")}), "bad.yaml: line");
   std::ofstream(Path("cut.gguf"), std::ios::binary) << "GGUF\x03";

@@ -242,12 +242,29 @@ TEST_F(GenerationTest, AReaderThatWaitsGetsEverythingInTheEnd) {
 
 TEST_F(GenerationTest, ABrokenDeviceFailsRequestsAndIsReported) {
   Start();
-  device_ = absl::InternalError("out of magic smoke");
+  Fail(absl::InternalError("out of magic smoke"));
   v1::GenerateResponse response;
   const grpc::Status status = Unary(TextRequest("hello", 5), &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("magic smoke"));
   EXPECT_FALSE(service_->device_status().ok());
+}
+
+TEST_F(GenerationTest, ADeviceThatBreaksEndsTheStreamsInFlightAndTheServiceStops) {
+  Start();
+  Hold();
+  grpc::ClientContext context;
+  const auto reader = generation().Generate(&context, TextRequest("hello", 100));
+  Allow(1);
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  Fail(absl::InternalError("out of magic smoke"));
+  Release();
+  while (reader->Read(&message)) continue;
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("magic smoke"));
+  service_->Drain(3600);  // with nothing left to wait for
 }
 
 }  // namespace

@@ -84,6 +84,11 @@ void ServiceTest::Allow(int64_t steps) {
 
 void ServiceTest::Release() { Allow(kNoBound); }
 
+void ServiceTest::Fail(absl::Status device) {
+  std::lock_guard lock(mutex_);
+  device_ = std::move(device);
+}
+
 void ServiceTest::Script(std::vector<int32_t> tokens) {
   std::lock_guard lock(mutex_);
   script_ = std::move(tokens);

@@ -40,6 +40,8 @@ class ServiceTest : public ::testing::Test {
   void Hold();
   void Allow(int64_t steps);
   void Release();
+  // The engine's steps return this from now on.
+  void Fail(absl::Status device);
 
   // Every request's answer from now on: its n-th token is tokens[n], the last one for ever after.
   void Script(std::vector<int32_t> tokens);
@@ -67,7 +69,6 @@ class ServiceTest : public ::testing::Test {
   ServerConfig config_;
   std::unique_ptr<Service> service_;
   std::shared_ptr<grpc::Channel> channel_;
-  absl::Status device_;  // what the runner's next step returns
 
  private:
   ServedModel MakeModel();
@@ -82,6 +83,7 @@ class ServiceTest : public ::testing::Test {
   std::mutex mutex_;
   std::condition_variable released_;
   int64_t steps_allowed_ = kNoBound;
+  absl::Status device_;
   std::vector<int32_t> script_;
 };
 

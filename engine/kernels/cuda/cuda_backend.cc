@@ -10,6 +10,7 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/elementwise.h"
+#include "engine/kernels/cuda/find_device.h"
 #include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
@@ -458,23 +459,9 @@ absl::Status CudaBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
 namespace lorikeet {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options) {
-  int count = 0;
-  const cudaError_t found = cudaGetDeviceCount(&count);
-  if (found != cudaSuccess || count == 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "no CUDA device can be used: ", found == cudaSuccess ? "none is there"
-                                                             : cudaGetErrorString(found)));
-  }
-  cudaDeviceProp device;
-  cudaError_t error = cudaGetDeviceProperties(&device, 0);
-  if (error != cudaSuccess) return cuda::ToStatus(error, "the device's properties");
-  if (device.major < 8) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(device.name, " has compute capability ", device.major, ".", device.minor,
-                     "; 8.0 or newer is needed"));
-  }
+  LK_ASSIGN_OR_RETURN(const cudaDeviceProp device, cuda::FindDevice());
   cudaStream_t stream = nullptr;
-  error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (error != cudaSuccess) return cuda::ToStatus(error, "a stream");
   auto backend = std::make_unique<cuda::CudaBackend>(options, device, stream);
   LK_RETURN_IF_ERROR(backend->status());
