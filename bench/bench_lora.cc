@@ -141,7 +141,8 @@ Result Measure(const Site& site, const Mix& mix, const std::vector<int32_t>& ran
       // As the engine's tables, which stop at the adapter's own largest rank.
       row += mix.rows[i];
     }
-    PlanLowRank(segments, &work);
+    const bool prompts = mix.name == "prompts";
+    PlanLowRank(segments, prompts ? cuda::kPromptTileRows : cuda::kDecodeTileRows, &work);
     std::vector<cuda::ShrinkItem> shrinks;
     // Items of tiles an adapter does not have would be skipped by the kernel; the engine's tables
     // have none, so neither do these.

@@ -17,6 +17,7 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int32_t kMaxRecordedRows = 256;
+constexpr int32_t kLongestShortSegment = 32;  // rows; of steps that are not recorded
 // Of what weights and activations leave, the share of the KV pages; adapters have the rest but for
 // what scratch, recorded steps and cuBLAS take.
 constexpr double kPagesShare = 0.6;
@@ -28,11 +29,13 @@ DType ActivationType(const BackendOptions& options) {
   return options.stored == DType::kF16 ? DType::kF16 : DType::kBF16;
 }
 
-// Rows that a recorded step of `rows` rows is padded to: never more than an eighth too many.
-int32_t RecordedRows(int32_t rows) {
-  if (rows <= 2) return rows;
-  int32_t unit = 2;
-  while (unit * 16 < rows) unit *= 2;
+// Rows that a step of `rows` rows is padded to, so that few numbers of rows occur, each of which
+// costs a choice of algorithms or a recording. Never more than an eighth too many, of steps that
+// compute rather than read a sixteenth.
+int32_t PaddedRows(int32_t rows) {
+  const int32_t units = rows <= kMaxRecordedRows ? 16 : 32;
+  int32_t unit = 1;
+  while (unit * units < rows) unit *= 2;
   return (rows + unit - 1) / unit * unit;
 }
 
@@ -252,8 +255,15 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
         {segment.row_begin, segment.row_end, adapter->tiles, adapter->tiles_per_module});
     linears_ |= adapter->linears;
   }
-  PlanLowRank(segments, &work_.rows);
-  PlanLowRank(LogitSegments(segments, step.logit_rows), &work_.logits);
+  // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
+  const auto middle = std::stable_partition(segments.begin(), segments.end(), [&](const auto& s) {
+    return recordable_ || s.row_end - s.row_begin <= kLongestShortSegment;
+  });
+  PlanLowRank({segments.begin(), middle}, kDecodeTileRows, &work_.rows);
+  PlanLowRank({middle, segments.end()}, kPromptTileRows, &work_.prompts_low_rank);
+  std::sort(segments.begin(), segments.end(),
+            [](const auto& a, const auto& b) { return a.row_begin < b.row_begin; });
+  PlanLowRank(LogitSegments(segments, step.logit_rows), kDecodeTileRows, &work_.logits);
 }
 
 bool CudaBackend::Grow(int64_t count, int64_t element_bytes, int64_t* capacity,
@@ -275,10 +285,10 @@ bool CudaBackend::GrowScratch() {
   };
   const int64_t partials = PartialFloats(static_cast<int64_t>(work_.decodes.size()), heads,
                                          layout_.head_dim);
-  bool moved = Grow(std::max(slots(work_.rows), slots(work_.logits)), sizeof(float), &slot_floats_,
-                    &slots_);
-  moved |= Grow(kMaxParts * std::max(items(work_.rows), items(work_.logits)), sizeof(int32_t),
-                &slots_arrived_count_, &slots_arrived_);
+  const int64_t most = std::max({slots(work_.rows), slots(work_.prompts_low_rank), slots(work_.logits)});
+  bool moved = Grow(most, sizeof(float), &slot_floats_, &slots_);
+  moved |= Grow(kMaxParts * items(work_.prompts_low_rank), sizeof(int32_t), &slots_arrived_count_,
+                &slots_arrived_);
   moved |= Grow(partials, sizeof(float), &partial_floats_, &partials_);
   moved |= Grow(int64_t{rows_} * heads, sizeof(int32_t), &arrived_count_, &arrived_);
   return moved;
@@ -288,7 +298,7 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
   const int32_t rows = static_cast<int32_t>(step.tokens.size());
   const bool decoding = step.sequence_begin.size() == step.tokens.size() + 1;
   recordable_ = options_.record && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
-  rows_ = recordable_ ? std::min(RecordedRows(rows), options_.max_rows) : rows;
+  rows_ = std::min(PaddedRows(rows), options_.max_rows);
   PlanAttention(step, layout_.kv_heads, &work_);
   PlanAdapters(step);
   bool moved = GrowScratch();
@@ -340,15 +350,14 @@ void CudaBackend::AddRmsNorm(const NormArgs& args) {
   Note(LaunchAddRmsNorm(args, TakeBeside(args.delta.data), arrays_.logit_rows(), stream_), "norm");
 }
 
-LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
-  const bool all = args.rows == RowSet::kAll;
-  const LowRankWork& work = all ? work_.rows : work_.logits;
+LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& work,
+                                   const LowRankList* list) const {
   LowRankArgs out;
-  out.list = all ? &arrays_.header()->rows : &arrays_.header()->logits;
+  out.list = list;
   out.tile_rows = work.tile_rows;
   // A recorded launch serves steps to come: ranks up to 64 find a block each.
   constexpr int32_t kExpectedTiles = 4;
-  const bool recorded = all && recordable_;
+  const bool recorded = recordable_ && args.rows == RowSet::kAll;
   out.expected_expands = recorded ? rows_ : static_cast<int32_t>(work.expands.size());
   out.expected_shrinks =
       recorded ? kExpectedTiles * rows_ : static_cast<int32_t>(work.shrinks.size());
@@ -364,6 +373,26 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args) const {
   return out;
 }
 
+// To `y`, args.y or what stands for it.
+void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cudaStream_t stream) {
+  const StepHeader* header = arrays_.header();
+  const auto multiply = [&](const LowRankWork& work, const LowRankList* list) {
+    if (work.expands.empty()) return;
+    LowRankArgs low_rank = LowRankOf(args, work, list);
+    low_rank.y = y;
+    low_rank.add = add;
+    if (dtype_ == DType::kF32) {
+      Note(LaunchLowRankFloat(low_rank, stream), "low rank");
+      return;
+    }
+    Note(LaunchShrink(low_rank, stream), "shrink");
+    Note(LaunchExpand(low_rank, stream), "expand");
+  };
+  if (args.rows == RowSet::kLogits) return multiply(work_.logits, &header->logits);
+  multiply(work_.rows, &header->rows);
+  multiply(work_.prompts_low_rank, &header->prompts);
+}
+
 // The low-rank products read what the base product reads and run beside it. Their result is kept
 // apart where y's reader can add it; output scales act on the whole sum, so with them expanding
 // comes after the product.
@@ -374,7 +403,7 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   const bool apart = adapted && args.split && !scaled && dtype_ != DType::kF32;
   if (apart) MultiplyApart(args);
   gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
-  if (adapted && !apart) MultiplyAfter(args);
+  if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
   if (weight.bias == nullptr) return;
   Note(LaunchAddBias(args.y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");
 }
@@ -384,27 +413,15 @@ void CudaBackend::MultiplyApart(const LinearArgs& args) {
   if (memory == nullptr) {
     memory = Allocate(ByteSize(args.y.dtype, int64_t{options_.max_rows} * args.y.stride));
   }
-  LowRankArgs low_rank = LowRankOf(args);
-  low_rank.y.data = memory.get();
-  low_rank.add = false;
+  Matrix delta = args.y;
+  delta.data = memory.get();
   Note(cudaEventRecord(fork_, stream_), "an event");
   Note(cudaStreamWaitEvent(side_, fork_), "an event");
-  Note(LaunchShrink(low_rank, side_), "shrink");
-  Note(LaunchExpand(low_rank, side_), "expand");
+  MultiplyLowRank(args, delta, false, side_);
   Note(cudaEventRecord(join_, side_), "an event");
   LK_CHECK_MSG(pending_y_ == nullptr, "a product was not read");
-  pending_ = low_rank.y;
+  pending_ = delta;
   pending_y_ = args.y.data;
-}
-
-void CudaBackend::MultiplyAfter(const LinearArgs& args) {
-  const LowRankArgs low_rank = LowRankOf(args);
-  if (dtype_ == DType::kF32) {
-    Note(LaunchLowRankFloat(low_rank, stream_), "low rank");
-    return;
-  }
-  Note(LaunchShrink(low_rank, stream_), "shrink");
-  Note(LaunchExpand(low_rank, stream_), "expand");
 }
 
 Beside CudaBackend::TakeBeside(const void* data) {

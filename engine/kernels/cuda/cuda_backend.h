@@ -72,9 +72,10 @@ class CudaBackend final : public Backend {
   bool Grow(int64_t count, int64_t element_bytes, int64_t* capacity, DeviceMemory* memory);
   cudaGraphExec_t Record(const std::function<void()>& operations);
   void DropGraphs();
-  LowRankArgs LowRankOf(const LinearArgs& args) const;
+  LowRankArgs LowRankOf(const LinearArgs& args, const LowRankWork& work,
+                        const LowRankList* list) const;
+  void MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cudaStream_t stream);
   void MultiplyApart(const LinearArgs& args);
-  void MultiplyAfter(const LinearArgs& args);
   // What LinearProducts kept apart of the y at `data`, after it is there. Once.
   Beside TakeBeside(const void* data);
   KvStep KvOf() const;

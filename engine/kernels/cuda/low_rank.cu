@@ -293,16 +293,11 @@ int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows
   return shrinks * parts * (sums + (tile_rows == kPromptTileRows ? tile_rows * kTileRanks / 2 : 0));
 }
 
-void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work) {
+void PlanLowRank(const std::vector<DeviceSegment>& segments, int32_t tile_rows,
+                 LowRankWork* work) {
   work->shrinks.clear();
   work->expands.clear();
-  // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
-  constexpr int32_t kMostDecodeRows = 256;
-  int32_t rows = 0;
-  for (const DeviceSegment& s : segments) rows += s.row_end - s.row_begin;
-  const bool many = rows > kMostDecodeRows &&
-                    rows > kDecodeTileRows * static_cast<int32_t>(segments.size());
-  work->tile_rows = many ? kPromptTileRows : kDecodeTileRows;
+  work->tile_rows = tile_rows;
   work->max_tiles = 0;
   for (const DeviceSegment& s : segments) {
     work->max_tiles = std::max(work->max_tiles, s.tiles_per_module);

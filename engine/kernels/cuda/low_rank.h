@@ -59,7 +59,7 @@ struct LowRankWork {
   std::vector<ShrinkItem> shrinks;
   std::vector<ExpandItem> expands;
 };
-void PlanLowRank(const std::vector<DeviceSegment>& segments, LowRankWork* work);
+void PlanLowRank(const std::vector<DeviceSegment>& segments, int32_t tile_rows, LowRankWork* work);
 
 // The same on the device.
 struct LowRankList {

@@ -11,21 +11,38 @@ constexpr int64_t kLeastBytes = 1 << 20;
 
 int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
+int32_t Chunks(int32_t position, int32_t chunk_pages) {
+  return position / (chunk_pages * KvLayout::kPageTokens) + 1;
+}
+
+// The longest chunk that still gives every multiprocessor of a large device a block or two: long
+// ones spend less on beginnings and ends.
+int32_t ChunkPages(const StepInput& step, int32_t kv_heads) {
+  constexpr int32_t kEnoughBlocks = 264;
+  for (const int32_t pages : {64, 32, 16}) {
+    int32_t blocks = 0;
+    for (size_t s = 0; s + 1 < step.sequence_begin.size(); ++s) {
+      const int32_t begin = step.sequence_begin[s];
+      if (step.sequence_begin[s + 1] - begin > 1) continue;
+      blocks += kv_heads * Chunks(step.positions[begin], pages);
+    }
+    if (blocks >= kEnoughBlocks) return pages;
+  }
+  return 8;
+}
+
 }  // namespace
 
 void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work) {
-  // Long chunks spend less on beginnings and ends; short ones spread a few rows over the device.
-  constexpr int32_t kLongChunk = 64, kShortChunk = 16, kManyBlocks = 512;
   const int32_t sequences = static_cast<int32_t>(step.sequence_begin.size()) - 1;
-  work->chunk_pages = sequences * kv_heads >= kManyBlocks ? kLongChunk : kShortChunk;
+  work->chunk_pages = ChunkPages(step, kv_heads);
   work->decodes.clear();
   work->prompts.clear();
   for (int32_t s = 0; s < sequences; ++s) {
     const int32_t begin = step.sequence_begin[s], end = step.sequence_begin[s + 1];
     if (end - begin == 1) {
       const int32_t position = step.positions[begin];
-      const int32_t chunks = position / (work->chunk_pages * KvLayout::kPageTokens) + 1;
-      for (int32_t c = 0; c < chunks; ++c) {
+      for (int32_t c = 0; c < Chunks(position, work->chunk_pages); ++c) {
         work->decodes.push_back({begin, position, c, step.page_begin[s]});
       }
       continue;
@@ -87,7 +104,7 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   int64_t need = kHeaderBytes + RoundUp(kRowArrays * rows * int64_t{sizeof(int32_t)});
   need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
   need += bytes(work.decodes) + bytes(work.prompts);
-  for (const LowRankWork* list : {&work.rows, &work.logits}) {
+  for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
     need += bytes(list->shrinks) + bytes(list->expands);
   }
   const bool moved = Reserve(need);
@@ -125,6 +142,7 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
                        Append(std::span(from.expands))};
   };
   header.rows = list(work.rows);
+  header.prompts = list(work.prompts_low_rank);
   header.logits = list(work.logits);
   std::memcpy(host_, &header, sizeof header);
   errors_->Note(cudaMemcpyAsync(device_, host_, used_, cudaMemcpyHostToDevice, stream),

@@ -20,8 +20,9 @@ namespace lorikeet::cuda {
 
 struct StepHeader {
   AttentionList attention;
-  LowRankList rows;    // over all rows
-  LowRankList logits;  // over the logit rows
+  LowRankList rows;     // short segments
+  LowRankList prompts;  // long ones
+  LowRankList logits;   // over the logit rows
 };
 
 // What a step computes, worked out before anything is sent.
@@ -29,7 +30,8 @@ struct StepWork {
   int32_t chunk_pages = 0;
   std::vector<DecodeItem> decodes;
   std::vector<PromptItem> prompts;
-  LowRankWork rows;
+  LowRankWork rows;              // short segments
+  LowRankWork prompts_low_rank;  // long ones
   LowRankWork logits;
 };
 
