@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <string>
@@ -64,44 +66,109 @@ Mix Prompts(int32_t count, int32_t rows) {
   return {"prompts", std::vector<int32_t>(count, rows)};
 }
 
-// One layer's adapters: factors in one block of device memory and their tiles.
-struct Layer {
-  DeviceBytes factors;
-  DeviceBytes tiles;
-};
-
 int64_t FactorBytes(const Site& site, int32_t rank) {
   return int64_t{2} * rank * (int64_t{site.in} * static_cast<int64_t>(site.out.size()) + site.width());
 }
 
-Layer MakeLayer(const Site& site, const std::vector<int32_t>& ranks, int32_t tiles_per_module,
-                uint32_t seed) {
+int32_t Tiles(int32_t rank) { return (rank + cuda::kTileRanks - 1) / cuda::kTileRanks; }
+
+// One layer's weight and adapters, as the engine has them on the device.
+struct Layer {
+  DeviceBytes weight;
+  DeviceBytes factors;  // of all adapters
+  DeviceBytes tiles;
+  std::vector<int64_t> first_tile;  // [adapters]
+  DeviceBytes shrinks, expands, list;
+  cuda::LowRankArgs args;
+};
+
+// Adapters' factors, one after the other, and the tables that point to them.
+void MakeAdapters(const Site& site, const std::vector<int32_t>& ranks, uint32_t seed, Layer* layer) {
   int64_t bytes = 0;
   for (const int32_t rank : ranks) bytes += FactorBytes(site, rank);
-  Layer layer;
-  layer.factors = DeviceBytes(bytes);
-  FillRandom(layer.factors, 0.05f, seed);
-  std::vector<RankTile> tiles(ranks.size() * site.out.size() * tiles_per_module);
-  const std::byte* at = layer.factors.data();
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    for (size_t p = 0; p < site.out.size(); ++p) {
-      RankTile* first = &tiles[(i * site.out.size() + p) * tiles_per_module];
-      first->module_tiles = static_cast<int16_t>((ranks[i] + 15) / 16);
-      for (int32_t k = 0; k < ranks[i]; k += cuda::kTileRanks) {
-        RankTile& tile = first[k / cuda::kTileRanks];
+  layer->factors = DeviceBytes(bytes);
+  FillRandom(layer->factors, 0.05f, seed);
+  std::vector<RankTile> tiles;
+  const std::byte* at = layer->factors.data();
+  for (const int32_t rank : ranks) {
+    layer->first_tile.push_back(static_cast<int64_t>(tiles.size()));
+    for (const int32_t out : site.out) {
+      for (int32_t k = 0; k < rank; k += cuda::kTileRanks) {
+        RankTile& tile = tiles.emplace_back();
+        tile.module_tiles = static_cast<int16_t>(Tiles(rank));
         tile.ranks = tile.a_first = tile.b_first =
-            static_cast<int16_t>(std::min(cuda::kTileRanks, ranks[i] - k));
+            static_cast<int16_t>(std::min(cuda::kTileRanks, rank - k));
         tile.scale = 1;
         tile.a[0] = at;
         at += int64_t{2} * tile.ranks * site.in;
         tile.b[0] = at;
-        at += int64_t{2} * tile.ranks * site.out[p];
+        at += int64_t{2} * tile.ranks * out;
       }
     }
   }
-  layer.tiles = Upload(tiles);
-  return layer;
+  layer->tiles = Upload(tiles);
 }
+
+void MakeWork(const Site& site, const Mix& mix, const std::vector<int32_t>& ranks, Layer* layer) {
+  std::vector<DeviceSegment> segments;
+  int32_t row = 0;
+  for (size_t i = 0; i < mix.rows.size(); ++i) {
+    segments.push_back({row, row + mix.rows[i], layer->tiles.as<RankTile>() + layer->first_tile[i],
+                        Tiles(ranks[i])});
+    row += mix.rows[i];
+  }
+  cuda::LowRankWork work;
+  const bool prompts = mix.name == "prompts";
+  PlanLowRank(segments, prompts ? cuda::kPromptTileRows : cuda::kDecodeTileRows, &work);
+  layer->shrinks = Upload(work.shrinks);
+  layer->expands = Upload(work.expands);
+  const cuda::LowRankList list{static_cast<int32_t>(work.shrinks.size()),
+                               static_cast<int32_t>(work.expands.size()),
+                               layer->shrinks.as<cuda::ShrinkItem>(),
+                               layer->expands.as<cuda::ExpandItem>()};
+  layer->list = Upload(std::vector{list});
+  cuda::LowRankArgs& args = layer->args;
+  args.list = layer->list.as<cuda::LowRankList>();
+  args.tile_rows = work.tile_rows;
+  args.max_tiles = work.max_tiles;
+  args.expected_shrinks = list.shrink_count;
+  args.expected_expands = list.expand_count;
+  args.parts = static_cast<int32_t>(site.out.size());
+  std::copy(site.out.begin(), site.out.end(), args.out);
+}
+
+// All layers and what they share.
+struct Layers {
+  std::vector<Layer> all;
+  DeviceBytes x, y, y2, slots, arrived;
+
+  Layers(const Site& site, const Mix& mix, const std::vector<int32_t>& ranks) {
+    const int32_t rows = std::accumulate(mix.rows.begin(), mix.rows.end(), 0);
+    x = DeviceBytes(int64_t{2} * rows * site.in);
+    y = DeviceBytes(int64_t{2} * rows * site.width());
+    y2 = DeviceBytes(y.size());
+    FillRandom(x, 1, 7);
+    FillRandom(y, 1, 8);
+    for (int l = 0; l < kLayers; ++l) {
+      Layer& layer = all.emplace_back();
+      layer.weight = DeviceBytes(int64_t{2} * site.in * site.width());
+      FillRandom(layer.weight, 0.02f, 100 + l);
+      MakeAdapters(site, ranks, l + 1, &layer);
+      MakeWork(site, mix, ranks, &layer);
+    }
+    const cuda::LowRankArgs& first = all[0].args;
+    slots = DeviceBytes(4 * cuda::SlotFloats(first.expected_shrinks, first.parts, site.in,
+                                             first.tile_rows));
+    arrived = DeviceBytes(int64_t{4} * first.expected_shrinks * first.parts);
+    Check(cudaMemset(arrived.data(), 0, arrived.size()), "clearing");
+    for (Layer& layer : all) {
+      layer.args.slots = slots.as<float>();
+      layer.args.arrived = arrived.as<int32_t>();
+      layer.args.x = Matrix(x.data(), rows, site.in, DType::kBF16);
+      layer.args.y = Matrix(y.data(), rows, site.width(), DType::kBF16);
+    }
+  }
+};
 
 struct Result {
   double seconds = 0;       // low rank alone
@@ -111,109 +178,61 @@ struct Result {
   int64_t row_bytes = 0;    // x once, y read and written
 };
 
+// The base product with the low-rank ones beside it on a stream of their own.
+class SideBySide {
+ public:
+  SideBySide() {
+    Check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "a stream");
+    Check(cudaEventCreateWithFlags(&fork_, cudaEventDisableTiming), "an event");
+    Check(cudaEventCreateWithFlags(&join_, cudaEventDisableTiming), "an event");
+  }
+  ~SideBySide() {
+    cudaEventDestroy(join_);
+    cudaEventDestroy(fork_);
+    cudaStreamDestroy(side_);
+  }
+
+  void Launch(cuda::LowRankArgs args, void* y2, cudaStream_t stream,
+              const std::function<void()>& product) {
+    args.y.data = y2;
+    args.add = false;
+    Check(cudaEventRecord(fork_, stream), "an event");
+    Check(cudaStreamWaitEvent(side_, fork_), "an event");
+    Check(LaunchShrink(args, side_), "shrink");
+    Check(LaunchExpand(args, side_), "expand");
+    Check(cudaEventRecord(join_, side_), "an event");
+    product();
+    Check(cudaStreamWaitEvent(stream, join_), "an event");
+  }
+
+ private:
+  cudaStream_t side_;
+  cudaEvent_t fork_, join_;
+};
+
 Result Measure(const Site& site, const Mix& mix, const std::vector<int32_t>& rank_turns) {
   std::vector<int32_t> ranks;
   for (size_t i = 0; i < mix.rows.size(); ++i) ranks.push_back(rank_turns[i % rank_turns.size()]);
-  const int32_t tiles_per_module =
-      (*std::max_element(ranks.begin(), ranks.end()) + cuda::kTileRanks - 1) / cuda::kTileRanks;
-  const int32_t rows = std::accumulate(mix.rows.begin(), mix.rows.end(), 0);
-  std::vector<Layer> layers;
-  std::vector<DeviceBytes> lists, weights, items;
-  for (int l = 0; l < kLayers; ++l) {
-    layers.push_back(MakeLayer(site, ranks, tiles_per_module, l + 1));
-    weights.emplace_back(int64_t{2} * site.in * site.width());
-    FillRandom(weights.back(), 0.02f, 100 + l);
-  }
-  const DeviceBytes x(int64_t{2} * rows * site.in), y(int64_t{2} * rows * site.width());
-  const DeviceBytes y2(y.size());
-  FillRandom(x, 1, 7);
-  FillRandom(y, 1, 8);
-  cuda::LowRankWork work;
-  std::vector<cuda::LowRankArgs> args(kLayers);
-  int64_t slot_floats = 0;
-  for (int l = 0; l < kLayers; ++l) {
-    std::vector<DeviceSegment> segments;
-    int32_t row = 0;
-    for (size_t i = 0; i < mix.rows.size(); ++i) {
-      segments.push_back({row, row + mix.rows[i],
-                          layers[l].tiles.as<RankTile>() + i * site.out.size() * tiles_per_module,
-                          tiles_per_module});
-      // As the engine's tables, which stop at the adapter's own largest rank.
-      row += mix.rows[i];
-    }
-    const bool prompts = mix.name == "prompts";
-    PlanLowRank(segments, prompts ? cuda::kPromptTileRows : cuda::kDecodeTileRows, &work);
-    std::vector<cuda::ShrinkItem> shrinks;
-    // Items of tiles an adapter does not have would be skipped by the kernel; the engine's tables
-    // have none, so neither do these.
-    for (cuda::ExpandItem& expand : work.expands) {
-      const size_t adapter = std::find_if(segments.begin(), segments.end(), [&](const auto& s) {
-                               return s.tiles == expand.tiles;
-                             }) - segments.begin();
-      const int32_t tiles = (ranks[adapter] + 15) / 16, first = expand.first_shrink;
-      expand.first_shrink = static_cast<int32_t>(shrinks.size());
-      shrinks.insert(shrinks.end(), work.shrinks.begin() + first,
-                     work.shrinks.begin() + first + tiles);
-    }
-    items.push_back(Upload(shrinks));
-    items.push_back(Upload(work.expands));
-    const cuda::LowRankList list{static_cast<int32_t>(shrinks.size()),
-                                 static_cast<int32_t>(work.expands.size()),
-                                 items[2 * l].as<cuda::ShrinkItem>(),
-                                 items[2 * l + 1].as<cuda::ExpandItem>()};
-    lists.push_back(Upload(std::vector{list}));
-    cuda::LowRankArgs& a = args[l];
-    a.list = lists.back().as<cuda::LowRankList>();
-    a.tile_rows = work.tile_rows;
-    a.max_tiles = tiles_per_module;
-    a.expected_shrinks = list.shrink_count;
-    a.expected_expands = list.expand_count;
-    a.parts = static_cast<int32_t>(site.out.size());
-    std::copy(site.out.begin(), site.out.end(), a.out);
-    a.x = Matrix(x.data(), rows, site.in, DType::kBF16);
-    a.y = Matrix(y.data(), rows, site.width(), DType::kBF16);
-    slot_floats = std::max(
-        slot_floats, cuda::SlotFloats(list.shrink_count, a.parts, site.in, a.tile_rows));
-  }
-  const DeviceBytes slots(slot_floats * 4);
-  const DeviceBytes arrived(int64_t{4} * args[0].expected_shrinks * args[0].parts);
-  Check(cudaMemset(arrived.data(), 0, arrived.size()), "clearing");
-  for (cuda::LowRankArgs& a : args) {
-    a.slots = slots.as<float>();
-    a.arrived = arrived.as<int32_t>();
-  }
+  const Layers layers(site, mix, ranks);
   cuda::FirstError errors;
   cuda::Gemm gemm(&errors);
-  const auto product = [&](int l, cudaStream_t stream) {
-    gemm.Multiply(weights[l].data(), args[l].x, args[l].y, stream);
+  const auto product = [&](const Layer& layer, cudaStream_t stream) {
+    gemm.Multiply(layer.weight.data(), layer.args.x, layer.args.y, stream);
   };
   Result result;
   result.seconds = MedianReplay([&](cudaStream_t stream) {
-    for (const cuda::LowRankArgs& a : args) {
-      Check(LaunchShrink(a, stream), "shrink");
-      Check(LaunchExpand(a, stream), "expand");
+    for (const Layer& layer : layers.all) {
+      Check(LaunchShrink(layer.args, stream), "shrink");
+      Check(LaunchExpand(layer.args, stream), "expand");
     }
   }) / kLayers;
   result.base_seconds = MedianReplay([&](cudaStream_t stream) {
-    for (int l = 0; l < kLayers; ++l) product(l, stream);
+    for (const Layer& layer : layers.all) product(layer, stream);
   }) / kLayers;
-  cudaStream_t side;
-  cudaEvent_t fork, join;
-  Check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "a stream");
-  Check(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming), "an event");
-  Check(cudaEventCreateWithFlags(&join, cudaEventDisableTiming), "an event");
+  SideBySide both;
   result.both_seconds = MedianReplay([&](cudaStream_t stream) {
-    for (int l = 0; l < kLayers; ++l) {
-      Check(cudaEventRecord(fork, stream), "an event");
-      Check(cudaStreamWaitEvent(side, fork), "an event");
-      cuda::LowRankArgs apart = args[l];
-      apart.y.data = y2.data();
-      apart.add = false;
-      Check(LaunchShrink(apart, side), "shrink");
-      Check(LaunchExpand(apart, side), "expand");
-      Check(cudaEventRecord(join, side), "an event");
-      product(l, stream);
-      Check(cudaStreamWaitEvent(stream, join), "an event");
+    for (const Layer& layer : layers.all) {
+      both.Launch(layer.args, layers.y2.data(), stream, [&] { product(layer, stream); });
     }
   }) / kLayers;
   if (!errors.status().ok()) {
@@ -221,7 +240,7 @@ Result Measure(const Site& site, const Mix& mix, const std::vector<int32_t>& ran
     std::exit(1);
   }
   for (const int32_t rank : ranks) result.factor_bytes += FactorBytes(site, rank);
-  result.row_bytes = int64_t{2} * rows * (site.in + 2 * site.width());
+  result.row_bytes = int64_t{2} * layers.all[0].args.x.rows * (site.in + 2 * site.width());
   return result;
 }
 

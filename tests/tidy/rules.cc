@@ -84,7 +84,8 @@ Problems LongFunctions(const SourceFile& file, const std::vector<std::string>& l
                               "a block of " + std::to_string(length) + " lines, " +
                                   std::to_string(kFunctionLines) + " at most"));
       }
-    } else if (Indent(lines[i]) == indent && std::isalpha(lines[i][indent])) {
+    } else if (Indent(lines[i]) == indent &&
+               (std::isalpha(lines[i][indent]) || lines[i][indent] == '_')) {  // __global__
       start = i;
     }
   }

@@ -386,92 +386,116 @@ __global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, 
 
 // ---- prompts: the warps of a block have queries of their own and fold the same pages
 
+// A prompt item's queries of one KV head, packed: row by row, the group's heads of each.
+struct PromptQueries {
+  PromptItem item;
+  int32_t kv_head;
+  int32_t group;
+  int32_t dim;
+
+  __device__ int32_t count() const { return (item.row_end - item.row_begin) * group; }
+  __device__ int32_t row(int32_t query) const {
+    return item.row_begin + min(query, count() - 1) / group;
+  }
+  template <typename T>
+  __device__ T* Of(const Matrix& m, int32_t query) const {
+    return m.row<T>(row(query)) + int64_t{kv_head * group + query % group} * dim;
+  }
+};
+
+template <typename T, int kDim, int kQueries>
+__device__ void StorePrompt(const PromptQueries& queries, const Matrix& out, int32_t begin,
+                            const Attending<kDim, kQueries>& state) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < kQueries; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float inverse = 1.0f / OverTokens(state.total[n][i], false);
+      const int32_t query = begin + n * 8 + 2 * t + i;
+      if (query >= queries.count()) continue;
+      T* to = queries.Of<T>(out, query);
+#pragma unroll
+      for (int b = 0; b < kDim / 64; ++b) {
+        const int d = 64 * b + 8 * g;
+        if (d >= queries.dim) continue;
+        Vec8<T> values;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          values.v[2 * j] = FromFloat<T>(state.sums[n][b][j][i] * inverse);
+          values.v[2 * j + 1] = FromFloat<T>(state.sums[n][b][j][i + 2] * inverse);
+        }
+        StoreVec(to + d, values);
+      }
+    }
+  }
+}
+
+// Folds all pages that the block's queries from `block_begin` on see; this warp's begin at `begin`.
+template <typename T, int kDim, int kQueries>
+__device__ void FoldPrompt(const AttentionArgs& args, const KvStep& step,
+                           const PromptQueries& queries, int32_t block_begin, int32_t begin,
+                           std::byte* ring, Attending<kDim, kQueries>* state) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  int32_t position[kQueries][2];
+#pragma unroll
+  for (int n = 0; n < kQueries; ++n) {
+    const int32_t mine = begin + n * 8 + g;
+    LoadQuery(mine < queries.count() ? queries.Of<T>(args.q, mine) : nullptr, queries.dim, n, state);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t query = begin + n * 8 + 2 * t + i;
+      position[n][i] = query < queries.count() ? step.positions[queries.row(query)] : -1;
+    }
+  }
+  const int32_t newest = step.positions[queries.row(block_begin + kPromptQueries - 1)];
+  const int32_t eldest = step.positions[queries.row(block_begin)];
+  const int32_t my_newest = step.positions[queries.row(begin + kQueries * 8 - 1)];
+  const int32_t first = args.window > 0 ? max(0, eldest - args.window + 1) / kPageTokens : 0;
+  const int32_t pages = newest / kPageTokens - first + 1;
+  const auto buffer = [&](int32_t i) {
+    return PageBuffer<kDim>{ring + i % kStages<kDim> * PageBuffer<kDim>::kBytes};
+  };
+  const auto copy = [&](int32_t i) {
+    if (i < pages) {
+      const int32_t block = first + i;
+      CopyPage<T, kDim, kThreads>(
+          step, KeyBlock(step, queries.item.sequence, block, args.layer, queries.kv_head),
+          newest - block * kPageTokens + 1, buffer(i));
+    }
+    CommitCopies();
+  };
+  for (int i = 0; i < kStages<kDim> - 1; ++i) copy(i);
+  for (int32_t i = 0; i < pages; ++i) {
+    WaitForCopies<kStages<kDim> - 2>();
+    __syncthreads();  // the page is there, and the one before it has been folded by all
+    copy(i + kStages<kDim> - 1);
+    const int32_t first_token = (first + i) * kPageTokens;
+    if (first_token > my_newest || begin >= queries.count()) continue;
+    const auto visible = [&](int n, int k, int token) {
+      const int32_t at = first_token + token;
+      return at <= position[n][k] && (args.window == 0 || at > position[n][k] - args.window);
+    };
+    FoldPage<T, kDim, kQueries>(buffer(i), args.scale * kLog2E, visible, state);
+  }
+  WaitForCopies<0>();
+  __syncthreads();
+}
+
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, const KvStep step) {
   constexpr int kQueries = kPromptQueries / kWarps / 8;
-  extern __shared__ __align__(16) std::byte shared[];  // [kStages<kDim>] pages
+  extern __shared__ __align__(16) std::byte ring[];
   LetKernelAfterStart();
   WaitForKernelBefore();
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const PromptItem item = step.list->prompts[blockIdx.x];
-  const int32_t dim = step.layout.head_dim;
-  const int32_t group = args.heads / step.layout.kv_heads;
-  const int32_t kv_head = blockIdx.y;
-  const int32_t queries = (item.row_end - item.row_begin) * group;
-  // Queries of a KV head are packed: row by row, the group's heads of each.
-  const auto row_of = [&](int32_t query) { return item.row_begin + min(query, queries - 1) / group; };
-  const auto offset_of = [&](int32_t query) {
-    return int64_t{kv_head * group + query % group} * dim;
-  };
-  const auto buffer = [&](int32_t i) {
-    return PageBuffer<kDim>{shared + i % kStages<kDim> * PageBuffer<kDim>::kBytes};
-  };
-  for (int32_t block_begin = 0; block_begin < queries; block_begin += kPromptQueries) {
-    const int32_t begin = block_begin + warp * kQueries * 8;
+  const PromptQueries queries = {step.list->prompts[blockIdx.x], static_cast<int32_t>(blockIdx.y),
+                                 args.heads / step.layout.kv_heads, step.layout.head_dim};
+  for (int32_t first = 0; first < queries.count(); first += kPromptQueries) {
+    const int32_t begin = first + static_cast<int32_t>(threadIdx.x) / 32 * kQueries * 8;
     Attending<kDim, kQueries> state;
     state.Clear();
-    int32_t position[kQueries][2];
-#pragma unroll
-    for (int n = 0; n < kQueries; ++n) {
-      const int32_t mine = begin + n * 8 + g;
-      LoadQuery(mine < queries ? args.q.row<T>(row_of(mine)) + offset_of(mine) : nullptr, dim, n,
-                &state);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int32_t query = begin + n * 8 + 2 * t + i;
-        position[n][i] = query < queries ? step.positions[row_of(query)] : -1;
-      }
-    }
-    const int32_t newest = step.positions[row_of(block_begin + kPromptQueries - 1)];
-    const int32_t oldest =
-        args.window > 0 ? max(0, step.positions[row_of(block_begin)] - args.window + 1) : 0;
-    const int32_t my_newest = step.positions[row_of(begin + kQueries * 8 - 1)];
-    const int32_t first = oldest / kPageTokens, pages = newest / kPageTokens - first + 1;
-    const auto copy = [&](int32_t i) {
-      if (i < pages) {
-        CopyPage<T, kDim, kThreads>(
-            step, KeyBlock(step, item.sequence, first + i, args.layer, kv_head),
-            newest - (first + i) * kPageTokens + 1, buffer(i));
-      }
-      CommitCopies();
-    };
-    for (int i = 0; i < kStages<kDim> - 1; ++i) copy(i);
-    for (int32_t i = 0; i < pages; ++i) {
-      WaitForCopies<kStages<kDim> - 2>();
-      __syncthreads();  // the page is there, and the one before it has been folded by all
-      copy(i + kStages<kDim> - 1);
-      const int32_t first_token = (first + i) * kPageTokens;
-      if (first_token > my_newest || begin >= queries) continue;
-      const auto visible = [&](int n, int k, int token) {
-        const int32_t at = first_token + token;
-        return at <= position[n][k] && (args.window == 0 || at > position[n][k] - args.window);
-      };
-      FoldPage<T, kDim, kQueries>(buffer(i), args.scale * kLog2E, visible, &state);
-    }
-    WaitForCopies<0>();
-    __syncthreads();
-#pragma unroll
-    for (int n = 0; n < kQueries; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float inverse = 1.0f / OverTokens(state.total[n][i], false);
-        const int32_t query = begin + n * 8 + 2 * t + i;
-        if (query >= queries) continue;
-        T* out = args.out.row<T>(row_of(query)) + offset_of(query);
-#pragma unroll
-        for (int b = 0; b < kDim / 64; ++b) {
-          const int d = 64 * b + 8 * g;
-          if (d >= dim) continue;
-          Vec8<T> values;
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            values.v[2 * j] = FromFloat<T>(state.sums[n][b][j][i] * inverse);
-            values.v[2 * j + 1] = FromFloat<T>(state.sums[n][b][j][i + 2] * inverse);
-          }
-          StoreVec(out + d, values);
-        }
-      }
-    }
+    FoldPrompt<T, kDim, kQueries>(args, step, queries, first, begin, ring, &state);
+    StorePrompt<T, kDim, kQueries>(queries, args.out, begin, state);
   }
 }
 
