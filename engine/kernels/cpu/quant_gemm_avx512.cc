@@ -32,8 +32,10 @@ inline __m512i BroadcastQuad(const int8_t* a) {
   return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(a));
 }
 
+// Σ code · q of one group, in `out`. Inlined whatever its size: the sums must stay in registers.
 template <typename F, int kRows>
-inline void DotGroup(const uint8_t* codes, const int8_t* a, int64_t stride, __m512i out[kRows]) {
+[[gnu::always_inline]] inline void DotGroup(const uint8_t* codes, const int8_t* a, int64_t stride,
+                                            __m512i* out) {
   const __m512i mask = _mm512_set1_epi8(0xf);
   Unroll<kRows>([&](auto m) LK_INLINE { out[m] = _mm512_setzero_si512(); });
   Unroll<F::kVectors>([&](auto j) LK_INLINE {
@@ -54,52 +56,71 @@ inline void DotGroup(const uint8_t* codes, const int8_t* a, int64_t stride, __m5
   });
 }
 
-template <typename F, int kRows>
-void TileRows(const QuantWeight& w, const QuantRows& x, int32_t row, int32_t tile, Matrix y) {
-  const uint8_t* group = w.tile(tile);
-  const int8_t* a = x.codes + int64_t{row} * x.width;
+// kTiles adjacent tiles for kRows rows: together enough independent sums to hide the latency of
+// the products. A value is summed in the same order whatever the block.
+template <typename F, int kTiles, int kRows>
+void Block(const QuantWeight& w, const QuantRows& x, int32_t row, int32_t tile, Matrix y) {
   constexpr int kSumsPerScale = QuantRows::kGroup / F::kGroup;
+  constexpr int kScaleBytes = kLanes * (F::kHalfScales ? 2 : 4);
+  const uint8_t* group = w.tile(tile);
+  const int64_t tile_bytes = w.tile_bytes();
+  const int8_t* a = x.codes + int64_t{row} * x.width;
   const int32_t groups = w.groups();
   const float* scales = x.scales + int64_t{row} * x.groups();
   const float* sums = (kSumsPerScale == 1 ? x.sums32 : x.sums16) + int64_t{row} * groups;
-  __m512 acc[kRows], offset[kRows];
-  Unroll<kRows>([&](auto m) LK_INLINE { acc[m] = offset[m] = _mm512_setzero_ps(); });
+  __m512 acc[kTiles][kRows], offset[kTiles][kRows];
+  Unroll<kTiles * kRows>([&](auto i) LK_INLINE {
+    acc[i / kRows][i % kRows] = offset[i / kRows][i % kRows] = _mm512_setzero_ps();
+  });
   for (int32_t g = 0; g < groups; ++g, group += F::kGroupBytes, a += F::kGroup) {
-    __m512i dots[kRows];
-    DotGroup<F, kRows>(group, a, x.width, dots);
-    const uint8_t* scale_bytes = group + F::kVectors * 64;
-    const __m512 w_scale = LoadScales<F::kHalfScales>(scale_bytes);
-    const __m512 w_min = LoadScales<F::kHalfScales>(scale_bytes + kLanes * (F::kHalfScales ? 2 : 4));
-    Unroll<kRows>([&](auto m) LK_INLINE {
-      const float a_scale = scales[int64_t{m} * x.groups() + g / kSumsPerScale];
-      const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(a_scale));
-      acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), scale, acc[m]);
-      offset[m] = _mm512_fmadd_ps(w_min, _mm512_set1_ps(sums[int64_t{m} * groups + g]), offset[m]);
+    Unroll<kTiles>([&](auto t) LK_INLINE {
+      const uint8_t* codes = group + t * tile_bytes;
+      __m512i dots[kRows];
+      DotGroup<F, kRows>(codes, a, x.width, dots);
+      const uint8_t* scale_bytes = codes + F::kVectors * 64;
+      const __m512 w_scale = LoadScales<F::kHalfScales>(scale_bytes);
+      const __m512 w_min = LoadScales<F::kHalfScales>(scale_bytes + kScaleBytes);
+      Unroll<kRows>([&](auto m) LK_INLINE {
+        const float a_scale = scales[int64_t{m} * x.groups() + g / kSumsPerScale];
+        const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(a_scale));
+        const __m512 sum = _mm512_set1_ps(sums[int64_t{m} * groups + g]);
+        acc[t][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), scale, acc[t][m]);
+        offset[t][m] = _mm512_fmadd_ps(w_min, sum, offset[t][m]);
+      });
     });
   }
-  const int32_t column = tile * kLanes;
-  const int32_t columns = w.out - column;
-  const __mmask16 keep = columns >= kLanes ? 0xffff : static_cast<__mmask16>((1u << columns) - 1);
-  Unroll<kRows>([&](auto m) LK_INLINE {
-    _mm512_mask_storeu_ps(y.row(row + m) + column, keep, _mm512_add_ps(acc[m], offset[m]));
+  Unroll<kTiles>([&](auto t) LK_INLINE {
+    const int32_t column = (tile + t) * kLanes;
+    const int32_t columns = w.out - column;
+    const __mmask16 keep = columns >= kLanes ? 0xffff : static_cast<__mmask16>((1u << columns) - 1);
+    Unroll<kRows>([&](auto m) LK_INLINE {
+      _mm512_mask_storeu_ps(y.row(row + m) + column, keep, _mm512_add_ps(acc[t][m], offset[t][m]));
+    });
   });
+}
+
+template <typename F, int kTiles, int kRows>
+void Tiles(const QuantWeight& w, const QuantRows& x, int32_t row, int32_t tile_begin,
+           int32_t tile_end, Matrix y) {
+  int32_t t = tile_begin;
+  for (; t + kTiles <= tile_end; t += kTiles) Block<F, kTiles, kRows>(w, x, row, t, y);
+  for (; t < tile_end; ++t) Block<F, 1, kRows>(w, x, row, t, y);
 }
 
 template <typename F>
 void Gemm(const QuantWeight& w, const QuantRows& x, int32_t row_begin, int32_t row_end,
           int32_t tile_begin, int32_t tile_end, Matrix y) {
   int32_t row = row_begin;
-  for (; row + 8 <= row_end; row += 8) {
-    for (int32_t t = tile_begin; t < tile_end; ++t) TileRows<F, 8>(w, x, row, t, y);
+  for (; row + 8 <= row_end; row += 8) Tiles<F, 1, 8>(w, x, row, tile_begin, tile_end, y);
+  if (row + 4 <= row_end) {
+    Tiles<F, 2, 4>(w, x, row, tile_begin, tile_end, y);
+    row += 4;
   }
-  for (int32_t left = row_end - row; left > 0; left = row_end - row) {
-    const int32_t step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    for (int32_t t = tile_begin; t < tile_end; ++t) {
-      if (step == 4) TileRows<F, 4>(w, x, row, t, y);
-      else if (step == 2) TileRows<F, 2>(w, x, row, t, y);
-      else TileRows<F, 1>(w, x, row, t, y);
-    }
-    row += step;
+  switch (row_end - row) {
+    case 3: return Tiles<F, 2, 3>(w, x, row, tile_begin, tile_end, y);
+    case 2: return Tiles<F, 4, 2>(w, x, row, tile_begin, tile_end, y);
+    case 1: return Tiles<F, 4, 1>(w, x, row, tile_begin, tile_end, y);
+    default: return;
   }
 }
 
