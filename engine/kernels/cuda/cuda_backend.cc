@@ -17,7 +17,9 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int32_t kMaxRecordedRows = 256;
-constexpr int32_t kLongestShortSegment = 32;  // rows; of steps that are not recorded
+constexpr int32_t kLongestShortSegment = 32;  // rows
+constexpr int32_t kFewLongRows = 256;         // of long segments: not worth kernels of their own
+static_assert(kFewLongRows >= kMaxRecordedRows, "what is recorded is the kernels of short segments");
 // Of what weights and activations leave, the share of the KV pages; adapters have the rest but for
 // what scratch, recorded steps and cuBLAS take.
 constexpr double kPagesShare = 0.6;
@@ -256,9 +258,15 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
     linears_ |= adapter->linears;
   }
   // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
-  const auto middle = std::stable_partition(segments.begin(), segments.end(), [&](const auto& s) {
-    return recordable_ || s.row_end - s.row_begin <= kLongestShortSegment;
-  });
+  const auto is_short = [](const DeviceSegment& s) {
+    return s.row_end - s.row_begin <= kLongestShortSegment;
+  };
+  int32_t long_rows = 0;
+  for (const DeviceSegment& s : segments) long_rows += is_short(s) ? 0 : s.row_end - s.row_begin;
+  const bool all_short = long_rows <= kFewLongRows;
+  const auto middle = std::stable_partition(
+      segments.begin(), segments.end(),
+      [&](const DeviceSegment& s) { return all_short || is_short(s); });
   PlanLowRank({segments.begin(), middle}, kDecodeTileRows, &work_.rows);
   PlanLowRank({middle, segments.end()}, kPromptTileRows, &work_.prompts_low_rank);
   std::sort(segments.begin(), segments.end(),
