@@ -18,7 +18,7 @@ namespace {
 
 constexpr int32_t kMaxRecordedRows = 256;
 constexpr int32_t kLongestShortSegment = 32;  // rows
-constexpr int32_t kFewLongRows = 256;         // of long segments: not worth kernels of their own
+constexpr int32_t kFewLongRows = 1024;        // of long segments: not worth kernels of their own
 static_assert(kFewLongRows >= kMaxRecordedRows, "what is recorded is the kernels of short segments");
 // Of what weights and activations leave, the share of the KV pages; adapters have the rest but for
 // what scratch, recorded steps and cuBLAS take.
