@@ -133,8 +133,9 @@ TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
       std::mt19937 rng(seed);
       // Decoding, prompts of middling size, and more rows than the kernels of short segments take.
       const int32_t kind = seed % 3;
-      const int32_t rows = kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
-      const LinearCase c = RandomLinear(rows, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
+      const int32_t count =
+          kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
+      const LinearCase c = RandomLinear(count, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
                                         kind == 2 ? 150 : 300, type.dtype, rng);
       std::vector<std::vector<std::byte>> stored;
       std::vector<std::vector<float>> w, bias(c.outs.size());
