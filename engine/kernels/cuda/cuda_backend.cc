@@ -17,6 +17,7 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int32_t kMaxRecordedRows = 256;
+constexpr size_t kMostGraphs = 256;  // kept; each takes about a megabyte of the device
 constexpr int32_t kLongestShortSegment = 32;  // rows
 constexpr int32_t kFewLongRows = 1024;        // of long segments: not worth kernels of their own
 static_assert(kFewLongRows >= kMaxRecordedRows, "what is recorded is the kernels of short segments");
@@ -341,6 +342,7 @@ void CudaBackend::Run(const std::function<void()>& forward) {
     LK_CHECK_MSG(pending_y_ == nullptr, "the adapters' part of a product was left behind");
   };
   if (!recordable_) return operations();
+  if (graphs_.size() >= kMostGraphs) DropGraphs();
   Recorded& recorded = graphs_[{rows_, linears_}];
   if (!recorded.seen) {
     recorded.seen = true;
