@@ -109,6 +109,7 @@ std::vector<std::shared_ptr<const Adapter>> SyntheticAdapters(const ModelSource&
     }
     auto adapter = std::make_shared<Adapter>();
     adapter->max_rank = rank;
+    adapter->bytes = static_cast<int64_t>(block.size());
     adapter->modules.resize(modules);
     const std::byte* at = block.data();
     for (ModuleId m = 0; m + 1 < modules; ++m) {

@@ -109,7 +109,7 @@ OptionTable ServerOptions(ServerConfig* c) {
             &c->kv_cache_mib);
   table.Int("max-context-tokens", 0, 1 << 24, "tokens",
             "longest prompt and answer together; 0: the model's own", &limits.max_context_tokens);
-  table.Int("max-batch-tokens", 1, 1 << 16, "tokens", "rows of one step, prompt chunks included",
+  table.Int("max-batch-tokens", 1, 1 << 15, "tokens", "rows of one step, prompt chunks included",
             &limits.max_batch_tokens);
   table.Int("max-running-requests", 1, 1 << 14, "requests", "requests in a step at most",
             &limits.max_running_requests);

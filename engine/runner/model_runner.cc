@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   LK_RETURN_IF_ERROR(backend->status());
   if (pages < layout.pages_per_block) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the KV cache has ", options.kv_bytes, " bytes; ", KvLayout::kPageTokens,
+        absl::StrCat("the KV cache has ", pages * layout.page_bytes(), " bytes; ", KvLayout::kPageTokens,
                      " tokens of this model alone take ",
                      layout.pages_per_block * layout.page_bytes()));
   }
@@ -83,6 +83,7 @@ absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
                    .page_ids = batch.pages,
                    .logit_rows = logit_rows_,
                    .segments = batch.segments});
+  LK_RETURN_IF_ERROR(backend_->status());
   const int32_t wanted = static_cast<int32_t>(logit_rows_.size());
   StepResult result;
   result.sampled.resize(wanted);

@@ -1,6 +1,6 @@
 // An adapter on the device as the low-rank kernels read it.
 //
-// The image is cut into pages that lie anywhere. Its unit is a rank row: row k of A or column k of
+// The image can be cut into pages that lie anywhere (so far it is one page). Its unit is a rank row: row k of A or column k of
 // B, `width` elements of the backend's activation type, never across a page. Sixteen consecutive
 // ranks of a module, what a tensor-core product takes at a time, are a RankTile: as a tile is
 // smaller than a page, its rows of A lie in at most two places, and so do those of B.

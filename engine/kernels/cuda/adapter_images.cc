@@ -12,6 +12,7 @@
 namespace lorikeet::cuda {
 namespace {
 
+constexpr int64_t kGranule = int64_t{2} << 20;  // what the driver hands out
 constexpr int64_t kContiguous = std::numeric_limits<int64_t>::max() / 2;
 
 // Rows of a piece in the image's type.
@@ -86,6 +87,7 @@ bool AdapterImages::DropOldest() {
     if (oldest == images_.end() || it->second.last_step < oldest->second.last_step) oldest = it;
   }
   if (oldest == images_.end()) return false;
+  cudaStreamSynchronize(stream_);  // a step before this one may still read it
   cudaFree(oldest->second.memory);
   used_ -= oldest->second.bytes;
   images_.erase(oldest);
@@ -94,13 +96,17 @@ bool AdapterImages::DropOldest() {
 
 absl::StatusOr<std::byte*> AdapterImages::Allocate(int64_t bytes) {
   std::byte* memory = nullptr;
-  while (used_ + bytes > limit_ ||
-         cudaMalloc(reinterpret_cast<void**>(&memory), bytes) != cudaSuccess) {
-    cudaGetLastError();
+  while (true) {
+    if (used_ + bytes <= limit_) {
+      const cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&memory), bytes);
+      if (error == cudaSuccess) break;
+      if (error != cudaErrorMemoryAllocation) return ToStatus(error, "memory of an adapter");
+      cudaGetLastError();
+    }
     if (!DropOldest()) {
       return absl::ResourceExhaustedError(
           absl::StrCat("an adapter of ", bytes, " bytes does not fit beside the ", used_,
-                       " bytes of the others of its step; the limit is ", limit_));
+                       " bytes of the others of its step; adapters may have ", limit_));
     }
   }
   used_ += bytes;
@@ -117,10 +123,14 @@ absl::StatusOr<AdapterImages::Image> AdapterImages::Copy(const Adapter& adapter)
   data_bytes = (data_bytes + 63) / 64 * 64;
   const int64_t tile_bytes = static_cast<int64_t>(plan.tiles.size() * sizeof(RankTile));
   Image image;
-  image.bytes = data_bytes + tile_bytes;
+  const int64_t bytes = data_bytes + tile_bytes;
+  image.bytes = (bytes + kGranule - 1) / kGranule * kGranule;
+  std::byte* host = Staging(bytes);
+  if (host == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no ", bytes, " bytes of pinned host memory for an adapter"));
+  }
   LK_ASSIGN_OR_RETURN(image.memory, Allocate(image.bytes));
-  std::byte* host = Staging(image.bytes);
-  if (host == nullptr) return absl::ResourceExhaustedError("no pinned host memory for an adapter");
   for (const ImagePlan::Piece& piece : plan.pieces) WritePiece(piece, dtype_, host);
   const auto place = [&](auto* pointer) {  // an offset + 1 becomes an address
     if (pointer == nullptr) return pointer;
@@ -135,8 +145,12 @@ absl::StatusOr<AdapterImages::Image> AdapterImages::Copy(const Adapter& adapter)
   }
   std::memcpy(host + data_bytes, plan.tiles.data(), tile_bytes);
   const cudaError_t error =
-      cudaMemcpyAsync(image.memory, host, image.bytes, cudaMemcpyHostToDevice, stream_);
-  if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
+      cudaMemcpyAsync(image.memory, host, bytes, cudaMemcpyHostToDevice, stream_);
+  if (error != cudaSuccess) {
+    cudaFree(image.memory);
+    used_ -= image.bytes;
+    return ToStatus(error, "the copy of an adapter");
+  }
   cudaEventRecord(staged_, stream_);
   image.adapter = {reinterpret_cast<const RankTile*>(image.memory + data_bytes),
                    plan.tiles_per_module, ChangedLinears(adapter)};

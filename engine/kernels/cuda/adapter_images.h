@@ -31,7 +31,6 @@ class AdapterImages {
 
   // Widths of a module, before the first Get.
   void SetWidths(ModuleId module, ModuleWidths widths);
-  const std::vector<ModuleWidths>& widths() const { return widths_; }
 
   void SetLimit(int64_t bytes) { limit_ = bytes; }
   int64_t limit() const { return limit_; }
@@ -41,6 +40,8 @@ class AdapterImages {
   // The adapter on the device, copied there now if it was not; copies are ordered on the stream.
   // RESOURCE_EXHAUSTED: the step's adapters do not fit together.
   absl::StatusOr<DeviceAdapter> Get(const Adapter& adapter);
+  // Frees the image not used for longest, but for this step's. False: there is none.
+  bool DropOldest();
 
  private:
   struct Image {
@@ -52,7 +53,6 @@ class AdapterImages {
 
   absl::StatusOr<Image> Copy(const Adapter& adapter);
   absl::StatusOr<std::byte*> Allocate(int64_t bytes);
-  bool DropOldest();
   std::byte* Staging(int64_t bytes);
 
   const DType dtype_;

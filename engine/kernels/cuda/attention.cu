@@ -18,7 +18,6 @@ constexpr int32_t kPageTokens = KvLayout::kPageTokens;
 template <int kDim>
 constexpr int kStages = kDim <= 128 ? 3 : 2;
 constexpr float kLog2E = 1.44269504f;
-constexpr uint4 kZero = {0, 0, 0, 0};
 static_assert(kPageTokens == 16, "a page is one side of the tensor cores' tile");
 
 __device__ uint32_t Transpose8x8(uint32_t row) {
@@ -505,6 +504,7 @@ cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream
   const int32_t groups = kv_heads * DivideUp(group, 8);
   constexpr int32_t kRing = kStages<kDim> * PageBuffer<kDim>::kBytes;
   constexpr int32_t kDecodeShared = kWarps * kRing;
+  static_assert(kDecodeShared <= 144 << 10, "FindDevice asks for as much");
   static_assert(kDecodeShared >= kWarps * 8 * (kDim + 2) * int32_t{sizeof(float)});
   static const cudaError_t ready = [] {
     const auto allow = [](const auto& kernel, int32_t bytes) {

@@ -104,7 +104,10 @@ std::string CudaBackend::Describe() const {
 
 std::byte* CudaBackend::AllocateRaw(int64_t bytes, const char* what) {
   void* memory = nullptr;
-  const cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
+  cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
+  while (error == cudaErrorMemoryAllocation && adapters_.DropOldest()) {
+    error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
+  }
   if (error != cudaErrorMemoryAllocation) {
     Note(error, what);
     return static_cast<std::byte*>(memory);
@@ -128,6 +131,7 @@ DeviceMemory CudaBackend::Upload(std::span<const float> values) {
   if (memory == nullptr) return memory;
   Note(cudaMemcpyAsync(memory.get(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice,
                        stream_), "the copy of a vector");
+  Note(cudaStreamSynchronize(stream_), "the copy of a vector");
   return memory;
 }
 
@@ -146,7 +150,8 @@ DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
   std::vector<std::byte> narrow;
   std::byte* to = memory.get();
   const auto copy = [&](const std::byte* from, int64_t bytes) {
-    const cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_);
+    cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);  // `from` is used again
     to += bytes;
     std::lock_guard lock(load_mutex_);
     Note(error, "the copy of a weight");
@@ -219,6 +224,8 @@ int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
   size_t free = 0, total = 0;
   Note(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   adapters_.SetLimit(std::max<int64_t>(static_cast<int64_t>(free) - kReservedBytes, free / 4));
+  arrived_ = Allocate(int64_t{options_.max_rows} * query_group_ * layout.kv_heads *
+                      int64_t{sizeof(int32_t)});
   return pages_ == nullptr ? 0 : static_cast<int32_t>(pages);
 }
 
@@ -226,7 +233,7 @@ int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
 // and the odd ends of allocations.
 int64_t CudaBackend::adapter_bytes() const {
   const int64_t limit = adapters_.limit() - adapters_.limit() / 8;
-  return dtype_ == DType::kF32 ? limit / 2 : limit;
+  return std::max<int64_t>(1, dtype_ == DType::kF32 ? limit / 2 : limit);
 }
 
 void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {
@@ -290,6 +297,7 @@ bool CudaBackend::GrowScratch() {
   const auto items = [](const LowRankWork& work) { return static_cast<int64_t>(work.shrinks.size()); };
   const auto slots = [&](const LowRankWork& work) {
     // One slice more holds what prompts keep in 16 bits.
+    if (dtype_ == DType::kF32) return int64_t{0};  // its kernel keeps none
     return items(work) * (slots_per_item_ + kMaxParts) * work.tile_rows * kTileRanks;
   };
   const int64_t partials = PartialFloats(static_cast<int64_t>(work_.decodes.size()), heads,
@@ -299,7 +307,6 @@ bool CudaBackend::GrowScratch() {
   moved |= Grow(kMaxParts * items(work_.prompts_low_rank), sizeof(int32_t), &slots_arrived_count_,
                 &slots_arrived_);
   moved |= Grow(partials, sizeof(float), &partial_floats_, &partials_);
-  moved |= Grow(int64_t{rows_} * heads, sizeof(int32_t), &arrived_count_, &arrived_);
   return moved;
 }
 
@@ -343,7 +350,8 @@ void CudaBackend::Run(const std::function<void()>& forward) {
   };
   if (!recordable_) return operations();
   if (graphs_.size() >= kMostGraphs) DropGraphs();
-  Recorded& recorded = graphs_[{rows_, linears_}];
+  // The head's product is not among what is recorded.
+  Recorded& recorded = graphs_[{rows_, linears_ & ~(1u << DeviceAdapter::kHeadBit)}];
   if (!recorded.seen) {
     recorded.seen = true;
     return operations();

@@ -1,4 +1,4 @@
-// The CUDA backend: one stream, 16-bit activations (float32 for float32 models), float32 residual
+// The CUDA backend: a stream and one beside it, 16-bit activations (float32 for float32 models), float32 residual
 // stream and logits. Decode steps are recorded once a number of rows and set of adapted linears,
 // and replayed.
 #pragma once
@@ -115,8 +115,7 @@ class CudaBackend final : public Backend {
   int64_t slots_arrived_count_ = 0;
   DeviceMemory partials_;  // of attention
   int64_t partial_floats_ = 0;
-  DeviceMemory arrived_;
-  int64_t arrived_count_ = 0;
+  DeviceMemory arrived_;  // [max_rows, heads]
 };
 
 }  // namespace lorikeet::cuda

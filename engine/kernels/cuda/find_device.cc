@@ -8,6 +8,8 @@
 namespace lorikeet::cuda {
 namespace {
 
+constexpr int64_t kSharedBytes = 144 << 10;  // the most a kernel of this folder takes, rounded up
+
 // "13.0"
 std::string Version(int version) { return absl::StrCat(version / 1000, ".", version % 1000 / 10); }
 
@@ -38,6 +40,12 @@ absl::StatusOr<cudaDeviceProp> FindDevice() {
                                        device.minor);
   if (device.major < 8) {
     return absl::FailedPreconditionError(absl::StrCat(has, "; 8.0 or newer is needed"));
+  }
+  // 8.6 and 8.9 run what is built for 8.0 but lack room for attention's pages.
+  if (static_cast<int64_t>(device.sharedMemPerBlockOptin) < kSharedBytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(has, " and ", device.sharedMemPerBlockOptin, " bytes of shared memory a block; ",
+                     kSharedBytes, " are needed"));
   }
   error = LoadAKernel();
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {

@@ -105,6 +105,7 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
   if (recording != cudaStreamCaptureStatusNone || !errors_->status().ok()) return;
   float best_ms = std::numeric_limits<float>::infinity();
   for (int i = 0; i < found; ++i) {
+    if (proposals[i].state != CUBLAS_STATUS_SUCCESS) continue;
     Plan candidate = *plan;
     candidate.algorithm = proposals[i].algo;
     const float ms = FastestOf(kRuns, stream, [&] {

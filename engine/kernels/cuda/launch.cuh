@@ -13,6 +13,9 @@ struct LaunchShape {
   int32_t shared_bytes = 0;
 };
 
+// Whether the current device can start a kernel while the one before it ends.
+bool StartsEarly();
+
 template <typename... Params, typename... Args>
 cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
                    Args&&... args) {
@@ -25,7 +28,7 @@ cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = StartsEarly() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
 

@@ -7,7 +7,6 @@
 namespace lorikeet::cuda {
 
 inline constexpr int kBlock = 64;  // columns of B that a warp's tensor-core tiles span
-inline constexpr uint4 kZero = {0, 0, 0, 0};
 
 // Rank row k of a tile.
 template <typename T>

@@ -74,8 +74,9 @@ StepArrays::~StepArrays() {
   cudaFree(device_);
 }
 
-bool StepArrays::Reserve(int64_t bytes) {
+bool StepArrays::Reserve(int64_t bytes, cudaStream_t stream) {
   if (bytes <= capacity_) return false;
+  cudaStreamSynchronize(stream);  // the step before may still read them
   cudaFreeHost(host_);
   cudaFree(device_);
   capacity_ = std::max(2 * bytes, kLeastBytes);
@@ -107,7 +108,7 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
     need += bytes(list->shrinks) + bytes(list->expands);
   }
-  const bool moved = Reserve(need);
+  const bool moved = Reserve(need, stream);
   if (!errors_->status().ok()) return moved;
   rows_ = rows;
 

@@ -67,7 +67,7 @@ class StepArrays {
   const int32_t* RowArray(int32_t i) const {
     return reinterpret_cast<const int32_t*>(device_ + kHeaderBytes) + int64_t{i} * rows_;
   }
-  bool Reserve(int64_t bytes);
+  bool Reserve(int64_t bytes, cudaStream_t stream);
   // Copies values to the end of the block; returns where they will be on the device.
   template <typename T>
   const T* Append(std::span<const T> values);
