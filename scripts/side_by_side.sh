@@ -5,19 +5,19 @@
 # The name "" stands for the base model. Fails when a command does.
 
 # wrap WIDTH TEXT: into the array `lines`, at spaces where there are any. Characters from U+1100 on
-# are taken as two columns wide: true of emoji, and never too little.
+# are taken as two columns wide: true of emoji, and never too little. `narrow` matches the others.
 wrap() {
   local width=$1 text=${2//$'\r'/} word line="" used=0 paragraph
   lines=()
   while IFS= read -r paragraph; do
     line="" used=0
     for word in $paragraph; do
-      local wide=${word//[$'\001'-$'\u10ff']/}
+      local wide=${word//$narrow/}
       local columns=$((${#word} + ${#wide}))
       while ((columns > width)); do  # a word longer than the column
         if ((used)); then lines+=("$line") && line="" used=0; fi
         lines+=("${word:0:width/2}")
-        word=${word:width/2} wide=${word//[$'\001'-$'\u10ff']/}
+        word=${word:width/2} wide=${word//$narrow/}
         columns=$((${#word} + ${#wide}))
       done
       if ((used && used + 1 + columns > width)); then lines+=("$line") && line="" used=0; fi
@@ -71,7 +71,8 @@ side_by_side() {
   local command=$1 name pid i failed=0 running=1 drawn=0
   shift
   local -a titles=() pids=() lines=()
-  local LC_ALL=C.UTF-8 scratch rows=24 width=80
+  local LC_ALL=C.UTF-8 scratch rows=24 width=80 narrow
+  printf -v narrow '[\001-\u10ff]'  # $'\u10ff' would be read before LC_ALL is set
   scratch=$(mktemp -d)
   for name in "$@"; do
     : >"$scratch/${#pids[@]}"
