@@ -120,6 +120,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
 
   absl::StatusOr<AdapterInfo> Load(const LoadJob& job);
   absl::StatusOr<fs::path> ResolveDirectory(const fs::path& path, Origin origin) const;
+  fs::path FindRelative(const fs::path& path) const;
   // The entry's description if `name` is taken by `version`; an error if by another. REQUIRES:
   // mutex_ is held.
   absl::StatusOr<std::optional<AdapterInfo>> FindNamed(const std::string& name,
@@ -217,10 +218,7 @@ absl::StatusOr<fs::path> AdapterRegistry::Core::ResolveDirectory(const fs::path&
   if (origin == Origin::kOperator || path.is_absolute()) {
     real = fs::weakly_canonical(path, error);
   } else {
-    for (const fs::path& root : options_.allowed_roots) {
-      real = fs::weakly_canonical(root / path, error);
-      if (!error && fs::is_directory(real, error)) break;
-    }
+    real = FindRelative(path);
   }
   if (origin == Origin::kClient && !IsUnder(real, options_.allowed_roots)) {
     std::string roots;
@@ -232,6 +230,20 @@ absl::StatusOr<fs::path> AdapterRegistry::Core::ResolveDirectory(const fs::path&
     return absl::NotFoundError(absl::StrCat(path.string(), " is not a directory"));
   }
   return real;
+}
+
+// Below the first root that has it, else in the working directory. A path that is nowhere is taken
+// for one below the last root.
+fs::path AdapterRegistry::Core::FindRelative(const fs::path& path) const {
+  std::error_code error;
+  fs::path real;
+  for (const fs::path& root : options_.allowed_roots) {
+    real = fs::weakly_canonical(root / path, error);
+    if (fs::is_directory(real, error)) return real;
+  }
+  const fs::path here = fs::weakly_canonical(path, error);
+  const bool allowed = IsUnder(here, options_.allowed_roots) && fs::is_directory(here, error);
+  return allowed ? here : real;
 }
 
 absl::StatusOr<std::optional<AdapterInfo>> AdapterRegistry::Core::FindNamed(

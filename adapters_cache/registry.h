@@ -74,8 +74,8 @@ class AdapterRegistry final : public AdapterStore {
 
   // Loads the adapter directory `path` as `name` and calls `done` once, on a loader thread (or at
   // once, on this one, when the request is refused at the door). A relative path is looked for
-  // below each root in turn. Already loaded with the same bytes: OK, nothing changes. A failing
-  // load changes nothing.
+  // below each root in turn, then in the working directory. Already loaded with the same bytes: OK,
+  // nothing changes. A failing load changes nothing.
   //
   // INVALID_ARGUMENT: the name or anything in the directory is not acceptable; ALREADY_EXISTS: the
   // name serves another version; PERMISSION_DENIED: outside the roots (path and roots are named);

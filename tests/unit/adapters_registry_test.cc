@@ -237,6 +237,14 @@ TEST_F(Registry, PathsOutsideTheRootsAreRefusedByName) {
   EXPECT_TRUE(registry_->Load("operator", dir_.path() / "outside", Origin::kOperator).ok());
 }
 
+// As someone types it who stands where the server was started.
+TEST_F(Registry, ARelativePathMayLeadToARootFromTheWorkingDirectory) {
+  const fs::path inside = Write("inside", 1);
+  const auto info = Load("one", fs::relative(inside, fs::current_path()));
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->path, inside.string());
+}
+
 TEST_F(Registry, WithoutRootsOnlyTheOperatorLoads) {
   registry_ = Make({}, base_);
   const fs::path path = Write("a", 1);
