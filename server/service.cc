@@ -30,7 +30,12 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
   std::unique_ptr<Service> self(new Service(config));
   LK_RETURN_IF_ERROR(CheckCanListen(config.host, config.grpc_port, "gRPC port"));
   HttpServer::Handlers handlers;
-  handlers.ready = [service = self.get()] { return service->ready_.load(); };
+  handlers.health = [service = self.get()] {
+    return service->started_ ? service->device_status() : absl::OkStatus();
+  };
+  handlers.ready = [service = self.get()] {
+    return service->ready_ && service->device_status().ok();
+  };
   handlers.metrics = [service = self.get()] { return service->MetricsText(); };
   LK_ASSIGN_OR_RETURN(self->http_,
                       HttpServer::Start(config.host, config.http_port, std::move(handlers)));

@@ -45,7 +45,11 @@ Response Route(const Request& request, const HttpServer::Handlers& handlers) {
     response.set(http::field::allow, "GET, HEAD");
     return response;
   }
-  if (target == "/health") return Reply(request, http::status::ok, "ok\n");
+  if (target == "/health") {
+    const absl::Status health = handlers.health();
+    if (health.ok()) return Reply(request, http::status::ok, "ok\n");
+    return Reply(request, http::status::service_unavailable, absl::StrCat(health.message(), "\n"));
+  }
   if (target == "/metrics") {
     return Reply(request, http::status::ok, handlers.metrics(), "text/plain; version=0.0.4");
   }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace lorikeet {
@@ -17,6 +18,7 @@ namespace lorikeet {
 class HttpServer {
  public:
   struct Handlers {
+    std::function<absl::Status()> health;  // not OK: no request will be served any more
     std::function<bool()> ready;           // can requests be served now?
     std::function<std::string()> metrics;  // Prometheus text
   };

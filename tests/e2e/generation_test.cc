@@ -248,6 +248,8 @@ TEST_F(GenerationTest, ABrokenDeviceFailsRequestsAndIsReported) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("magic smoke"));
   EXPECT_FALSE(service_->device_status().ok());
+  EXPECT_THAT(HttpGet("/health", 503), HasSubstr("magic smoke"));
+  EXPECT_EQ(HttpGet("/ready", 503), "not ready\n");
 }
 
 TEST_F(GenerationTest, ADeviceThatBreaksEndsTheStreamsInFlightAndTheServiceStops) {
