@@ -85,6 +85,14 @@ absl::Status ApplyFile(const std::string& path, const OptionTable& table) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }
 
+// What the command line takes: the file's keys, and the file, which is read before the rest.
+OptionTable FlagOptions(ServerConfig* config) {
+  OptionTable table = ServerOptions(config);
+  table.Custom("config", "FILE", "YAML file of the other flags, with _ for -",
+               [](const std::string&) { return absl::OkStatus(); });
+  return table;
+}
+
 }  // namespace
 
 OptionTable ServerOptions(ServerConfig* c) {
@@ -144,7 +152,7 @@ absl::StatusOr<ServerConfig> ParseServerConfig(std::span<const std::string> args
       flags.push_back(args[i]);
     }
   }
-  LK_ASSIGN_OR_RETURN(const std::vector<std::string> rest, file_table.ParseFlags(flags));
+  LK_ASSIGN_OR_RETURN(const std::vector<std::string> rest, FlagOptions(&config).ParseFlags(flags));
   if (!rest.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", rest[0], "'"));
   }
@@ -156,8 +164,7 @@ absl::StatusOr<ServerConfig> ParseServerConfig(std::span<const std::string> args
 
 std::string ServerHelp() {
   ServerConfig defaults;
-  return "  --config FILE  YAML file of the keys below, with _ for -\n" +
-         ServerOptions(&defaults).Help();
+  return FlagOptions(&defaults).Help();
 }
 
 }  // namespace lorikeet

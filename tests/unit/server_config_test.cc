@@ -48,6 +48,7 @@ TEST(ServerConfigTest, FlagsOverrideTheFile) {
 
 TEST(ServerConfigTest, FlagErrorsNameTheFlagTheValueAndTheBound) {
   EXPECT_THAT(ErrorOf({"--grpc-prot", "5"}), HasSubstr("did you mean '--grpc-port'"));
+  EXPECT_THAT(ErrorOf({"--confg", "f"}), HasSubstr("did you mean '--config'"));
   EXPECT_EQ(ErrorOf({"--grpc-port", "65536"}), "--grpc-port: 65536 is not in [0, 65535]");
   EXPECT_EQ(ErrorOf({"--threads", "99999999999999999999"}),
             "--threads: 99999999999999999999 is not in [0, 1024]");
