@@ -1,4 +1,5 @@
 // lorikeet: a server for one language model and many adapters, and its clients.
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 
 #include <algorithm>
@@ -58,8 +59,10 @@ absl::Status Dispatch(const std::vector<std::string>& args) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // gRPC's own log would put more lines on standard error than the one that matters.
+  // Their own logs would put more lines on standard error than the one that matters, and let any
+  // client of a server write there.
   gpr_set_log_function([](gpr_log_func_args*) {});
+  google::protobuf::SetLogHandler(nullptr);
   const absl::Status status = Dispatch(std::vector<std::string>(argv + 1, argv + argc));
   std::fflush(stdout);
   if (status.ok()) return 0;

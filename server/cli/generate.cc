@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "engine/base/status_macros.h"
@@ -36,9 +37,11 @@ std::function<absl::Status(const std::string&)> Setter(std::string name,
                                                        std::function<void(T)> set) {
   return [=](const std::string& text) -> absl::Status {
     if constexpr (std::is_floating_point_v<T>) {
-      constexpr double kBound = std::numeric_limits<T>::max();
-      LK_ASSIGN_OR_RETURN(const double value, ParseReal(text, -kBound, kBound, name));
-      set(static_cast<T>(value));
+      T value = 0;  // NaN and infinity too
+      if (!absl::SimpleAtof(text, &value)) {
+        return absl::InvalidArgumentError(absl::StrCat(name, ": '", text, "' is not a number"));
+      }
+      set(value);
     } else {
       LK_ASSIGN_OR_RETURN(const int64_t value,
                           ParseInt(text, std::numeric_limits<int32_t>::min(),

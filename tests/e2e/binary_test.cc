@@ -262,6 +262,15 @@ TEST_F(BinaryTest, FailuresAreOneLineOnStandardError) {
   ExpectOneLineError(Run({"generate"}), "--prompt");
   ExpectOneLineError(Run({"generate", "--chat", Path("bad.yaml")}), "not JSON");
   Serve();
+  ExpectOneLineError(Client({"generate", "--prompt", "ok\xff"}),
+                     "text is not valid UTF-8 at byte 2");
+  EXPECT_EQ(ReadFile(Path("serve_err")), "") << "the server goes on, so nothing failed";
+  for (const char* value : {"nan", "-inf", "1e999", "-1"}) {
+    ExpectOneLineError(Client({"generate", "--prompt", "x", "--temperature", value}),
+                       "temperature is ");
+  }
+  ExpectOneLineError(Client({"generate", "--prompt", "x", "--top-p", "lots"}),
+                     "--top-p: 'lots' is not a number");
   const std::string port = grpc_.substr(grpc_.find(':') + 1);
   ExpectOneLineError(Run({"serve", "--model", kModel, "--grpc-port", port, "--http-port", "0"}),
                      absl::StrCat("gRPC port 127.0.0.1:", port, " is already in use"));
