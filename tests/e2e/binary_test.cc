@@ -210,6 +210,24 @@ TEST_F(BinaryTest, AMixedBatchAnswersAsOneAtATimeAndShowsItsAdapters) {
       << "no step had 4 distinct adapters";
 }
 
+TEST_F(BinaryTest, BenchSendsAtARateAndSaysWhatFailed) {
+  Serve();
+  const Outcome open = Client({"bench", "--rate", "500", "--requests", "50", "--warmup", "3",
+                               "--max-tokens", "4", "--ignore-eos", "--json", Path("bench.json")});
+  EXPECT_EQ(open.code, 0) << open.err;
+  EXPECT_EQ(open.err, "") << "a progress bar belongs on a terminal";
+  for (const char* row : {"50 ok, 0 failed", "TTFT ms", "ITL ms", "p50", "p90", "p99"}) {
+    EXPECT_THAT(open.out, HasSubstr(row));
+  }
+  const json bench = json::parse(ReadFile(Path("bench.json")));
+  EXPECT_EQ(bench["rate_per_s"], 500);
+  EXPECT_EQ(bench["completion_tokens"], 50 * 4);
+  EXPECT_GT(bench["wall_s"], 0.02) << "50 arrivals at 500/s were sent at once";
+  ExpectOneLineError(
+      Client({"bench", "--adapters", "lora,nobody", "--requests", "4", "--max-tokens", "1"}),
+      "2 of 4 requests failed, the first: ");
+}
+
 TEST_F(BinaryTest, AdaptersAreListedLoadedAndUnloaded) {
   Serve();
   EXPECT_THAT(Client({"adapters", "list"}).out, HasSubstr("rslora"));
