@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "grpc/health/v1/health.pb.h"
 #include "server/listen.h"
 
 namespace lorikeet {
@@ -33,6 +34,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
   // Both register plugins for servers built later; repeated calls change nothing.
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::health::v1::HealthCheckRequest::descriptor();  // linked in, for reflection to describe it
 
   std::unique_ptr<GrpcServer> self(new GrpcServer(context, registry, options));
   const std::string address = HostPort(options.host, options.port);

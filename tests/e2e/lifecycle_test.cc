@@ -102,6 +102,13 @@ TEST_F(LifecycleTest, ReflectionListsTheServices) {
   EXPECT_THAT(response, HasSubstr("lorikeet.v1.GenerationService"));
   EXPECT_THAT(response, HasSubstr("lorikeet.v1.AdapterService"));
   EXPECT_THAT(response, HasSubstr("grpc.health.v1.Health"));
+  // A client that calls what it found needs the messages too.
+  for (const std::string symbol : {"lorikeet.v1.GenerationService", "grpc.health.v1.Health"}) {
+    const std::string describe = std::string{'\x22', static_cast<char>(symbol.size())} + symbol;
+    std::string description;
+    Raw("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", describe, &description);
+    EXPECT_THAT(description, HasSubstr(".proto")) << symbol;
+  }
 }
 
 TEST_F(LifecycleTest, MetricsCountWhatHappened) {
