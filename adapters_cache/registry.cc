@@ -32,7 +32,8 @@ int64_t UnixMicros() {
 }
 
 std::string Quoted(std::string_view name) {
-  return "'" + std::string(name.substr(0, AdapterRegistry::kMaxNameBytes)) + "'";
+  const std::string shown(name.substr(0, AdapterRegistry::kMaxNameBytes));
+  return absl::StrCat("'", shown, "'");
 }
 
 absl::Status NotLoaded(std::string_view name) {
