@@ -23,10 +23,6 @@ namespace {
 
 constexpr int32_t kPrompt = 256, kOutput = 128;
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 struct Case {
   int32_t concurrency;
   int32_t distinct;

@@ -6,7 +6,6 @@
 //   bench_step [--quick | --profile SEQUENCES CONTEXT ROWS ADAPTERS]
 // --profile runs one kind of step unrecorded on a model of four layers: short, for a profiler.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,15 +24,6 @@ namespace lorikeet::bench {
 namespace {
 
 constexpr int32_t kMaxRows = 4096;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
 
 // Sequences of `context` tokens, each to compute its last `rows` tokens.
 class Steps {

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 
@@ -49,12 +50,16 @@ float Milliseconds(cudaEvent_t begin, cudaEvent_t end) {
   return ms;
 }
 
+}  // namespace
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 double Median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
   return values[values.size() / 2];
 }
-
-}  // namespace
 
 void Check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

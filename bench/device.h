@@ -15,6 +15,9 @@ namespace lorikeet::bench {
 // Stops the program with the error's text.
 void Check(cudaError_t error, const char* what);
 
+double Now();  // seconds, of a steady clock
+double Median(std::vector<double> values);  // REQUIRES: not empty
+
 // Device memory, freed at the end.
 class DeviceBytes {
  public:

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/cuda_status.h"
+#include "engine/kernels/cuda/narrow.h"
 #include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
@@ -31,15 +32,7 @@ void WritePiece(const ImagePlan::Piece& piece, DType dtype, std::byte* image) {
   for (int32_t r = 0; r < piece.rows; ++r) {
     Dequantize(piece.dtype, piece.from + ByteSize(piece.dtype, r * piece.from_stride), piece.width,
                row.data());
-    std::byte* out = to + ByteSize(dtype, r * RowPitch(piece.width));
-    for (int32_t i = 0; i < piece.width; ++i) {
-      if (dtype == DType::kF32) {
-        reinterpret_cast<float*>(out)[i] = row[i];
-      } else {
-        reinterpret_cast<uint16_t*>(out)[i] =
-            dtype == DType::kBF16 ? FloatToBF16(row[i]) : FloatToF16(row[i]);
-      }
-    }
+    Narrow(row.data(), piece.width, dtype, to + ByteSize(dtype, r * RowPitch(piece.width)));
   }
 }
 

@@ -10,6 +10,7 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/elementwise.h"
+#include "engine/kernels/cuda/narrow.h"
 #include "engine/kernels/cuda/find_device.h"
 #include "engine/tensor/dequantize.h"
 
@@ -57,16 +58,6 @@ uint32_t LinearsOf(const LinearWeight& weight, RowSet rows) {
   if (rows == RowSet::kLogits) return 1u << DeviceAdapter::kHeadBit;
   const uint32_t parts = (1u << weight.out.size()) - 1;
   return parts << weight.first_module % kLinearsPerLayer;
-}
-
-void Narrow(const float* from, int64_t count, DType dtype, std::byte* to) {
-  if (dtype == DType::kF32) {
-    std::memcpy(to, from, count * sizeof(float));
-    return;
-  }
-  uint16_t* out = reinterpret_cast<uint16_t*>(to);
-  const bool brain = dtype == DType::kBF16;
-  for (int64_t i = 0; i < count; ++i) out[i] = brain ? FloatToBF16(from[i]) : FloatToF16(from[i]);
 }
 
 }  // namespace
@@ -296,8 +287,8 @@ bool CudaBackend::GrowScratch() {
   const int32_t heads = query_group_ * layout_.kv_heads;
   const auto items = [](const LowRankWork& work) { return static_cast<int64_t>(work.shrinks.size()); };
   const auto slots = [&](const LowRankWork& work) {
-    // One slice more holds what prompts keep in 16 bits.
     if (dtype_ == DType::kF32) return int64_t{0};  // its kernel keeps none
+    // One slice more holds what prompts keep in 16 bits.
     return items(work) * (slots_per_item_ + kMaxParts) * work.tile_rows * kTileRanks;
   };
   const int64_t partials = PartialFloats(static_cast<int64_t>(work_.decodes.size()), heads,
