@@ -113,8 +113,13 @@ OptionTable ServerOptions(ServerConfig* c) {
                "exact computes in f32; fast may round activations", &c->precision);
   table.Int("threads", 0, 1024, "threads", "CPU threads of the model; 0: all cores", &c->threads);
   table.Int("kv-cache-mib", 0, 1 << 24, "MiB",
-            "memory for keys and values; 0: 1024 on the CPU, on a GPU most of what is free",
+            "memory for keys and values, and on a GPU for adapters; 0: 1024 on the CPU, on a GPU "
+            "all that is free",
             &c->kv_cache_mib);
+  table.Int("pinned-mib", 0, 1 << 24, "MiB",
+            "host memory for adapters ready to be copied to a GPU, taken as needed; 0: a quarter of "
+            "the machine's, at most 32768",
+            &c->pinned_mib);
   table.Switch("no-prefix-cache", "computes every prompt in full, shared beginnings too",
                &c->no_prefix_cache);
   table.Int("max-context-tokens", 0, 1 << 24, "tokens",

@@ -66,7 +66,6 @@ absl::Status Service::StartEngine() {
   options.limits.max_context_tokens = ContextTokens(config_, model_);
   options.kv = model_.kv;
   options.pages = model_.pages;
-  options.adapter_bytes = model_.adapter_bytes;
   options.prefix_cache = !config_.no_prefix_cache;
   options.vocab = model_.vocab_size;
   options.eos_ids = model_.eos_ids;

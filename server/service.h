@@ -30,7 +30,6 @@ struct ServedModel {
   const BaseModel* base = nullptr;  // owned by whoever owns the runner's weights: lives as long
   KvLayout kv;
   int32_t pages = 0;
-  int64_t adapter_bytes = 0;  // EngineOptions::adapter_bytes
   int32_t vocab_size = 0;
   int32_t context_tokens = 0;  // the model's own
   std::vector<int32_t> eos_ids;
