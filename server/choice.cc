@@ -52,6 +52,7 @@ GenerationDelta Choice::Poll() {
   GenerationDelta delta;
   TokenEvent event;
   while (!ended_ && sink_->Pop(&event)) {
+    cached_tokens_ = event.cached_tokens;
     switch (event.kind) {
       case TokenEvent::Kind::kPromptLogprobs:
         if (!echo_) break;
@@ -126,6 +127,7 @@ void Choice::OnFinished(const TokenEvent& event, GenerationDelta* delta) {
 
 void Choice::End(GenerationEnd end, GenerationDelta* delta) {
   end.prompt_tokens = prompt_tokens_;
+  end.cached_tokens = cached_tokens_;
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
   ended_ = true;

@@ -52,6 +52,8 @@ struct GenerationInput {
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   bool echo = false;
+  std::string cache_salt;  // Request::cache_salt
+  bool skip_prefix_cache = false;
   int32_t choices = 1;  // answers; choice i takes the seed + i
   int32_t best_of = 0;  // more than `choices`: that many are made, and the most likely are given
   int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the context's clock
@@ -70,6 +72,7 @@ struct GenerationEnd {
   bool eos = false;  // stop_token is one of the model's own
   std::optional<std::string> stop_string;
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of the prompt, computed by earlier requests
   int32_t completion_tokens = 0;
   std::string adapter_version;  // empty: base model
 };

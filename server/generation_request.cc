@@ -162,6 +162,8 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
       static_cast<int32_t>(std::min<int64_t>(room, input.max_tokens.value_or(room)));
   request.stop_token_ids = input.stop_token_ids;
   request.ignore_eos = input.ignore_eos;
+  request.cache_salt = input.cache_salt;
+  request.skip_prefix_cache = input.skip_prefix_cache;
   request.deadline_us = input.deadline_us;
   return request;
 }

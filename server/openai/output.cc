@@ -61,6 +61,7 @@ OutputWriter::OutputWriter(OutputOptions options, const Tokenizer& tokenizer, in
 
 void OutputWriter::Count(const GenerationEnd& end, bool first_of_prompt) {
   if (first_of_prompt) prompt_tokens_ += end.prompt_tokens;
+  if (first_of_prompt) cached_tokens_ += end.cached_tokens;
   completion_tokens_ += end.completion_tokens;
   fingerprint_ = end.adapter_version.substr(0, kFingerprintDigits);
 }
@@ -166,7 +167,8 @@ Json OutputWriter::Envelope(bool chunk) const {
 Json OutputWriter::Usage() const {
   return {{"prompt_tokens", prompt_tokens_},
           {"completion_tokens", completion_tokens_},
-          {"total_tokens", prompt_tokens_ + completion_tokens_}};
+          {"total_tokens", prompt_tokens_ + completion_tokens_},
+          {"prompt_tokens_details", {{"cached_tokens", cached_tokens_}}}};
 }
 
 Json OutputWriter::Response(Json choices) const {

@@ -49,6 +49,7 @@ class OutputWriter {
   std::vector<size_t> text_offset_;  // [choices] for completions' log-probabilities
   std::vector<bool> begun_;          // [choices] the role was sent
   int64_t prompt_tokens_ = 0;
+  int64_t cached_tokens_ = 0;
   int64_t completion_tokens_ = 0;
 };
 

@@ -66,6 +66,8 @@ void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
   output->prompt_logprobs = input->prompt_logprobs.has_value();
   fields.Read("return_tokens_as_token_ids", &output->tokens_as_ids);
   fields.Accept("skip_special_tokens", true);
+  fields.Read("cache_salt", &input->cache_salt);
+  fields.Read("skip_prefix_cache", &input->skip_prefix_cache);
   std::string user;  // whose request it is, for the client's own books
   fields.Read("user", &user);
 }
