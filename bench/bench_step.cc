@@ -133,6 +133,16 @@ int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct) 
   return 0;
 }
 
+void LoadAll(AdapterImages* images, std::span<const std::shared_ptr<const Adapter>> adapters,
+             int32_t first_page, int64_t page_bytes, double adapter_bytes) {
+  const double start = Now();
+  const int32_t pages = LoadImages(images, adapters, first_page) - first_page;
+  const double bytes = static_cast<double>(pages) * static_cast<double>(page_bytes);
+  const double used = adapter_bytes * static_cast<double>(adapters.size());
+  std::printf("%zu adapters packed and copied at %.1f GB/s, %.1f %% of their pages unused\n",
+              adapters.size(), bytes / (Now() - start) * 1e-9, 100 - 100 * used / bytes);
+}
+
 int Run(bool quick) {
   const double bandwidth = ReadBandwidth();
   const double rate = ProductRate();
@@ -142,7 +152,7 @@ int Run(bool quick) {
   const ModelConfig& config = source->config();
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCudaBackend({.max_rows = kMaxRows});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
-  double start = Now();
+  const double start = Now();
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(source, backend->get(), kMaxRows);
   LK_CHECK_MSG(model.ok(), model.status().ToString());
   std::printf("weights loaded in %.1f s\n", Now() - start);
@@ -153,16 +163,9 @@ int Run(bool quick) {
   Steps steps(backend->get(), model->get(), layout, pages);
   const double kv_token_bytes = static_cast<double>(layout.layer_bytes()) * config.layers /
                                 KvLayout::kPageTokens;
-  start = Now();
   const auto adapters = SyntheticAdapters(*source, 256, {16});
   const double adapter_bytes = static_cast<double>(AdapterBytes(*source, 16));
-  start = Now();
-  const double image_bytes =
-      static_cast<double>(LoadImages((*backend)->images(), adapters, pages) - pages) *
-      static_cast<double>(layout.page_bytes());
-  std::printf("%zu adapters packed and copied at %.1f GB/s, %.1f %% of their pages unused\n",
-              adapters.size(), image_bytes / (Now() - start) * 1e-9,
-              100 - 100 * adapter_bytes * static_cast<double>(adapters.size()) / image_bytes);
+  LoadAll((*backend)->images(), adapters, pages, layout.page_bytes(), adapter_bytes);
 
   std::printf("\n%5s %8s %9s %10s %10s %7s\n", "rows", "context", "adapters", "step ms", "floor ms",
               "ratio");
