@@ -49,7 +49,7 @@ class Inspector {
       const std::string path = ModulePath(id, layers_);
       known_.insert(path);
       const auto it = raw_.modules.find(path);
-      const bool has_factors = it != raw_.modules.end() && it->second.a.has_value();
+      const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (raw_.targets && raw_.targets(path) && !has_factors) missing_.push_back(path);
     }
     for (const auto& [path, module] : raw_.modules) AddModule(path, module);

@@ -43,7 +43,7 @@ absl::StatusOr<Loaded> Load(const fs::path& directory, const BaseModel& base,
   Problems problems;
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   LK_RETURN_IF_ERROR(problems.ToStatus());
-  LK_ASSIGN_OR_RETURN(auto adapter, Normalise(raw, base, precision));
+  LK_ASSIGN_OR_RETURN(auto adapter, Normalise(raw, base, {precision}));
   return Loaded{std::move(adapter), raw.warnings};
 }
 
