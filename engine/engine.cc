@@ -18,7 +18,12 @@ namespace lorikeet {
 namespace {
 
 SchedulerOptions ForScheduler(const EngineOptions& options) {
-  return {options.limits, options.kv, options.pages, options.adapter_bytes, options.eos_ids};
+  return {.limits = options.limits,
+          .kv = options.kv,
+          .pages = options.pages,
+          .adapter_bytes = options.adapter_bytes,
+          .prefix_cache = options.prefix_cache,
+          .eos_ids = options.eos_ids};
 }
 
 absl::Status AtLeast(const char* name, int64_t value, int64_t bound) {
@@ -64,6 +69,11 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
     return absl::ResourceExhaustedError(
         absl::StrCat("adapter '", request.adapter_name, "' has ", adapter->bytes,
                      " bytes; the device has ", options.adapter_bytes, " for adapters"));
+  }
+  if (request.cache_salt.size() > Limits::kMaxCacheSaltBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("cache_salt has ", request.cache_salt.size(),
+                                                   " bytes; at most ",
+                                                   Limits::kMaxCacheSaltBytes, " are allowed"));
   }
   if (request.stop_token_ids.size() > Limits::kMaxStopTokenIds) {
     return absl::InvalidArgumentError(absl::StrCat(request.stop_token_ids.size(),

@@ -51,6 +51,7 @@ struct EngineOptions {
   KvLayout kv;
   int32_t pages = 0;             // in the pool
   int64_t adapter_bytes = 0;     // of the adapters in a step; 0: no bound
+  bool prefix_cache = true;      // requests begin behind what earlier ones computed
   int32_t vocab = 0;
   std::vector<int32_t> eos_ids;
 };

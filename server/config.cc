@@ -115,6 +115,8 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Int("kv-cache-mib", 0, 1 << 24, "MiB",
             "memory for keys and values; 0: 1024 on the CPU, on a GPU most of what is free",
             &c->kv_cache_mib);
+  table.Switch("no-prefix-cache", "computes every prompt in full, shared beginnings too",
+               &c->no_prefix_cache);
   table.Int("max-context-tokens", 0, 1 << 24, "tokens",
             "longest prompt and answer together; 0: the model's own", &limits.max_context_tokens);
   table.Int("max-batch-tokens", 1, 1 << 15, "tokens", "rows of one step, prompt chunks included",

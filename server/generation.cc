@@ -107,6 +107,8 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
       static_cast<int32_t>(std::min<int64_t>(room, input.max_tokens.value_or(room)));
   request.stop_token_ids = input.stop_token_ids;
   request.ignore_eos = input.ignore_eos;
+  request.cache_salt = input.cache_salt;
+  request.skip_prefix_cache = input.skip_prefix_cache;
   request.deadline_us = input.deadline_us;
   return request;
 }
@@ -173,6 +175,7 @@ GenerationDelta GenerationCall::Poll() {
   GenerationDelta delta;
   TokenEvent event;
   while (!ended_ && sink_->Pop(&event)) {
+    cached_tokens_ = event.cached_tokens;
     switch (event.kind) {
       case TokenEvent::Kind::kPromptLogprobs:
         if (echo_) echo_->logprobs = std::move(event.prompt_logprobs);
@@ -240,6 +243,7 @@ void GenerationCall::OnFinished(const TokenEvent& event, GenerationDelta* delta)
 
 void GenerationCall::End(GenerationEnd end, GenerationDelta* delta) {
   end.prompt_tokens = prompt_tokens_;
+  end.cached_tokens = cached_tokens_;
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
   context_.metrics->OnRequestDone(end.status);

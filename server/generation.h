@@ -50,6 +50,8 @@ struct GenerationInput {
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   bool echo = false;
+  std::string cache_salt;  // Request::cache_salt
+  bool skip_prefix_cache = false;
   int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the context's clock
 };
 
@@ -65,6 +67,7 @@ struct GenerationEnd {
   std::optional<int32_t> stop_token;
   std::optional<std::string> stop_string;
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of the prompt, computed by earlier requests
   int32_t completion_tokens = 0;
   std::string adapter_version;  // empty: base model
 };
@@ -117,6 +120,7 @@ class GenerationCall {
   RequestId id_ = 0;
   Detokenizer detokenizer_;
   StopMatcher stops_;
+  int32_t cached_tokens_ = 0;
   int32_t completion_tokens_ = 0;
   int32_t last_token_ = -1;
   int64_t last_token_us_ = 0;

@@ -55,6 +55,11 @@ struct Metrics::Families {
                                               .Register(registry);
   Counter& prompt_tokens =
       AddCounter(registry, "lorikeet_prompt_tokens_total", "Prompt tokens accepted");
+  Counter& admitted_tokens =
+      AddCounter(registry, "lorikeet_prefix_cache_queried_tokens_total",
+                 "Prompt tokens of admitted requests, looked for in the prefix cache");
+  Counter& cached_tokens = AddCounter(registry, "lorikeet_prefix_cache_hit_tokens_total",
+                                      "Of them, those found: not computed again");
   Counter& generated_tokens =
       AddCounter(registry, "lorikeet_generated_tokens_total", "Tokens sampled");
   Histogram& ttft =
@@ -82,6 +87,8 @@ struct Metrics::Families {
   Gauge& waiting = AddGauge(registry, "lorikeet_waiting_requests", "Requests in the queue");
   Gauge& running = AddGauge(registry, "lorikeet_running_requests", "Requests holding pages");
   Gauge& pages_used = AddGauge(registry, "lorikeet_pages_used", "KV pages in use");
+  Gauge& pages_cached = AddGauge(registry, "lorikeet_pages_cached",
+                                 "KV pages of earlier requests, free once they are needed");
   Gauge& pages_total = AddGauge(registry, "lorikeet_pages", "KV pages there are");
 
   Gauge& adapters = AddGauge(registry, "lorikeet_adapters", "Adapters loaded");
@@ -123,6 +130,9 @@ void Metrics::OnStep(const StepStats& stats) {
   f.base_rows.Increment(stats.base_rows);
   f.preemptions.Increment(stats.preempted);
   f.generated_tokens.Increment(stats.tokens_sampled);
+  f.admitted_tokens.Increment(stats.admitted_tokens);
+  f.cached_tokens.Increment(stats.cached_tokens);
+  f.pages_cached.Set(stats.pages_cached);
   f.pages_used.Set(stats.pages_used);
   f.pages_total.Set(stats.pages_total);
 }

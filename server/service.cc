@@ -67,6 +67,7 @@ absl::Status Service::StartEngine() {
   options.kv = model_.kv;
   options.pages = model_.pages;
   options.adapter_bytes = model_.adapter_bytes;
+  options.prefix_cache = !config_.no_prefix_cache;
   options.vocab = model_.vocab_size;
   options.eos_ids = model_.eos_ids;
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));

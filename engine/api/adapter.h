@@ -168,6 +168,8 @@ struct Adapter {
   const uint64_t serial = NextSerial();
   std::string version;               // lower-case hex SHA-256 of configuration and tensors
   std::string variant;               // "lora", "rslora", "dora", ...: for people
+  // Keys and values depend on nothing but tokens and version: they can be used again.
+  bool cacheable = true;
   int32_t max_rank = 0;
   int64_t bytes = 0;                 // of `storage` and `blocks`
   std::vector<ModuleDelta> modules;  // [ModuleCount(layers)], by ModuleId

@@ -42,6 +42,9 @@ struct Request {
   bool ignore_eos = false;              // EOS ids of the model do not end the request
   AdapterLease adapter;                 // empty: base model
   std::string adapter_name;             // as the client named it; empty: base model
+  // Keys and values are shared with requests of the same salt alone; at most kMaxCacheSaltBytes.
+  std::string cache_salt;
+  bool skip_prefix_cache = false;       // neither uses nor leaves shared keys and values
   int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the engine's Clock
 };
 

@@ -14,7 +14,10 @@ struct StepStats {
   int32_t waiting = 0;            // requests queued after planning
   int32_t running = 0;
   int32_t preempted = 0;          // requests sent back to the queue by this step
-  int32_t pages_used = 0;
+  int32_t admitted_tokens = 0;    // prompt tokens of the requests that this step admitted first
+  int32_t cached_tokens = 0;      // of them, those that earlier requests had computed
+  int32_t pages_used = 0;         // by requests
+  int32_t pages_cached = 0;       // of earlier requests, free once they are needed
   int32_t pages_total = 0;
   int32_t tokens_sampled = 0;
   int64_t step_us = 0;

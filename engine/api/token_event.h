@@ -32,6 +32,7 @@ struct TokenEvent {
   std::vector<TokenLogprobs> prompt_logprobs;   // kPromptLogprobs: [prompt - 1], tokens 1, 2, ...
   FinishReason finish = FinishReason::kNone;    // kFinished
   absl::Status status;                          // kFinished with kError
+  int32_t cached_tokens = 0;                    // of the prompt, computed by earlier requests
   int64_t time_us = 0;                          // on the engine's Clock
 };
 

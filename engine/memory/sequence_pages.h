@@ -1,4 +1,5 @@
-// The pages that hold one sequence's keys and values, in token order.
+// The pages that hold one sequence's keys and values, in token order: blocks it shares through the
+// prefix cache first, then its own.
 #pragma once
 
 #include <cstdint>
@@ -6,28 +7,30 @@
 #include <vector>
 
 #include "engine/memory/kv_layout.h"
-#include "engine/memory/page_pool.h"
+#include "engine/memory/prefix_cache.h"
 
 namespace lorikeet {
 
-// Gives its pages back when it dies. Not copyable: a page has one owner.
+// Gives its pages back when it dies.
 class SequencePages {
  public:
-  // `pool` and `layout` outlive it.
-  SequencePages(PagePool* pool, const KvLayout* layout) : pool_(pool), layout_(layout) {}
+  // `cache` and `layout` outlive it.
+  SequencePages(PrefixCache* cache, const KvLayout* layout) : cache_(cache), layout_(layout) {}
   ~SequencePages() { Release(); }
   SequencePages(const SequencePages&) = delete;
   SequencePages& operator=(const SequencePages&) = delete;
 
-  // Makes room for `tokens` tokens in all. False, and nothing changed, if the pool lacks pages.
-  bool Reserve(int64_t tokens) {
-    const int32_t missing = layout_->PagesFor(tokens) - static_cast<int32_t>(ids_.size());
-    return missing <= 0 || pool_->Alloc(missing, &ids_);
-  }
-  void Release() {
-    pool_->Free(ids_);
-    ids_.clear();
-  }
+  // Makes room for `tokens` tokens in all. False, and nothing changed, if pages are lacking.
+  bool Reserve(int64_t tokens);
+  void Release();
+
+  // Uses what the cache has of the first `tokens`, whole blocks from the first on; returns their
+  // number of tokens. REQUIRES: no pages are held.
+  int32_t Adopt(std::span<const int32_t> tokens, const KvIdentity& identity);
+  // Shares the whole blocks of `tokens`, whose keys and values are computed or will be before
+  // anything later. A block that another sequence has shared meanwhile takes the place of this
+  // one's own if `replace`, which needs that no step still writes to it; else sharing ends there.
+  void Share(std::span<const int32_t> tokens, const KvIdentity& identity, bool replace);
 
   // Pages of the first `tokens` tokens: block-major, pages_per_block ids a block.
   std::span<const int32_t> First(int64_t tokens) const {
@@ -36,9 +39,12 @@ class SequencePages {
   int32_t count() const { return static_cast<int32_t>(ids_.size()); }
 
  private:
-  PagePool* pool_;
+  PrefixCache::Block* last_shared() const { return shared_.empty() ? nullptr : shared_.back(); }
+
+  PrefixCache* cache_;
   const KvLayout* layout_;
   std::vector<int32_t> ids_;
+  std::vector<PrefixCache::Block*> shared_;  // of the first shared_.size() blocks of `ids_`
 };
 
 }  // namespace lorikeet

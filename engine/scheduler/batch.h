@@ -13,6 +13,7 @@
 namespace lorikeet {
 
 struct Batch {
+  std::vector<RequestId> requests;      // [S] whose rows they are
   std::vector<int32_t> tokens;          // [T]
   std::vector<int32_t> positions;       // [T] position in the sequence
   std::vector<int32_t> sequence_begin;  // [S + 1] rows of sequence s: [begin[s], begin[s + 1])

@@ -60,17 +60,25 @@ void Scheduler::PreemptYoungest() {
 void Scheduler::PlanPrefill(Sequence* sequence) {
   sequence->planned = std::min(sequence->uncomputed(), budget_);
   budget_ -= sequence->planned;
+  ShareBlocks(sequence, sequence->computed + sequence->planned, /*replace=*/false);
+}
+
+void Scheduler::ShareBlocks(Sequence* sequence, int32_t tokens, bool replace) {
+  if (sequence->kv_identity == nullptr) return;
+  sequence->pages.Share(std::span(sequence->tokens).first(tokens), sequence->kv_identity, replace);
 }
 
 // Starts the next preempted or waiting sequence. False if there is none or it must wait.
 bool Scheduler::Admit() {
   if (running() >= max_running_) return false;
   Sequence* sequence = NextWaiting();
-  if (sequence == nullptr || !Fits(*sequence)) return false;
-  LK_CHECK(sequence->pages.Reserve(sequence->length()));
+  if (sequence == nullptr || !AdapterFits(*sequence->group) || !TakePages(sequence)) return false;
   PopWaiting();
   if (sequence->admission < 0) {
     sequence->admission = next_admission_++;
+    sequence->cached_tokens = sequence->computed;
+    stats_.cached_tokens += sequence->computed;
+    stats_.admitted_tokens += sequence->prompt_tokens;
     sequence->tokens.reserve(std::min<int64_t>(
         context_tokens_, int64_t{sequence->prompt_tokens} + sequence->request.max_new_tokens));
     if (sequence->request.sampling.prompt_logprobs) {
@@ -100,13 +108,33 @@ bool Scheduler::AdapterFits(const Group& group) const {
   return adapter_bytes_ + group.adapter->bytes <= options_.adapter_bytes;
 }
 
-// Its tokens, and one block more for it and for everybody who runs already.
-bool Scheduler::Fits(const Sequence& sequence) const {
-  if (!AdapterFits(*sequence.group)) return false;
-  const int64_t pages = options_.kv.PagesFor(sequence.length());
-  if (running_.empty()) return pages <= pool_.free();
-  const int64_t headroom = int64_t{running() + 1} * options_.kv.pages_per_block;
-  return pages + headroom <= pool_.free();
+// Pages for all its tokens, if there is also one block more for it and for everybody who runs
+// already. Nothing is held if not.
+bool Scheduler::TakePages(Sequence* sequence) {
+  const int64_t block = options_.kv.pages_per_block;
+  const int64_t headroom = running_.empty() ? 0 : (running() + 1) * block;
+  if (headroom + block > cache_.available()) return false;  // one block at least is its own
+  AdoptPrefix(sequence);
+  const int64_t missing = options_.kv.PagesFor(sequence->length()) - sequence->pages.count();
+  if (missing + headroom <= cache_.available()) {
+    LK_CHECK(sequence->pages.Reserve(sequence->length()));
+    return true;
+  }
+  sequence->pages.Release();
+  sequence->computed = 0;
+  return false;
+}
+
+// The last token's row is always computed, and so are rows whose log-probabilities are still due.
+void Scheduler::AdoptPrefix(Sequence* sequence) {
+  if (sequence->kv_identity == nullptr) return;
+  int32_t most = sequence->length() - 1;
+  if (sequence->request.sampling.prompt_logprobs &&
+      sequence->prompt_logprobs_done < sequence->prompt_tokens - 1) {
+    most = std::min(most, sequence->prompt_logprobs_done);
+  }
+  sequence->computed =
+      sequence->pages.Adopt(std::span(sequence->tokens).first(most), sequence->kv_identity);
 }
 
 Scheduler::Sequence* Scheduler::NextWaiting() {
@@ -137,6 +165,7 @@ void Scheduler::BuildBatch(Batch* batch) {
               if (a->group != b->group) return a->group->order < b->group->order;
               return a->admission < b->admission;
             });
+  batch->requests.clear();
   batch->tokens.clear();
   batch->positions.clear();
   batch->sequence_begin.assign(1, 0);
@@ -151,6 +180,7 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   const int32_t first_row = batch->rows();
   const int32_t index = batch->sequences();
   const int32_t end = sequence->computed + sequence->planned;
+  batch->requests.push_back(sequence->id);
   for (int32_t position = sequence->computed; position < end; ++position) {
     batch->tokens.push_back(sequence->tokens[position]);
     batch->positions.push_back(position);
@@ -193,7 +223,8 @@ void Scheduler::CountStep(const Batch& batch) {
   stats_.distinct_adapters = static_cast<int32_t>(batch.segments.size());
   stats_.waiting = waiting();
   stats_.running = running();
-  stats_.pages_used = pool_.used();
+  stats_.pages_used = pages_used();
+  stats_.pages_cached = cache_.cold_pages();
   stats_.pages_total = pool_.total();
 }
 

@@ -10,6 +10,17 @@
 #include "engine/scheduler/sequence.h"
 
 namespace lorikeet {
+namespace {
+
+// Empty strings are the base model's and of no salt. The salt's length keeps the two apart.
+KvIdentity IdentityOf(const Request& request) {
+  const Adapter* adapter = request.adapter.get();
+  if (request.skip_prefix_cache || (adapter != nullptr && !adapter->cacheable)) return nullptr;
+  return std::make_shared<const std::string>(absl::StrCat(
+      request.cache_salt.size(), ":", request.cache_salt, adapter ? adapter->version : ""));
+}
+
+}  // namespace
 
 int32_t ContextTokens(const SchedulerOptions& options) {
   const int64_t pool_tokens =
@@ -23,6 +34,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
       // A row for each running sequence must fit in a step.
       max_running_(std::min(options.limits.max_running_requests, options.limits.max_batch_tokens)),
       pool_(options.pages),
+      cache_(&pool_),
       earliest_deadline_us_(std::numeric_limits<int64_t>::max()) {
   LK_CHECK(context_tokens_ >= 2);
   LK_CHECK(max_running_ >= 1);
@@ -39,12 +51,14 @@ void Scheduler::Enqueue(RequestId id, Request request) {
   Group* group = GroupOf(request.adapter.get());
   earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);
   auto [slot, inserted] = sequences_.emplace(
-      id, std::make_unique<Sequence>(id, std::move(request), group, &pool_, &options_.kv));
+      id, std::make_unique<Sequence>(id, std::move(request), group, &cache_, &options_.kv));
   LK_CHECK_MSG(inserted, "request id used twice");
+  Sequence* sequence = slot->second.get();
+  if (options_.prefix_cache) sequence->kv_identity = IdentityOf(sequence->request);
   ++group->open;
   ++waiting_;
   if (group->waiting.empty()) turns_.push_back(group);
-  group->waiting.push_back(slot->second.get());
+  group->waiting.push_back(sequence);
 }
 
 Scheduler::Group* Scheduler::GroupOf(const Adapter* adapter) {
@@ -95,6 +109,7 @@ void Scheduler::FailAll(const absl::Status& status, int64_t now_us, RequestEvent
     Finish(sequence, FinishReason::kError, status, now_us, events);
     Remove(sequence);
   }
+  cache_.Clear();  // the planned step's blocks may never have been computed
   earliest_deadline_us_ = std::numeric_limits<int64_t>::max();
 }
 
@@ -105,6 +120,7 @@ void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events)
   for (Sequence* sequence : step_.sequences) {
     sequence->computed += sequence->planned;
     sequence->planned = 0;
+    ShareBlocks(sequence, sequence->computed, /*replace=*/true);
   }
   stats_.tokens_sampled = 0;
   for (size_t i = 0; i < step_.logits.size(); ++i) {
@@ -127,7 +143,8 @@ void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events)
   for (Sequence* sequence : step_.sequences) {
     if (sequence->state == SequenceState::kFinished) Remove(sequence);
   }
-  stats_.pages_used = pool_.used();
+  stats_.pages_used = pages_used();
+  stats_.pages_cached = cache_.cold_pages();
   stats_.running = running();
   stats_.waiting = waiting();
 }
@@ -138,6 +155,7 @@ void Scheduler::AcceptToken(Sequence* sequence, SampledToken sampled, int64_t no
     TokenEvent event;
     event.kind = TokenEvent::Kind::kPromptLogprobs;
     event.prompt_logprobs = std::move(sequence->prompt_logprobs);
+    event.cached_tokens = sequence->cached_tokens;
     event.time_us = now_us;
     events->push_back({sequence->id, std::move(event)});
   }
@@ -145,6 +163,7 @@ void Scheduler::AcceptToken(Sequence* sequence, SampledToken sampled, int64_t no
   ++stats_.tokens_sampled;
   TokenEvent event;
   event.token = sampled.token;
+  event.cached_tokens = sequence->cached_tokens;
   event.logprobs = std::move(sampled.logprobs);
   event.time_us = now_us;
   events->push_back({sequence->id, std::move(event)});
@@ -173,6 +192,7 @@ void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status sta
   event.kind = TokenEvent::Kind::kFinished;
   event.finish = reason;
   event.status = std::move(status);
+  event.cached_tokens = sequence->cached_tokens;
   event.time_us = now_us;
   events->push_back({sequence->id, std::move(event)});
 

@@ -19,6 +19,12 @@
 // if they were prompt. So the running sequences are always older than the preempted ones, and the
 // oldest always advances: with everybody else preempted the pool holds a whole context.
 //
+// Prefixes. Whole blocks of prompts and answers stay after their request, and a request begins
+// behind what earlier ones computed of its tokens under the same KV identity; a preempted request
+// finds its own blocks again, if nobody needed the pages. What nobody uses goes before anyone is
+// preempted. Blocks are shared from the moment their step is planned, since a step writes all keys
+// and values of a layer before it reads any.
+//
 // Results belong to the step that Plan recorded, not to the sequences' present state: a backend
 // whose results come one step late needs a second recorded step, not another scheduler.
 #pragma once
@@ -36,6 +42,7 @@
 #include "engine/api/token_event.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/memory/page_pool.h"
+#include "engine/memory/prefix_cache.h"
 #include "engine/scheduler/batch.h"
 
 namespace lorikeet {
@@ -45,6 +52,7 @@ struct SchedulerOptions {
   KvLayout kv;
   int32_t pages = 0;  // in the pool; at least two tokens' worth
   int64_t adapter_bytes = 0;  // of the running requests' adapters together; 0: no bound
+  bool prefix_cache = true;
   std::vector<int32_t> eos_ids;
 };
 
@@ -82,7 +90,7 @@ class Scheduler {
   bool empty() const { return sequences_.empty(); }
   int32_t waiting() const { return waiting_ + static_cast<int32_t>(preempted_.size()); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
-  const PagePool& pool() const { return pool_; }
+  int32_t pages_used() const { return pool_.used() - cache_.cold_pages(); }  // by requests
   const StepStats& stats() const { return stats_; }  // of the last Plan and Commit; no step_us
 
  private:
@@ -105,7 +113,9 @@ class Scheduler {
   void PlanDecodes();
   void PlanPrefill(Sequence* sequence);
   bool Admit();
-  bool Fits(const Sequence& sequence) const;
+  bool TakePages(Sequence* sequence);
+  void AdoptPrefix(Sequence* sequence);
+  void ShareBlocks(Sequence* sequence, int32_t tokens, bool replace);
   bool AdapterFits(const Group& group) const;
   void EnterRunning(Sequence* sequence);
   void LeaveRunning(Sequence* sequence);
@@ -127,6 +137,7 @@ class Scheduler {
   const int32_t context_tokens_;
   const int32_t max_running_;
   PagePool pool_;
+  PrefixCache cache_;
 
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::unordered_map<const Adapter*, std::unique_ptr<Group>> groups_;  // with open requests

@@ -16,13 +16,13 @@ namespace lorikeet {
 enum class SequenceState : uint8_t { kWaiting, kPreempted, kRunning, kFinished };
 
 struct Scheduler::Sequence {
-  Sequence(RequestId id, Request request, Group* group, PagePool* pool, const KvLayout* layout)
+  Sequence(RequestId id, Request request, Group* group, PrefixCache* cache, const KvLayout* layout)
       : id(id),
         request(std::move(request)),
         tokens(std::move(this->request.prompt)),
         prompt_tokens(static_cast<int32_t>(tokens.size())),
         group(group),
-        pages(pool, layout) {}
+        pages(cache, layout) {}
 
   int32_t length() const { return static_cast<int32_t>(tokens.size()); }
   int32_t generated() const { return length() - prompt_tokens; }
@@ -36,9 +36,11 @@ struct Scheduler::Sequence {
   const int32_t prompt_tokens;
   Group* const group;
   SequencePages pages;
+  KvIdentity kv_identity;  // of all its positions; nullptr: it neither uses nor fills the cache
   SequenceState state = SequenceState::kWaiting;
   int64_t admission = -1;                      // counted at the first admission: smaller is older
   int32_t computed = 0;                        // tokens whose K and V are in `pages`
+  int32_t cached_tokens = 0;                   // of the prompt, found at the first admission
   int32_t planned = 0;                         // rows of the step in flight
   std::vector<TokenLogprobs> prompt_logprobs;  // of tokens 1, 2, ... so far
   int32_t prompt_logprobs_done = 0;            // entries collected, sent ones included

@@ -66,6 +66,7 @@ void SetFinish(const GenerationEnd& end, v1::Finish* finish) {
   if (end.stop_token) finish->set_token_id(*end.stop_token);
   if (end.stop_string) finish->set_string(*end.stop_string);
   finish->mutable_usage()->set_prompt_tokens(end.prompt_tokens);
+  finish->mutable_usage()->set_cached_tokens(end.cached_tokens);
   finish->mutable_usage()->set_completion_tokens(end.completion_tokens);
   finish->set_adapter_version(end.adapter_version);
 }
@@ -90,6 +91,8 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   input.stop_token_ids.assign(stop.token_ids().begin(), stop.token_ids().end());
   input.ignore_eos = stop.ignore_eos();
   input.echo = request.echo();
+  input.cache_salt = std::move(*request.mutable_cache_salt());
+  input.skip_prefix_cache = request.skip_prefix_cache();
   return input;
 }
 

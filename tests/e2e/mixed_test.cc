@@ -162,6 +162,47 @@ TEST_F(MixedTest, AReloadedAdapterGivesTheSameAnswer) {
   EXPECT_EQ(before.SerializeAsString(), after.SerializeAsString());
 }
 
+TEST_F(MixedTest, ASharedBeginningIsComputedOnceForEachAdapterAndSalt) {
+  Start();
+  LoadAll();
+  v1::GenerateRequest request = TextRequest("", 2);
+  request.mutable_token_ids()->mutable_ids()->Resize(40, 5);
+  const auto cached = [&] {
+    v1::GenerateResponse response;
+    EXPECT_TRUE(Unary(request, &response).ok());
+    return response.finish().usage().cached_tokens();
+  };
+  EXPECT_EQ(cached(), 0);
+  EXPECT_EQ(cached(), 32);
+  request.set_adapter("lora");
+  EXPECT_EQ(cached(), 0);
+  request.set_cache_salt("tenant");
+  EXPECT_EQ(cached(), 0);
+  EXPECT_EQ(cached(), 32);
+  request.set_skip_prefix_cache(true);
+  EXPECT_EQ(cached(), 0);
+  EXPECT_EQ(Metric("lorikeet_prefix_cache_hit_tokens_total"), 64);
+  EXPECT_EQ(Metric("lorikeet_prefix_cache_queried_tokens_total"), 6 * 40);
+
+  request.set_cache_salt(std::string(257, 'x'));
+  v1::GenerateResponse response;
+  const grpc::Status status = Unary(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("cache_salt has 257 bytes; at most 256"));
+}
+
+TEST_F(MixedTest, WithoutPrefixCacheEveryPromptIsComputedInFull) {
+  config_.no_prefix_cache = true;
+  Start();
+  v1::GenerateRequest request = TextRequest("", 2);
+  request.mutable_token_ids()->mutable_ids()->Resize(40, 5);
+  for (int i = 0; i < 2; ++i) {
+    v1::GenerateResponse response;
+    ASSERT_TRUE(Unary(request, &response).ok());
+    EXPECT_EQ(response.finish().usage().cached_tokens(), 0);
+  }
+}
+
 TEST_F(MixedTest, GetAdapterDescribesIt) {
   Start();
   ASSERT_TRUE(Load("style", "dora").ok());

@@ -1,11 +1,12 @@
 // A runner whose "model" is a hash of the whole history. It keeps what each row writes in the
-// pages the batch names and reads the history back from there, so a wrong page, position or chunk
-// changes the tokens or fails outright.
+// pages the batch names and reads the history back from there, so a wrong page, position, chunk or
+// writer changes the tokens or fails outright.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -43,7 +44,7 @@ struct FakeModel {
 class FakeRunner final : public Runner {
  public:
   FakeRunner(FakeModel model, KvLayout kv, int32_t pages)
-      : model_(model), kv_(kv), slots_(size_t(pages) * KvLayout::kPageTokens, -1) {}
+      : model_(model), kv_(kv), slots_(size_t(pages) * KvLayout::kPageTokens) {}
 
   absl::StatusOr<StepResult> Run(const Batch& batch) override {
     Store(batch);
@@ -60,7 +61,21 @@ class FakeRunner final : public Runner {
   std::function<absl::Status(const Batch&, StepResult*)> on_run;
 
  private:
-  int32_t& Slot(const Batch& batch, int32_t sequence, int32_t position, int32_t page_of_block) {
+  // What a token's keys and values depend on besides the tokens before it.
+  struct Slot {
+    int32_t token = -1;  // -1: nothing yet
+    std::string version;
+    bool operator==(const Slot&) const = default;
+  };
+
+  static std::string VersionOf(const Batch& batch, int32_t row) {
+    for (const AdapterSegment& segment : batch.segments) {
+      if (row >= segment.row_begin && row < segment.row_end) return segment.adapter->version;
+    }
+    return "";
+  }
+
+  Slot& SlotOf(const Batch& batch, int32_t sequence, int32_t position, int32_t page_of_block) {
     const int32_t block = position / KvLayout::kPageTokens;
     const int32_t index = batch.page_begin[sequence] + block * kv_.pages_per_block + page_of_block;
     EXPECT_LT(index, batch.page_begin[sequence + 1]) << "no page for position " << position;
@@ -72,7 +87,7 @@ class FakeRunner final : public Runner {
     for (int32_t s = 0; s < batch.sequences(); ++s) {
       for (int32_t r = batch.sequence_begin[s]; r < batch.sequence_begin[s + 1]; ++r) {
         for (int32_t p = 0; p < kv_.pages_per_block; ++p) {
-          Slot(batch, s, batch.positions[r], p) = batch.tokens[r];
+          SlotOf(batch, s, batch.positions[r], p) = {batch.tokens[r], VersionOf(batch, r)};
         }
       }
     }
@@ -87,10 +102,12 @@ class FakeRunner final : public Runner {
     EXPECT_EQ(row.history.size(), position + 1);
     std::vector<int32_t> history(position + 1);
     for (int32_t i = 0; i <= position; ++i) {
-      history[i] = Slot(batch, row.sequence, i, 0);
-      EXPECT_EQ(history[i], row.history[i]) << "pages hold another token at position " << i;
+      const Slot& slot = SlotOf(batch, row.sequence, i, 0);
+      history[i] = slot.token;
+      EXPECT_EQ(slot.token, row.history[i]) << "pages hold another token at position " << i;
+      EXPECT_EQ(slot.version, adapter ? adapter->version : "") << "written by another adapter";
       for (int32_t p = 1; p < kv_.pages_per_block; ++p) {
-        EXPECT_EQ(Slot(batch, row.sequence, i, p), history[i]) << "page " << p << " of a block";
+        EXPECT_TRUE(SlotOf(batch, row.sequence, i, p) == slot) << "page " << p << " of a block";
       }
     }
     const uint64_t state = model_.State(history, adapter);
@@ -102,7 +119,7 @@ class FakeRunner final : public Runner {
 
   const FakeModel model_;
   const KvLayout kv_;
-  std::vector<int32_t> slots_;  // [pages, kPageTokens] the token written there; -1: nothing yet
+  std::vector<Slot> slots_;  // [pages, kPageTokens]
 };
 
 }  // namespace lorikeet

@@ -1,8 +1,11 @@
+#include <numeric>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "engine/memory/kv_layout.h"
 #include "engine/memory/page_pool.h"
+#include "engine/memory/prefix_cache.h"
 #include "engine/memory/sequence_pages.h"
 #include "gtest/gtest.h"
 
@@ -45,8 +48,9 @@ TEST(SequencePages, GrowsByWholeBlocksAndReturnsThemWhenItDies) {
   const KvLayout layout = KvLayout::Make(30, 3, 64, DType::kF32);
   ASSERT_GT(layout.pages_per_block, 1);
   PagePool pool(3 * layout.pages_per_block + 1);
+  PrefixCache cache(&pool);
   {
-    SequencePages pages(&pool, &layout);
+    SequencePages pages(&cache, &layout);
     ASSERT_TRUE(pages.Reserve(1));
     EXPECT_EQ(pages.count(), layout.pages_per_block);
     const std::vector<int32_t> first(pages.First(1).begin(), pages.First(1).end());
@@ -60,6 +64,108 @@ TEST(SequencePages, GrowsByWholeBlocksAndReturnsThemWhenItDies) {
     EXPECT_EQ(pages.count(), 2 * layout.pages_per_block);
   }
   EXPECT_EQ(pool.used(), 0);
+}
+
+// Sequences over a pool of one-page blocks.
+class Prefixes : public ::testing::Test {
+ protected:
+  static std::vector<int32_t> Count(int32_t first, int32_t tokens) {
+    std::vector<int32_t> all(tokens);
+    std::iota(all.begin(), all.end(), first);
+    return all;
+  }
+  static KvIdentity Identity(const std::string& text) {
+    return std::make_shared<const std::string>(text);
+  }
+  // As a sequence of `tokens` that is computed and ends.
+  void Leave(const std::vector<int32_t>& tokens, const KvIdentity& identity) {
+    SequencePages pages(&cache_, &layout_);
+    pages.Adopt(tokens, identity);
+    ASSERT_TRUE(pages.Reserve(static_cast<int64_t>(tokens.size())));
+    pages.Share(tokens, identity, /*replace=*/true);
+  }
+  int32_t Hits(const std::vector<int32_t>& tokens, const KvIdentity& identity) {
+    return SequencePages(&cache_, &layout_).Adopt(tokens, identity);
+  }
+
+  const KvLayout layout_ = KvLayout::Make(2, 1, 64, DType::kF32);
+  const KvIdentity base_ = Identity("");
+  PagePool pool_{8};
+  PrefixCache cache_{&pool_};
+};
+
+TEST_F(Prefixes, WholeBlocksOfTheSameTokensBeforeThemAreFound) {
+  Leave(Count(0, 40), base_);
+  EXPECT_EQ(Hits(Count(0, 40), base_), 32) << "the last block was not whole";
+  EXPECT_EQ(Hits(Count(0, 31), base_), 16);
+  std::vector<int32_t> other = Count(0, 48);
+  other[20] = 7;
+  EXPECT_EQ(Hits(other, base_), 16);
+  other = Count(0, 48);
+  other[0] = 7;
+  EXPECT_EQ(Hits(other, base_), 0) << "a block counts only behind the blocks before it";
+  EXPECT_EQ(Hits(Count(16, 16), base_), 0);
+  EXPECT_EQ(pool_.used(), 2);
+  EXPECT_EQ(cache_.cold_pages(), 2);
+}
+
+TEST_F(Prefixes, AnotherIdentityFindsNothing) {
+  const std::vector<int32_t> tokens = Count(0, 32);
+  Leave(tokens, Identity("a"));
+  EXPECT_EQ(Hits(tokens, Identity("a")), 32);
+  EXPECT_EQ(Hits(tokens, Identity("b")), 0);
+  EXPECT_EQ(Hits(tokens, base_), 0);
+  Leave(tokens, base_);
+  EXPECT_EQ(Hits(tokens, base_), 32);
+  EXPECT_EQ(pool_.used(), 4) << "blocks of two identities are two";
+}
+
+TEST_F(Prefixes, ColdBlocksGoWhenPagesAreNeededTheOneUsedLongestAgoFirst) {
+  Leave(Count(0, 32), base_);
+  Leave(Count(100, 32), base_);
+  Leave(Count(200, 32), base_);
+  EXPECT_EQ(Hits(Count(0, 32), base_), 32);  // used last now
+  SequencePages pages(&cache_, &layout_);
+  ASSERT_TRUE(pages.Reserve(2 * 16 + 1 + 16));  // two are free, two come from the cache
+  EXPECT_EQ(Hits(Count(0, 32), base_), 32);
+  EXPECT_EQ(Hits(Count(200, 32), base_), 32);
+  EXPECT_EQ(Hits(Count(100, 32), base_), 0);
+  EXPECT_FALSE(pages.Reserve(9 * 16));
+  EXPECT_EQ(cache_.cold_pages(), 4) << "what does not fit takes nothing";
+  ASSERT_TRUE(pages.Reserve(8 * 16));
+  EXPECT_EQ(cache_.cold_pages(), 0);
+}
+
+TEST_F(Prefixes, BlocksInUseStayAndTheirBeginningsWithThem) {
+  Leave(Count(0, 48), base_);
+  SequencePages user(&cache_, &layout_);
+  EXPECT_EQ(user.Adopt(Count(0, 32), base_), 32);
+  EXPECT_EQ(cache_.cold_pages(), 1);
+  SequencePages pages(&cache_, &layout_);
+  EXPECT_FALSE(pages.Reserve(7 * 16));
+  ASSERT_TRUE(pages.Reserve(6 * 16));
+  EXPECT_EQ(Hits(Count(0, 48), base_), 32);
+  EXPECT_EQ(cache_.available(), 0);
+}
+
+TEST_F(Prefixes, TheSameBlockComputedTwiceIsKeptOnce) {
+  const std::vector<int32_t> tokens = Count(0, 33);
+  SequencePages a(&cache_, &layout_), b(&cache_, &layout_);
+  ASSERT_TRUE(a.Reserve(33) && b.Reserve(33));
+  a.Share(tokens, base_, /*replace=*/false);
+  b.Share(tokens, base_, /*replace=*/false);
+  EXPECT_EQ(pool_.used(), 6);
+  EXPECT_NE(b.First(16)[0], a.First(16)[0]);
+  b.Share(tokens, base_, /*replace=*/true);
+  EXPECT_EQ(pool_.used(), 4);
+  EXPECT_EQ(b.First(32)[0], a.First(32)[0]);
+  EXPECT_EQ(b.First(32)[1], a.First(32)[1]);
+  EXPECT_NE(b.First(33)[2], a.First(33)[2]);
+  a.Release();
+  b.Release();
+  EXPECT_EQ(pool_.used(), 2);
+  cache_.Clear();
+  EXPECT_EQ(pool_.used(), 0);
 }
 
 }  // namespace

@@ -204,7 +204,7 @@ TEST_F(Scheduling, TheYoungestGivesItsPagesBackAndContinuesWithoutRepeating) {
     if (scheduler_->stats().preempted > 0) {
       EXPECT_EQ(batch_.sequences(), 1) << "the older one goes on";
       EXPECT_EQ(scheduler_->waiting(), 1);
-      EXPECT_EQ(scheduler_->pool().used(), 4) << "the younger one's pages are back";
+      EXPECT_EQ(scheduler_->pages_used(), 4) << "the younger one's pages are back";
     }
     Commit(answer++);
   }
@@ -217,7 +217,7 @@ TEST_F(Scheduling, TheYoungestGivesItsPagesBackAndContinuesWithoutRepeating) {
   for (size_t i = 1; i < tokens.size(); ++i) {
     EXPECT_GT(tokens[i], tokens[i - 1]) << "sent twice, at " << i;
   }
-  EXPECT_EQ(scheduler_->pool().used(), 0);
+  EXPECT_EQ(scheduler_->pages_used(), 0);
 }
 
 TEST_F(Scheduling, EndsAtEosStopIdLengthAndContext) {
@@ -290,7 +290,7 @@ TEST_F(Scheduling, ADeadlineEndsWaitingAndRunningRequests) {
   EXPECT_THAT(std::string(events_[1].back().status.message()), HasSubstr("1 of at most 100"));
   Step();
   EXPECT_EQ(Tokens(3).size(), 1u) << "the third goes on";
-  EXPECT_EQ(scheduler_->pool().used(), 1);
+  EXPECT_EQ(scheduler_->pages_used(), 1);
 }
 
 TEST_F(Scheduling, CancelReturnsPagesAndLeaseAtOnce) {
@@ -307,7 +307,7 @@ TEST_F(Scheduling, CancelReturnsPagesAndLeaseAtOnce) {
   EXPECT_EQ(Finish(2), FinishReason::kCanceled);
   EXPECT_EQ(events_[1].size(), 1u);
   EXPECT_EQ(adapter.use_count(), 1);
-  EXPECT_EQ(scheduler_->pool().used(), 0);
+  EXPECT_EQ(scheduler_->pages_used(), 0);
   EXPECT_FALSE(Plan());
 }
 
@@ -342,6 +342,99 @@ TEST_F(Scheduling, AWarmStepLoopKeepsTheBatchsMemory) {
   const void* after[] = {batch_.tokens.data(), batch_.positions.data(), batch_.logit_rows.data()};
   EXPECT_THAT(after, ::testing::ElementsAreArray(before));
 }
+
+// Prompt rows that `request` takes, alone; its answer is one token.
+class PrefixScheduling : public Scheduling {
+ protected:
+  int32_t RowsOf(const Request& request) {
+    const RequestId id = next_++;
+    scheduler_->Enqueue(id, request);
+    int32_t rows = 0;
+    while (Plan()) {
+      rows += batch_.rows();
+      Commit();
+    }
+    EXPECT_EQ(events_[id].back().cached_tokens, int32_t(request.prompt.size()) - rows);
+    return rows;
+  }
+  RequestId next_ = 1;
+};
+
+TEST_F(PrefixScheduling, ARequestBeginsBehindWhatAnEarlierOneComputed) {
+  Start({.max_batch_tokens = 64}, 100);
+  EXPECT_EQ(RowsOf(MakeRequest(100, 1)), 100);
+  EXPECT_EQ(RowsOf(MakeRequest(100, 1)), 4);
+  EXPECT_EQ(RowsOf(MakeRequest(97, 1)), 1);
+  EXPECT_EQ(RowsOf(MakeRequest(96, 1)), 16) << "the last token is computed, in its whole block";
+  EXPECT_EQ(scheduler_->pages_used(), 0);
+}
+
+TEST_F(PrefixScheduling, ItsAnswerIsPartOfWhatTheNextTurnFinds) {
+  Start({.max_batch_tokens = 64}, 100);
+  scheduler_->Enqueue(100, MakeRequest(20, 30));
+  while (Plan()) Commit(7);
+  Request next = MakeRequest(20, 1);
+  next.prompt.insert(next.prompt.end(), 30, 7);
+  next.prompt.push_back(9);
+  EXPECT_EQ(RowsOf(next), 51 - 48);
+}
+
+TEST_F(PrefixScheduling, NothingIsSharedAcrossAdaptersVersionsTenantsOrAgainstARequestsWill) {
+  Start({.max_batch_tokens = 64}, 1000);
+  const AdapterLease a = MakeAdapter("a");
+  Request salted = MakeRequest(40, 1, a);
+  salted.cache_salt = "tenant";
+  EXPECT_EQ(RowsOf(MakeRequest(40, 1)), 40);
+  EXPECT_EQ(RowsOf(MakeRequest(40, 1, a)), 40) << "the base's";
+  EXPECT_EQ(RowsOf(MakeRequest(40, 1, MakeAdapter("b"))), 40) << "another adapter's";
+  EXPECT_EQ(RowsOf(MakeRequest(40, 1, MakeAdapter("a"))), 8) << "the same version loaded again";
+  EXPECT_EQ(RowsOf(salted), 40) << "another tenant's";
+  EXPECT_EQ(RowsOf(salted), 8);
+  salted.cache_salt = "tenanta";
+  salted.adapter = {};
+  EXPECT_EQ(RowsOf(salted), 40) << "salt and version run together";
+
+  Request alone = MakeRequest(40, 1);
+  alone.skip_prefix_cache = true;
+  EXPECT_EQ(RowsOf(alone), 40);
+  alone.prompt[0] = 1;
+  EXPECT_EQ(RowsOf(alone), 40);
+  alone.skip_prefix_cache = false;
+  EXPECT_EQ(RowsOf(alone), 40) << "it left something";
+
+  auto gated = std::make_shared<Adapter>();
+  gated->version = "gated";
+  gated->cacheable = false;
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(RowsOf(MakeRequest(40, 1, AdapterLease(gated))), 40);
+}
+
+TEST_F(PrefixScheduling, PromptLogprobsAreComputedThoughTheirTokensAreKnown) {
+  Start({.max_batch_tokens = 64}, 100);
+  RowsOf(MakeRequest(40, 1));
+  Request request = MakeRequest(40, 1);
+  request.sampling.prompt_logprobs = true;
+  EXPECT_EQ(RowsOf(request), 40);
+  EXPECT_EQ(events_[next_ - 1][0].prompt_logprobs.size(), 39u);
+}
+
+TEST_F(PrefixScheduling, AHundredRequestsAndTenAdaptersComputeATenthOfASharedPrompt) {
+  Start({.max_context_tokens = 4000, .max_batch_tokens = 256}, 1000);
+  std::vector<AdapterLease> adapters;
+  for (int i = 0; i < 10; ++i) adapters.push_back(MakeAdapter("v" + std::to_string(i)));
+  for (RequestId id = 1; id <= 100; ++id) {  // all at once
+    Request request = MakeRequest(1000, 8, adapters[id % 10]);
+    for (int i = 0; i < 5; ++i) request.prompt.push_back(int32_t(1000 * id) + i);
+    scheduler_->Enqueue(id, request);
+  }
+  int64_t prefill = 0;
+  while (Plan()) {
+    prefill += scheduler_->stats().prefill_rows;
+    Commit(int32_t(prefill % 50) + 3);
+  }
+  EXPECT_LE(prefill, 100 * 1005 * 12 / 100);
+  EXPECT_EQ(scheduler_->pages_used(), 0);
+}
+
 
 }  // namespace
 }  // namespace lorikeet

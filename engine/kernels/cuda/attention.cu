@@ -368,8 +368,11 @@ __global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, 
   const int32_t items = step.list->decode_count;
   std::byte* ring = shared + threadIdx.x / 32 * kStages<kDim> * PageBuffer<kDim>::kBytes;
   float* partials = reinterpret_cast<float*>(shared);
+  DecodeItem next;
+  if (blockIdx.x < items) next = step.list->decodes[blockIdx.x];
   for (int32_t index = blockIdx.x; index < items; index += gridDim.x) {
-    const DecodeItem item = step.list->decodes[index];
+    const DecodeItem item = next;
+    if (index + gridDim.x < items) next = step.list->decodes[index + gridDim.x];
     Attending<kDim, 1> state;
     state.Clear();
     const T* q = args.q.row<T>(item.row) + int64_t{heads.first_head + g} * dim;

@@ -12,8 +12,8 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = 64 << 20;  // for products split along the contracted dimension
 
-constexpr int kProposals = 6;
-constexpr int kRuns = 2;  // that a proposal is timed
+constexpr int kProposals = 12;
+constexpr int kRuns = 5;  // that a proposal is timed
 
 // Milliseconds of the fastest run; `before` is not counted.
 template <typename Before, typename Fn>

@@ -18,7 +18,7 @@ int32_t Chunks(int32_t position, int32_t chunk_pages) {
 // The longest chunk that still gives every multiprocessor of a large device a block or two: long
 // ones spend less on beginnings and ends.
 int32_t ChunkPages(const StepInput& step, int32_t kv_heads) {
-  constexpr int32_t kEnoughBlocks = 264;
+  constexpr int32_t kEnoughBlocks = 200;
   for (const int32_t pages : {64, 32, 16}) {
     int32_t blocks = 0;
     for (size_t s = 0; s + 1 < step.sequence_begin.size(); ++s) {
