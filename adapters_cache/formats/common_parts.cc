@@ -16,7 +16,7 @@ constexpr std::string_view kCommonKeys =
     "auto_mapping base_model_name_or_path bias exclude_modules inference_mode init_weights "
     "layers_pattern layers_to_transform modules_to_save peft_type peft_version revision "
     "runtime_config target_modules task_type trainable_token_indices fan_in_fan_out module_dropout "
-    "ensure_weight_tying monteclora_config";
+    "ensure_weight_tying monteclora_config megatron_core";
 
 bool Lists(std::string_view words, std::string_view word) {
   for (size_t at = words.find(word); at != std::string_view::npos; at = words.find(word, at + 1)) {
@@ -116,7 +116,7 @@ bool CommonParts::PlaceSaved(std::string_view canonical, const std::string& name
   if (const size_t at = path.find(kInfix); at != std::string::npos) path.erase(at, kInfix.size());
   const std::string module = path.substr(0, path.rfind('.'));
   const bool named = std::any_of(saved_.begin(), saved_.end(), [&](const std::string& saved) {
-    return module == saved || module.ends_with("." + saved);
+    return module.ends_with(saved);  // PEFT's rule: "norm" is every norm
   });
   if (named) raw_->parts.saved.emplace(path, RawTensor{name, view});
   return named;

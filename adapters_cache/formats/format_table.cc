@@ -6,6 +6,7 @@
 
 #include "adapters_cache/formats/peft_lora.h"
 #include "adapters_cache/formats/peft_modules.h"
+#include "adapters_cache/formats/peft_prompts.h"
 
 namespace lorikeet {
 namespace {
@@ -27,21 +28,21 @@ constexpr const char* kNotInFile =
 constexpr Format kFormats[] = {
     {"LORA", ParsePeftLora, nullptr},
     {"ADAMSS", nullptr, kNotInFile},
-    {"ADAPTION_PROMPT", nullptr, kNotYet},
-    {"CARTRIDGE", nullptr, kNotYet},
-    {"CPT", nullptr, kNotYet},
+    {"ADAPTION_PROMPT", ParseAdaptionPrompt, nullptr},
+    {"CARTRIDGE", ParsePrefixTuning, nullptr},
+    {"CPT", ParsePromptTuning, nullptr},
     {"LILY", nullptr,
      "its gate averages over the whole batch, so a request's answer would depend "
      "on its neighbours"},
-    {"LN_TUNING", nullptr, kNotYet},
+    {"LN_TUNING", ParseLnTuning, nullptr},
     {"MULTITASK_PROMPT_TUNING", nullptr, kNotYet},
-    {"P_TUNING", nullptr, kNotYet},
+    {"P_TUNING", ParsePromptTuning, nullptr},
     {"POLY", nullptr, kNotYet},
-    {"PREFIX_TUNING", nullptr, kNotYet},
-    {"PROMPT_TUNING", nullptr, kNotYet},
+    {"PREFIX_TUNING", ParsePrefixTuning, nullptr},
+    {"PROMPT_TUNING", ParsePromptTuning, nullptr},
     {"PSOFT", nullptr, kNotInFile},
     {"SHADOW", nullptr, "it runs a second transformer beside the base model"},
-    {"TRAINABLE_TOKENS", nullptr, kNotYet},
+    {"TRAINABLE_TOKENS", ParseTrainableTokens, nullptr},
     {"XLORA", nullptr, kNotYet},
 };
 

@@ -8,6 +8,9 @@
 
 namespace lorikeet {
 
+// methods_lora.cc: PiSSA, OLoRA, KaSA, BD-LoRA, QALoRA, LoRA-XS
+absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out);
+
 // methods_low_rank.cc
 absl::Status LowerAdaLora(const ModuleTensors& m, Lowered* out);
 absl::Status LowerDelora(const ModuleTensors& m, Lowered* out);

@@ -51,7 +51,8 @@ absl::StatusOr<const RawTensor*> ModuleTensors::Find(std::string_view name) cons
   const Tensors& tensors = is_own ? own_ : shared_;
   const auto it = tensors.find(name);
   if (it == tensors.end()) return Invalid("no tensor " + std::string(name));
-  (is_own ? used_own_ : used_shared_)->insert(std::string(name));
+  if (is_own) used_own_->insert(std::string(name));
+  if (shared_.contains(name)) used_shared_->insert(std::string(name));  // a copy of every module's
   return &it->second;
 }
 

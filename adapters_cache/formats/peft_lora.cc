@@ -9,8 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/common_parts.h"
+#include "adapters_cache/formats/methods.h"
 #include "adapters_cache/formats/peft_targets.h"
 #include "engine/api/limits.h"
 
@@ -25,10 +27,7 @@ struct RefusedOption {
   const char* reason;
 };
 constexpr RefusedOption kRefusedOptions[] = {
-    {"use_qalora", "QALoRA pools the input of its linears"},
     {"arrow_config", "Arrow routes every token among several adapters"},
-    {"kasa_config", "KaSA truncates the base's weights"},
-    {"use_bdlora", "BD-LoRA stores block-diagonal factors"},
     {"target_parameters", "it adapts expert parameters, which are no linears"},
     {"megatron_config", "it is laid out for Megatron"},
 };
@@ -46,6 +45,7 @@ constexpr std::array kKnownOptions = std::to_array<std::string_view>({
     "exclude_modules",
     "fan_in_fan_out",
     "inference_mode",
+    "kasa_config",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -68,7 +68,9 @@ constexpr std::array kKnownOptions = std::to_array<std::string_view>({
     "target_modules",
     "task_type",
     "trainable_token_indices",
+    "use_bdlora",
     "use_dora",
+    "use_qalora",
     "use_rslora",
     "velora_config",
 });
@@ -105,10 +107,10 @@ void CheckInit(const Json& config, Problems* problems) {
   if (it == config.end() || it->is_null() || it->is_boolean()) return;
   std::string init = it->is_string() ? it->get<std::string>() : it->dump();
   for (char& c : init) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  for (const char* plain : {"gaussian", "eva", "orthogonal", "mica"}) {
+  for (const char* plain : {"gaussian", "eva", "orthogonal", "mica", "pissa", "olora"}) {
     if (init == plain) return;
   }
-  for (const char* residual : {"pissa", "olora", "corda", "loftq", "lora_ga"}) {
+  for (const char* residual : {"pissa", "corda", "loftq", "lora_ga"}) {
     if (!std::string_view(init).starts_with(residual)) continue;
     problems->Unserved(
         absl::StrCat("init_lora_weights '", init,
@@ -184,6 +186,7 @@ class LoraReader {
       problems_->Invalid("the file holds no LoRA tensors");
     }
     for (auto& [path, module] : raw_->modules) Complete(path, &module);
+    FindRelative();
     NoteTargets(std::move(targets));
   }
 
@@ -193,6 +196,11 @@ class LoraReader {
     std::string_view path = canonical;
     if (StripSuffix(&path, ".lora_A.weight")) return Put(path, &RawModule::a, name, view);
     if (StripSuffix(&path, ".lora_B.weight")) return Put(path, &RawModule::b, name, view);
+    if (StripSuffix(&path, ".lora_diag")) return PutRelative(path, "lora_diag", name, view);
+    if (StripSuffix(&path, ".default_lora_latent_mapping.weight") ||
+        StripSuffix(&path, "_lora_latent_mapping.weight")) {
+      return PutRelative(path, "lora_latent_mapping", name, view);
+    }
     if (options_.lora_bias && StripSuffix(&path, ".lora_B.bias")) {
       return Put(path, &RawModule::lora_bias, name, view);
     }
@@ -217,6 +225,38 @@ class LoraReader {
       return;
     }
     tensor = RawTensor{name, view};
+  }
+
+  void PutRelative(std::string_view path, const char* parameter, const std::string& name,
+                   const TensorView& view) {
+    raw_->modules[std::string(path)].tensors.emplace(parameter, RawTensor{name, view});
+    relative_ = true;
+  }
+
+  // PiSSA and the like: what the pairs come to depends on more than themselves.
+  void FindRelative() {
+    const Json& config = files_.config;
+    const auto set = [&config](const char* key) {
+      return config.contains(key) && IsSet(config[key]);
+    };
+    relative_ = relative_ || set("use_qalora") || set("use_bdlora") || set("kasa_config");
+    if (config.contains("init_lora_weights") && config["init_lora_weights"].is_string()) {
+      const std::string init = absl::AsciiStrToLower(config["init_lora_weights"].get<std::string>());
+      relative_ = relative_ || init == "pissa" || init == "olora";
+    }
+    if (!relative_) return;
+    if (options_.dora || options_.lora_bias) {
+      problems_->Unserved("use_dora or lora_bias together with " + raw_->variant +
+                          "'s other settings is not served");
+    }
+    raw_->lower = LowerLoraRelative;
+    for (auto& [path, module] : raw_->modules) {
+      if (!module.a || !module.b) continue;
+      module.tensors.emplace("lora_A.weight", *module.a);
+      module.tensors.emplace("lora_B.weight", *module.b);
+      module.a.reset();
+      module.b.reset();
+    }
   }
 
   void ReadInvocation() {
@@ -257,7 +297,8 @@ class LoraReader {
     const int64_t rank = StatedRank(path);
     if (rank == 0) return;
     if (module->a) CheckRank(*module->a, 0, rank);
-    if (module->b) CheckRank(*module->b, 1, rank);
+    const bool blocks = files_.config.contains("use_bdlora") && IsSet(files_.config["use_bdlora"]);
+    if (module->b && !blocks) CheckRank(*module->b, 1, rank);
 
     const double alpha = options_.alpha_pattern.Find(path).value_or(options_.alpha);
     const double divisor = options_.rslora ? std::sqrt(static_cast<double>(rank)) : rank;
@@ -290,7 +331,7 @@ class LoraReader {
     }
     std::vector<std::string> extra;
     for (const auto& [path, module] : raw_->modules) {
-      if (module.a && !targets.Match(path)) extra.push_back(path);
+      if (module.has_delta() && !targets.Match(path)) extra.push_back(path);
     }
     if (!extra.empty()) {
       raw_->warnings.push_back(
@@ -309,6 +350,7 @@ class LoraReader {
   LoraOptions options_;
   std::vector<std::string> unused_;
   CommonParts common_;
+  bool relative_ = false;  // see FindRelative
 };
 
 }  // namespace

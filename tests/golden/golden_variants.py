@@ -14,9 +14,9 @@ import sys
 
 import numpy
 import torch
-from peft import (AdaLoraConfig, AdaptionPromptConfig, BeftConfig, BOFTConfig, C3AConfig,
+from peft import (AdaLoraConfig, AdaptionPromptConfig, BdLoraConfig, BeftConfig, BOFTConfig, C3AConfig,
                   CartridgeConfig, CPTConfig, DeftConfig, DeloraConfig, FourierFTConfig, FrodConfig,
-                  GloraConfig, GraloraConfig, HiraConfig, HRAConfig, IA3Config, LNTuningConfig,
+                  GloraConfig, GraloraConfig, HiraConfig, HRAConfig, IA3Config, KasaConfig, LNTuningConfig,
                   LoHaConfig, LoKrConfig, LoraConfig, MissConfig, OFTConfig, OSFConfig, PeanutConfig,
                   PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, PveraConfig,
                   RandLoraConfig, RoadConfig, ShiraConfig, SupertuningConfig, TinyLoraConfig,
@@ -73,6 +73,10 @@ CASES = {
     "pissa": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
     "olora": ("llama", lambda: lora(init_lora_weights="olora"), 0.2),
     "mica": ("llama", lambda: lora(init_lora_weights="mica"), 0.2),
+    "kasa": ("llama", lambda: lora(kasa_config=KasaConfig()), 0.2),
+    "bdlora": ("llama", lambda: lora(
+        target_modules=["q_proj", "v_proj", "o_proj"], use_bdlora=BdLoraConfig(
+            target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj", "v_proj"], nblocks=2)), 0.2),
     "adalora": ("llama", lambda: plain(AdaLoraConfig, init_r=6, target_r=3, lora_alpha=8, total_step=10,
                                        target_modules=QV), 0.2),
     "beft": ("llama", lambda: plain(BeftConfig, target_modules=QV), 0.3),
