@@ -150,6 +150,11 @@ class Normaliser {
                                      "] of the base model needs ", ShapeString(expected)));
       return;
     }
+    if (IsInteger(tensor->view.dtype)) {
+      problems_.Invalid(
+          absl::StrCat(tensor->name, " is ", Info(tensor->view.dtype).name, ", not of floats"));
+      return;
+    }
     const absl::Status finite = CheckFinite(tensor->name, tensor->view);
     if (!finite.ok()) problems_.Add(finite);
   }
