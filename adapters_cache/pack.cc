@@ -61,7 +61,7 @@ absl::Status Packer::Dense(const std::string& path, const Lowered& lowered, Dens
   if (!options_.allow_dense) {
     return absl::ResourceExhaustedError(absl::StrCat(
         path, ": this adapter is a dense delta of ", bytes,
-        " bytes for this linear alone; load it with allow_dense if that is wanted"));
+        " bytes for this linear alone; a server started with --allow-dense loads it"));
   }
   return Rows(path, lowered.dense, out);
 }

@@ -25,6 +25,7 @@ struct ServerConfig {
   std::string precision = "auto";
   int32_t threads = 0;  // 0: all cores
   int32_t kv_cache_mib = 0;
+  bool allow_dense = false;  // AdapterRegistry::Options
   bool no_prefix_cache = false;
   Limits limits;
   int32_t drain_s = 30;

@@ -92,7 +92,14 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
     return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
   }
   LK_RETURN_IF_ERROR(ValidateUtf8(input.adapter, "adapter"));
-  if (!input.adapter.empty() && input.adapter != context.model_name) {
+  if (!input.adapters.empty()) {
+    if (!input.adapter.empty()) return Invalid("adapter and adapters are both set");
+    for (const WeightedAdapter& term : input.adapters) {
+      LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
+      absl::StrAppend(&request.adapter_name, request.adapter_name.empty() ? "" : "+", term.name);
+    }
+    LK_ASSIGN_OR_RETURN(request.adapter, context.mixer->Acquire(input.adapters));
+  } else if (!input.adapter.empty() && input.adapter != context.model_name) {
     LK_ASSIGN_OR_RETURN(request.adapter, context.adapters->Acquire(input.adapter));
     request.adapter_name = input.adapter;
   }

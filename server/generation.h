@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "adapters_cache/mixer.h"
 #include "engine/api/adapter_store.h"
 #include "engine/api/request.h"
 #include "engine/api/token_event.h"
@@ -31,6 +32,7 @@ namespace lorikeet {
 struct ServingContext {
   Engine* engine = nullptr;
   AdapterStore* adapters = nullptr;
+  AdapterMixer* mixer = nullptr;  // of `adapters`
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // nullptr: the model has none
   const Clock* clock = nullptr;                 // the engine's
@@ -44,6 +46,7 @@ struct GenerationInput {
   // Plain text, a conversation, or token ids.
   std::variant<std::string, std::vector<ChatMessage>, std::vector<int32_t>> prompt;
   std::string adapter;                // empty or the model's name: the base model
+  std::vector<WeightedAdapter> adapters;  // their weighted sum, instead of `adapter`
   SamplingParams sampling;            // prompt_logprobs is set from `echo`
   std::optional<int32_t> max_tokens;  // absent: what the context has room for
   std::vector<std::string> stop_strings;

@@ -4,7 +4,7 @@ Versions: torch 2.15.0, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0. See
 Run: python golden_variants.py [NAME ...]   (writes variants/; the bases are models/*)
 
 variants/NAME/adapter_config.json, adapter_model.safetensors   as PEFT saves them
-variants/cases.json   per case: name, base, prompts [{prompt, greedy, logprobs}]: 3 prompts, 12 greedy
+variants/cases.json   per case: name, base, adapters (of a mixture: weights by name), prompts [{prompt, greedy, logprobs}]: 3 prompts, 12 greedy
                       tokens, and of each step the 8 best tokens with their log-probabilities
 """
 
@@ -168,6 +168,14 @@ CASES = {
 }
 
 
+# name -> (base, {adapter: weight}): the sum of adapters made above
+MIXTURES = {
+    "mixture": ("llama", {"lora": 0.7, "lora_patterns": -0.4}),
+    "mixture_three": ("llama", {"lora": 1.5, "mica": 0.5, "lora_head": 0.25}),
+    "mixture_ia3": ("qwen2", {"ia3": 0.6}),
+}
+
+
 def randomise(model, spread):
     """Gives every trained parameter a value that is seen in the output."""
     for name, parameter in model.named_parameters():
@@ -207,6 +215,19 @@ def load(name, base):
     return PeftModel.from_pretrained(model, OUT / name).eval()
 
 
+def load_mixture(name):
+    base, weights = MIXTURES[name]
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
+    names = list(weights)
+    model = PeftModel.from_pretrained(model, OUT / names[0], adapter_name=names[0])
+    for other in names[1:]:
+        model.load_adapter(OUT / other, adapter_name=other)
+    kind = {} if name == "mixture_ia3" else {"combination_type": "cat"}
+    model.add_weighted_adapter(names, list(weights.values()), "sum", **kind)
+    model.set_adapter("sum")
+    return model.eval()
+
+
 def step(model, ids, options):
     inputs = torch.tensor([ids])
     logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False,
@@ -238,8 +259,8 @@ def generate(model, prompt, is_alora):
 
 
 def case(name):
-    base = build(name)
-    model = load(name, base)
+    base = MIXTURES[name][0] if name in MIXTURES else build(name)
+    model = load_mixture(name) if name in MIXTURES else load(name, base)
     plain_model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     prompts, seen = [], 0.0
@@ -258,14 +279,15 @@ def case(name):
         prompts.append(dict(prompt=prompt, greedy=greedy, logprobs=logprobs))
     assert seen > 1e-2, f"{name}: the adapter changes log-probabilities by {seen} alone"
     print(f"{name:24} differs from the base by {seen:.3f}", flush=True)
-    return dict(name=name, base=base, prompts=prompts)
+    mixture = {"adapters": MIXTURES[name][1]} if name in MIXTURES else {}
+    return dict(name=name, base=base, **mixture, prompts=prompts)
 
 
 def main():
     setup_torch()
     torch.use_deterministic_algorithms(False)
     OUT.mkdir(exist_ok=True)
-    wanted = sys.argv[1:] or list(CASES)
+    wanted = sys.argv[1:] or [*CASES, *MIXTURES]
     path = OUT / "cases.json"
     done = {c["name"]: c for c in json.loads(path.read_text())} if path.exists() else {}
     for name in wanted:
@@ -275,7 +297,7 @@ def main():
             if len(wanted) == 1:
                 raise
             print(f"{name:24} FAILED {type(error).__name__}: {str(error)[:200]}", flush=True)
-    text = "[\n" + ",\n".join(json.dumps(done[n]) for n in CASES if n in done) + "\n]\n"
+    text = "[\n" + ",\n".join(json.dumps(done[n]) for n in [*CASES, *MIXTURES] if n in done) + "\n]\n"
     path.write_text(text)
 
 

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "adapters_cache/mixer.h"
 #include "adapters_cache/registry.h"
 #include "engine/base/clock.h"
 #include "engine/engine.h"
@@ -36,6 +37,7 @@ struct Prompt {
 struct Case {
   std::string name;
   std::string base;
+  std::vector<WeightedAdapter> adapters;  // itself, or the terms of a mixture
   std::vector<Prompt> prompts;
 };
 
@@ -44,7 +46,12 @@ std::vector<Case> LoadCases() {
   LK_CHECK_MSG(file.good(), "run from the source root");
   std::vector<Case> cases;
   for (const nlohmann::json& item : nlohmann::json::parse(file)) {
-    Case c{item["name"], item["base"], {}};
+    Case c{item["name"], item["base"], {}, {}};
+    if (item.contains("adapters")) {
+      for (const auto& [name, weight] : item["adapters"].items()) c.adapters.push_back({name, weight});
+    } else {
+      c.adapters.push_back({c.name, 1});
+    }
     for (const nlohmann::json& p : item["prompts"]) {
       c.prompts.push_back({p["prompt"].get<std::vector<int32_t>>(),
                            p["greedy"].get<std::vector<int32_t>>(),
@@ -69,6 +76,7 @@ class Server {
         runner_->base_model(), {.base_name = "base", .allowed_roots = {}, .allow_dense = true});
     LK_CHECK_MSG(registry.ok(), registry.status().ToString());
     registry_ = *std::move(registry);
+    mixer_ = std::make_unique<AdapterMixer>(runner_->base_model(), registry_.get());
     EngineOptions engine{.kv = runner_->kv(), .pages = runner_->pages()};
     engine.limits.max_context_tokens = 64;
     engine.limits.max_running_requests = 256;
@@ -83,15 +91,17 @@ class Server {
                            AdapterRegistry::Origin::kOperator);
   }
 
-  std::shared_ptr<TokenSink> Submit(const std::string& adapter, const Prompt& prompt) {
+  std::shared_ptr<TokenSink> Submit(const Case& c, const Prompt& prompt) {
     Request request;
     request.prompt = prompt.tokens;
     request.sampling.temperature = 0;
     request.sampling.top_logprobs = 20;
     request.max_new_tokens = static_cast<int32_t>(prompt.greedy.size());
     request.ignore_eos = true;
-    request.adapter = *registry_->Acquire(adapter);
-    request.adapter_name = adapter;
+    const auto lease = mixer_->Acquire(c.adapters);
+    LK_CHECK_MSG(lease.ok(), lease.status().ToString());
+    request.adapter = *lease;
+    request.adapter_name = c.name;
     auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
     const auto id = engine_->Submit(std::move(request), sink);
     LK_CHECK_MSG(id.ok(), id.status().ToString());
@@ -101,6 +111,7 @@ class Server {
  private:
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<AdapterRegistry> registry_;
+  std::unique_ptr<AdapterMixer> mixer_;
   SteadyClock clock_;
   std::unique_ptr<Engine> engine_;
 };
@@ -141,6 +152,10 @@ TEST(Variants, AllTogetherGiveWhatPeftGives) {
   for (const Case& c : cases) {
     auto& server = servers[c.base];
     if (!server) server = std::make_unique<Server>(c.base);
+    if (c.adapters[0].name != c.name) {  // a mixture of what is loaded already
+      loaded.insert(c.name);
+      continue;
+    }
     const auto info = server->Load(c.name);
     EXPECT_TRUE(info.ok()) << c.name << ": " << info.status();
     if (!info.ok()) continue;
@@ -150,7 +165,7 @@ TEST(Variants, AllTogetherGiveWhatPeftGives) {
   for (size_t prompt = 0; prompt < 3; ++prompt) {
     for (const Case& c : cases) {
       if (!loaded.contains(c.name)) continue;
-      sinks[c.name].push_back(servers[c.base]->Submit(c.name, c.prompts[prompt]));
+      sinks[c.name].push_back(servers[c.base]->Submit(c, c.prompts[prompt]));
     }
   }
   std::vector<double> errors;

@@ -211,7 +211,7 @@ const std::vector<BadCase>& BadCases() {
        {"AdapterHub"}},
       {"alora", Set("alora_invocation_tokens", {1, -2}), kInvalid, {"alora_invocation_tokens"}},
       {"arrow", Set("arrow_config", {{"top_k", 3}}), kUnserved, {"arrow_config"}},
-      {"bdlora", Set("use_bdlora", {{"nblocks", 2}}), kUnserved, {"use_bdlora"}},
+      {"bdlora", Set("use_bdlora", {{"nblocks", 3}}), kInvalid, {"nblocks 3"}, false},
       {"parameters", Set("target_parameters", {"experts.up"}), kUnserved, {"target_parameters"}},
       {"replication", Set("layer_replication", {{0, 2}, {1, 2}}), kUnserved, {"layer_replication"}},
       {"modules_to_save", Set("modules_to_save", {3}), kInvalid, {"modules_to_save"}},
