@@ -49,7 +49,7 @@ class Inspector {
       const std::string path = ModulePath(id, layers_);
       known_.insert(path);
       const auto it = raw_.modules.find(path);
-      const bool has_factors = it != raw_.modules.end() && it->second.a.has_value();
+      const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (raw_.targets && raw_.targets(path) && !has_factors) missing_.push_back(path);
     }
     for (const auto& [path, module] : raw_.modules) AddModule(path, module);
@@ -95,7 +95,12 @@ class Inspector {
 
   void CheckShape(const std::optional<RawTensor>& tensor, const std::vector<int64_t>& expected,
                   const std::string& path) {
-    if (!tensor.has_value() || tensor->view.shape == expected) return;
+    if (!tensor.has_value()) return;
+    if (IsInteger(tensor->view.dtype)) {
+      report_->refusals.push_back(
+          absl::StrCat(tensor->name, " is ", Info(tensor->view.dtype).name, ", not of floats"));
+    }
+    if (tensor->view.shape == expected) return;
     report_->refusals.push_back(absl::StrCat(tensor->name, " is ", ShapeString(tensor->view.shape),
                                              "; the other tensors of ", path,
                                              " and of its kind ask "

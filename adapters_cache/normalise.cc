@@ -12,7 +12,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/dora.h"
+#include "adapters_cache/formats/module_tensors.h"
 #include "adapters_cache/formats/problems.h"
+#include "adapters_cache/model_parts.h"
+#include "adapters_cache/pack.h"
 #include "engine/api/limits.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
@@ -43,8 +46,8 @@ struct Matched {
 
 class Normaliser {
  public:
-  Normaliser(const RawAdapter& raw, const BaseModel& base, FactorPrecision precision)
-      : raw_(raw), base_(base), precision_(precision) {}
+  Normaliser(const RawAdapter& raw, const BaseModel& base, const NormaliseOptions& options)
+      : raw_(raw), base_(base), options_(options), precision_(options.precision) {}
 
   absl::StatusOr<std::shared_ptr<const Adapter>> Run() {
     LK_RETURN_IF_ERROR(MatchModules());
@@ -62,6 +65,13 @@ class Normaliser {
       adapter->max_rank = std::max(adapter->max_rank, module.rank);
     }
     LK_CHECK(next_ == adapter->storage.data() + adapter->storage.size());
+    Packer packer(options_, adapter.get());
+    if (raw_.lower != nullptr) LK_RETURN_IF_ERROR(LowerModules(&packer, adapter.get()));
+    if (raw_.lower_model != nullptr) {
+      LK_RETURN_IF_ERROR(raw_.lower_model(raw_, base_, adapter.get()));
+    }
+    LK_RETURN_IF_ERROR(PackModelParts(raw_, base_, &packer, adapter.get()));
+    LK_RETURN_IF_ERROR(CheckBackend(*adapter));
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }
 
@@ -69,7 +79,9 @@ class Normaliser {
   // Pairs the file's modules with the base's linears, both ways.
   absl::Status MatchModules() {
     std::set<std::string_view> unknown;
-    for (const auto& [path, module] : raw_.modules) unknown.insert(path);
+    for (const auto& [path, module] : raw_.modules) {
+      if (path != kEmbeddingPath || raw_.lower != nullptr) unknown.insert(path);
+    }
     std::vector<std::string> missing;
     for (ModuleId id = 0; id < ModuleCount(base_.layers()); ++id) {
       const std::string path = ModulePath(id, base_.layers());
@@ -78,7 +90,7 @@ class Normaliser {
         unknown.erase(it->first);
         matched_.push_back(MakeMatched(id, it->first, it->second));
       }
-      const bool has_factors = it != raw_.modules.end() && it->second.a.has_value();
+      const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (!has_factors && raw_.targets && raw_.targets(path)) missing.push_back(path);
     }
     if (!unknown.empty()) {
@@ -138,6 +150,11 @@ class Normaliser {
                                      "] of the base model needs ", ShapeString(expected)));
       return;
     }
+    if (IsInteger(tensor->view.dtype)) {
+      problems_.Invalid(
+          absl::StrCat(tensor->name, " is ", Info(tensor->view.dtype).name, ", not of floats"));
+      return;
+    }
     const absl::Status finite = CheckFinite(tensor->name, tensor->view);
     if (!finite.ok()) problems_.Add(finite);
   }
@@ -164,7 +181,12 @@ class Normaliser {
   absl::Status Fill(const Matched& module, ModuleDelta* delta) {
     const RawModule& raw = *module.raw;
     const auto [in, out] = module.shape;
-    if (raw.base_weight) LK_RETURN_IF_ERROR(CheckBaseCopy(module));
+    if (raw.base_weight) {
+      LK_RETURN_IF_ERROR(CheckBaseCopy(*raw.base_weight, *module.path,
+                                       [&](int32_t first, int32_t rows, float* out) {
+                                         base_.ReadRows(module.id, first, rows, out);
+                                       }));
+    }
     if (module.rank > 0) LK_RETURN_IF_ERROR(FillFactors(module, &delta->low_rank));
     if (raw.magnitude) {
       auto* scale = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
@@ -187,6 +209,56 @@ class Normaliser {
       for (int32_t o = 0; o < out; ++o) bias[o] += raw.scale * trained[o];
     }
     delta->bias = bias;
+    return absl::OkStatus();
+  }
+
+  // Variants with tensors of their own: each linear to its parts, then whether all were used.
+  absl::Status LowerModules(Packer* packer, Adapter* adapter) {
+    int count = 0;
+    for (const Matched& module : matched_) count += module.raw->has_delta() ? 1 : 0;
+    std::set<std::string> used_shared;
+    std::vector<std::string> unused;
+    int ordinal = 0;
+    for (const Matched& module : matched_) {
+      if (!module.raw->has_delta()) continue;
+      std::set<std::string> used;
+      const ModuleTensors tensors(base_, module.id, ordinal++, count, module.raw->tensors,
+                                  raw_.shared, raw_.config, &used, &used_shared);
+      Lowered lowered;
+      LK_RETURN_IF_ERROR(raw_.lower(tensors, &lowered));
+      ModuleDelta* delta = &adapter->modules[module.id];
+      const float* bias = delta->bias;
+      LK_RETURN_IF_ERROR(packer->Module(*module.path, std::move(lowered), delta));
+      if (bias != nullptr && delta->bias != nullptr) {
+        return absl::UnimplementedError(*module.path + " has two trained biases");
+      }
+      if (bias != nullptr) delta->bias = bias;
+      for (const auto& [name, tensor] : module.raw->tensors) {
+        if (!used.contains(name)) unused.push_back(tensor.name);
+      }
+    }
+    for (const auto& [name, tensor] : raw_.shared) {
+      if (!used_shared.contains(name)) unused.push_back(tensor.name);
+    }
+    if (unused.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        unused.size(), " tensors have no place in this adapter: ", ListNames(unused)));
+  }
+
+  absl::Status CheckBackend(const Adapter& adapter) const {
+    static constexpr std::pair<Primitive, const char*> kNames[] = {
+        {Primitive::kStructured, "rotations, structured, sparse or dense deltas or replaced rows"},
+        {Primitive::kEmbedding, "changes of the embedding"},
+        {Primitive::kNorms, "norms of its own"},
+        {Primitive::kVirtualTokens, "virtual tokens"},
+        {Primitive::kAttention, "attention to a prompt of its own"},
+        {Primitive::kBottleneck, "bottlenecks"}};
+    const PrimitiveSet missing = adapter.primitives() & ~base_.primitives();
+    for (const auto& [primitive, name] : kNames) {
+      if (!(missing & static_cast<uint32_t>(primitive))) continue;
+      return absl::UnimplementedError(absl::StrCat(
+          raw_.variant, " needs ", name, ", which this server's device does not have; the CPU does"));
+    }
     return absl::OkStatus();
   }
 
@@ -269,38 +341,9 @@ class Normaliser {
     return absl::OkStatus();
   }
 
-  // PEFT stores a copy of a targeted head. It is the base's own unless somebody changed it, which
-  // would be lost: refuse that, allowing for a quantised base.
-  absl::Status CheckBaseCopy(const Matched& module) const {
-    constexpr double kMaxRelativeDifference = 0.2;
-    constexpr int32_t kRows = 64;
-    const auto [in, out] = module.shape;
-    const TensorView& copy = module.raw->base_weight->view;
-    std::vector<float> ours(int64_t{kRows} * in);
-    std::vector<float> theirs(ours.size());
-    double difference = 0;
-    double norm = 0;
-    for (int32_t first = 0; first < out; first += kRows) {
-      const int32_t rows = std::min(kRows, out - first);
-      base_.ReadRows(module.id, first, rows, ours.data());
-      Dequantize(copy.dtype, copy.row(first), int64_t{rows} * in, theirs.data());
-      for (int64_t i = 0; i < int64_t{rows} * in; ++i) {
-        const double d = double{theirs[i]} - ours[i];
-        difference += d * d;
-        norm += double{ours[i]} * ours[i];
-      }
-    }
-    if (difference <= kMaxRelativeDifference * kMaxRelativeDifference * norm) {
-      return absl::OkStatus();
-    }
-    return absl::InvalidArgumentError(
-        absl::StrCat(module.raw->base_weight->name, " differs from the base model's ", *module.path,
-                     " by ", 100 * std::sqrt(difference / norm), " % (at most ",
-                     100 * kMaxRelativeDifference, " %): the adapter belongs to another base"));
-  }
-
   const RawAdapter& raw_;
   const BaseModel& base_;
+  const NormaliseOptions options_;
   const FactorPrecision precision_;
   std::vector<Matched> matched_;
   Problems problems_;
@@ -311,8 +354,8 @@ class Normaliser {
 
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
-                                                         FactorPrecision precision) {
-  return Normaliser(raw, base, precision).Run();
+                                                         const NormaliseOptions& options) {
+  return Normaliser(raw, base, options).Run();
 }
 
 }  // namespace lorikeet

@@ -17,14 +17,21 @@ enum class FactorPrecision : uint8_t {
   kBF16,  // bfloat16, rounded once: half the bytes of an fp32 file
 };
 
+struct NormaliseOptions {
+  FactorPrecision precision = FactorPrecision::kFile;
+  bool allow_dense = false;  // deltas as large as the base's weights
+};
+
 // Loader thread: copies every factor and, for DoRA, reads each adapted weight of `base` once.
 //
 // NOT_FOUND: modules of the file that the base does not have, or modules the configuration targets
 // that have no tensors, listed. INVALID_ARGUMENT: a shape that does not fit (module, tensor, found,
 // expected), a rank over Limits::kMaxAdapterRank, a value that is not finite (tensor and index) or
-// that overflows in the precision asked for.
+// that overflows in the precision asked for, a tensor that the variant does not use.
+// UNIMPLEMENTED: a primitive that the base's backend lacks, named. RESOURCE_EXHAUSTED: a dense delta
+// without allow_dense.
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
-                                                         FactorPrecision precision);
+                                                         const NormaliseOptions& options);
 
 }  // namespace lorikeet

@@ -204,7 +204,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Load(const LoadJob& job) {
     if (known != by_version_.end()) adapter = known->second.lock();
   }
   if (adapter == nullptr) {
-    LK_ASSIGN_OR_RETURN(adapter, Normalise(raw, base_, options_.precision));
+    LK_ASSIGN_OR_RETURN(adapter, Normalise(raw, base_, {options_.precision, options_.allow_dense}));
   }
   return Publish(std::move(info), std::move(adapter));
 }

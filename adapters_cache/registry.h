@@ -55,6 +55,7 @@ class AdapterRegistry final : public AdapterStore {
     // Directories that Load may read below. None: every Load is refused.
     std::vector<std::filesystem::path> allowed_roots;
     FactorPrecision precision = FactorPrecision::kFile;
+    bool allow_dense = false;  // see NormaliseOptions
     int loader_threads = 2;
   };
 

@@ -75,11 +75,14 @@ absl::StatusOr<int32_t> TokensBeside(const Request& request, const SchedulerOpti
 absl::Status CheckRequest(const Request& request, const EngineOptions& options,
                           int32_t context_tokens) {
   if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
-  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  const int64_t virtual_tokens =
+      request.adapter.get() ? request.adapter.get()->virtual_tokens.count : 0;
+  const int64_t prompt = static_cast<int64_t>(request.prompt.size()) + virtual_tokens;
   if (prompt >= context_tokens) {
     const bool pool = context_tokens < options.limits.max_context_tokens;
     return absl::InvalidArgumentError(absl::StrCat(
-        "the prompt has ", prompt, " tokens; at most ", context_tokens - 1,
+        "the prompt has ", prompt, " tokens",
+        virtual_tokens > 0 ? absl::StrCat(" with the adapter's ", virtual_tokens) : "", "; at most ", context_tokens - 1,
         " leave room for an answer (", pool ? "the page pool holds " : "the context is ",
         context_tokens, " tokens)"));
   }

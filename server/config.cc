@@ -104,6 +104,8 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Pairs("adapter", "NAME=PATH", "adapter directory to load at start", &c->adapters);
   table.List("adapter-root", "DIR", "LoadAdapter reads below this directory alone",
              &c->adapter_roots);
+  table.Switch("allow-dense", "loads adapters whose deltas are as large as the model's weights",
+               &c->allow_dense);
   table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
   table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
   table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",

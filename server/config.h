@@ -27,6 +27,7 @@ struct ServerConfig {
   int32_t threads = 0;  // 0: all cores
   int32_t kv_cache_mib = 0;
   int32_t pinned_mib = 0;  // 0: BackendOptions' choice
+  bool allow_dense = false;  // AdapterRegistry::Options
   bool no_prefix_cache = false;
   Limits limits;
   HttpLimits http_limits;

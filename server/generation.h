@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "adapters_cache/mixer.h"
 #include "engine/api/adapter_store.h"
 #include "engine/api/request.h"
 #include "engine/api/token_event.h"
@@ -29,6 +30,7 @@ namespace lorikeet {
 struct ServingContext {
   Engine* engine = nullptr;
   AdapterStore* adapters = nullptr;
+  AdapterMixer* mixer = nullptr;  // of `adapters`
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // nullptr: the model has none
   const Clock* clock = nullptr;                 // the engine's
@@ -42,6 +44,7 @@ struct ServingContext {
 struct GenerationInput {
   // Plain text, a conversation (whose time is filled in), or token ids.
   std::variant<std::string, ChatRequest, std::vector<int32_t>> prompt;
+  std::vector<WeightedAdapter> adapters;  // their weighted sum, instead of `model`
   std::string model;        // as ResolveModel (generation_request.h) takes it; empty: the base
   SamplingParams sampling;  // prompt_logprobs is set from the field below
   // Log-probabilities of the prompt's tokens, and of so many alternatives.

@@ -137,6 +137,23 @@ absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::s
   return AcquireVersion(context, name.substr(0, at), name.substr(at + 1));
 }
 
+static absl::Status AcquireAdapters(const ServingContext& context, const GenerationInput& input,
+                             Request* request) {
+  if (input.adapters.empty()) {
+    LK_ASSIGN_OR_RETURN(ResolvedModel model, ResolveModel(context, input.model));
+    request->adapter = std::move(model.lease);
+    request->adapter_name = std::move(model.adapter);
+    return absl::OkStatus();
+  }
+  if (!input.model.empty()) return Invalid("adapter and adapters are both set");
+  for (const WeightedAdapter& term : input.adapters) {
+    LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
+    absl::StrAppend(&request->adapter_name, request->adapter_name.empty() ? "" : "+", term.name);
+  }
+  LK_ASSIGN_OR_RETURN(request->adapter, context.mixer->Acquire(input.adapters));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationInput& input) {
   Request request;
   request.sampling = input.sampling;
@@ -148,9 +165,7 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
   if (input.max_tokens && *input.max_tokens < 1) {
     return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
   }
-  LK_ASSIGN_OR_RETURN(ResolvedModel model, ResolveModel(context, input.model));
-  request.adapter = std::move(model.lease);
-  request.adapter_name = std::move(model.adapter);
+  LK_RETURN_IF_ERROR(AcquireAdapters(context, input, &request));
   LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t room = context.max_context_tokens - prompt_tokens;

@@ -56,7 +56,9 @@ absl::Status Service::Serve(ServedModel model) {
   AdapterRegistry::Options options;
   options.base_name = model_.name;
   options.allowed_roots.assign(config_.adapter_roots.begin(), config_.adapter_roots.end());
+  options.allow_dense = config_.allow_dense;
   LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
+  mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
   LK_RETURN_IF_ERROR(StartEngine());
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
@@ -79,6 +81,7 @@ absl::Status Service::StartEngine() {
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
   context_ = {.engine = engine_.get(),
               .adapters = registry_.get(),
+              .mixer = mixer_.get(),
               .tokenizer = model_.tokenizer.get(),
               .chat_template = model_.chat_template.get(),
               .clock = &clock_,

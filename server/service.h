@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "adapters_cache/mixer.h"
 #include "adapters_cache/registry.h"
 #include "engine/api/base_model.h"
 #include "engine/engine.h"
@@ -73,6 +74,7 @@ class Service {
   ServedModel model_;
   ServingContext context_;
   std::unique_ptr<AdapterRegistry> registry_;
+  std::unique_ptr<AdapterMixer> mixer_;
   std::unique_ptr<Engine> engine_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> started_{false};  // registry_ and engine_ are there for good

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "adapters_cache/formats/peft_lora.h"
+#include "adapters_cache/formats/peft_modules.h"
+#include "adapters_cache/formats/peft_prompts.h"
 
 namespace lorikeet {
 namespace {
@@ -25,52 +27,22 @@ constexpr const char* kNotInFile =
 // PEFT 0.21's names, and BONE, which became MISS.
 constexpr Format kFormats[] = {
     {"LORA", ParsePeftLora, nullptr},
-    {"ADALORA", nullptr, kNotYet},
     {"ADAMSS", nullptr, kNotInFile},
-    {"ADAPTION_PROMPT", nullptr, kNotYet},
-    {"BEFT", nullptr, kNotYet},
-    {"BOFT", nullptr, kNotYet},
-    {"BONE", nullptr, kNotYet},
-    {"C3A", nullptr, kNotYet},
-    {"CARTRIDGE", nullptr, kNotYet},
-    {"CPT", nullptr, kNotYet},
-    {"DEFT", nullptr, kNotYet},
-    {"DELORA", nullptr, kNotYet},
-    {"FOURIERFT", nullptr, kNotYet},
-    {"FROD", nullptr, kNotYet},
-    {"GLORA", nullptr, kNotYet},
-    {"GRALORA", nullptr, kNotYet},
-    {"HIRA", nullptr, kNotYet},
-    {"HRA", nullptr, kNotYet},
-    {"IA3", nullptr, kNotYet},
+    {"ADAPTION_PROMPT", ParseAdaptionPrompt, nullptr},
+    {"CARTRIDGE", ParsePrefixTuning, nullptr},
+    {"CPT", ParsePromptTuning, nullptr},
     {"LILY", nullptr,
      "its gate averages over the whole batch, so a request's answer would depend "
      "on its neighbours"},
-    {"LN_TUNING", nullptr, kNotYet},
-    {"LOHA", nullptr, kNotYet},
-    {"LOKR", nullptr, kNotYet},
-    {"MISS", nullptr, kNotYet},
+    {"LN_TUNING", ParseLnTuning, nullptr},
     {"MULTITASK_PROMPT_TUNING", nullptr, kNotYet},
-    {"OFT", nullptr, kNotYet},
-    {"OSF", nullptr, kNotYet},
-    {"P_TUNING", nullptr, kNotYet},
-    {"PEANUT", nullptr, kNotYet},
+    {"P_TUNING", ParsePromptTuning, nullptr},
     {"POLY", nullptr, kNotYet},
-    {"PREFIX_TUNING", nullptr, kNotYet},
-    {"PROMPT_TUNING", nullptr, kNotYet},
+    {"PREFIX_TUNING", ParsePrefixTuning, nullptr},
+    {"PROMPT_TUNING", ParsePromptTuning, nullptr},
     {"PSOFT", nullptr, kNotInFile},
-    {"PVERA", nullptr, kNotYet},
-    {"RANDLORA", nullptr, kNotYet},
-    {"ROAD", nullptr, kNotYet},
     {"SHADOW", nullptr, "it runs a second transformer beside the base model"},
-    {"SHIRA", nullptr, kNotYet},
-    {"SUPERTUNING", nullptr, kNotYet},
-    {"TINYLORA", nullptr, kNotYet},
-    {"TRAINABLE_TOKENS", nullptr, kNotYet},
-    {"UNILORA", nullptr, kNotYet},
-    {"VBLORA", nullptr, kNotYet},
-    {"VERA", nullptr, kNotYet},
-    {"WAVEFT", nullptr, kNotYet},
+    {"TRAINABLE_TOKENS", ParseTrainableTokens, nullptr},
     {"XLORA", nullptr, kNotYet},
 };
 
@@ -91,6 +63,12 @@ RawAdapter ParseAdapter(AdapterFiles files, Problems* problems) {
     return raw;
   }
   raw.variant = type->get<std::string>();
+  raw.config = files.config;
+  if (const ModuleMethod* method = FindModuleMethod(raw.variant); method != nullptr) {
+    ParsePeftModules(*method, files, &raw, problems);
+    raw.tensors = std::move(files.tensors);
+    return raw;
+  }
   for (const Format& format : kFormats) {
     if (format.peft_type != raw.variant) continue;
     if (format.parse == nullptr) {

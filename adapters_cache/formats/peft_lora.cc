@@ -9,7 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/common_parts.h"
+#include "adapters_cache/formats/methods.h"
 #include "adapters_cache/formats/peft_targets.h"
 #include "engine/api/limits.h"
 
@@ -24,20 +27,14 @@ struct RefusedOption {
   const char* reason;
 };
 constexpr RefusedOption kRefusedOptions[] = {
-    {"use_qalora", "QALoRA pools the input of its linears"},
-    {"alora_invocation_tokens", "activated LoRA switches on in the middle of a prompt"},
     {"arrow_config", "Arrow routes every token among several adapters"},
-    {"kasa_config", "KaSA truncates the base's weights"},
-    {"use_bdlora", "BD-LoRA stores block-diagonal factors"},
     {"target_parameters", "it adapts expert parameters, which are no linears"},
-    {"layer_replication", "it changes the base's layers"},
-    {"modules_to_save", "it replaces whole modules of the base"},
-    {"trainable_token_indices", "it replaces rows of the embedding"},
     {"megatron_config", "it is laid out for Megatron"},
 };
 
 // Options without effect on inference, or read elsewhere in this file or by PeftTargets.
 constexpr std::array kKnownOptions = std::to_array<std::string_view>({
+    "alora_invocation_tokens",
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -48,15 +45,18 @@ constexpr std::array kKnownOptions = std::to_array<std::string_view>({
     "exclude_modules",
     "fan_in_fan_out",
     "inference_mode",
+    "kasa_config",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
+    "layer_replication",
     "loftq_config",
     "lora_alpha",
     "lora_bias",
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "modules_to_save",
     "monteclora_config",
     "peft_type",
     "peft_version",
@@ -67,7 +67,10 @@ constexpr std::array kKnownOptions = std::to_array<std::string_view>({
     "runtime_config",
     "target_modules",
     "task_type",
+    "trainable_token_indices",
+    "use_bdlora",
     "use_dora",
+    "use_qalora",
     "use_rslora",
     "velora_config",
 });
@@ -80,13 +83,7 @@ struct LoraOptions {
   bool rslora = false;
   bool dora = false;
   bool lora_bias = false;
-  bool base_bias = false;  // bias is "all" or "lora_only"
 };
-
-bool IsSet(const Json& value) {
-  if (value.is_null() || (value.is_boolean() && !value.get<bool>())) return false;
-  return !(value.is_structured() && value.empty()) && value != "";
-}
 
 // What `key` holds, or `fallback` when it is absent or null, reporting any other type.
 double ReadNumber(const Json& config, const char* key, double fallback, Problems* problems) {
@@ -110,10 +107,10 @@ void CheckInit(const Json& config, Problems* problems) {
   if (it == config.end() || it->is_null() || it->is_boolean()) return;
   std::string init = it->is_string() ? it->get<std::string>() : it->dump();
   for (char& c : init) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  for (const char* plain : {"gaussian", "eva", "orthogonal", "mica"}) {
+  for (const char* plain : {"gaussian", "eva", "orthogonal", "mica", "pissa", "olora"}) {
     if (init == plain) return;
   }
-  for (const char* residual : {"pissa", "olora", "corda", "loftq", "lora_ga"}) {
+  for (const char* residual : {"pissa", "corda", "loftq", "lora_ga"}) {
     if (!std::string_view(init).starts_with(residual)) continue;
     problems->Unserved(
         absl::StrCat("init_lora_weights '", init,
@@ -122,12 +119,6 @@ void CheckInit(const Json& config, Problems* problems) {
     return;
   }
   problems->Unserved(absl::StrCat("init_lora_weights '", init, "' is unknown"));
-}
-
-void CheckTask(const Json& config, Problems* problems) {
-  const auto it = config.find("task_type");
-  if (it == config.end() || it->is_null() || *it == "CAUSAL_LM") return;
-  problems->Unserved(absl::StrCat("task_type ", it->dump(), ": only CAUSAL_LM generates text"));
 }
 
 void CheckOptions(const Json& config, std::vector<std::string>* warnings, Problems* problems) {
@@ -143,7 +134,6 @@ void CheckOptions(const Json& config, std::vector<std::string>* warnings, Proble
     }
   }
   CheckInit(config, problems);
-  CheckTask(config, problems);
   if (ReadBool(config, "fan_in_fan_out", problems)) {
     warnings->push_back("fan_in_fan_out is ignored: the base's linears are stored [out, in]");
   }
@@ -167,63 +157,36 @@ LoraOptions ReadOptions(const Json& config, Problems* problems) {
   if (options.lora_bias && options.dora) {
     problems->Invalid("lora_bias and use_dora exclude each other");
   }
-  const auto bias = config.find("bias");
-  if (bias != config.end() && !bias->is_null() && *bias != "none") {
-    options.base_bias = *bias == "all" || *bias == "lora_only";
-    if (!options.base_bias) {
-      problems->Invalid("bias is " + bias->dump() + "; \"none\", \"all\" or \"lora_only\"");
-    }
-  }
   return options;
-}
-
-bool StripSuffix(std::string_view* text, std::string_view suffix) {
-  if (text->size() <= suffix.size() || !text->ends_with(suffix)) return false;
-  text->remove_suffix(suffix.size());
-  return true;
-}
-
-// "base_model.model.M.lora_A.default.weight" -> "M.lora_A.weight": PEFT drops the adapter's name
-// and adds the prefix on save; files from elsewhere may do neither.
-std::string CanonicalName(std::string_view name) {
-  constexpr std::string_view kPrefix = "base_model.model.";
-  if (name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
-  constexpr std::string_view kInfix = ".default";
-  std::string canonical(name);
-  for (std::string_view after : {".lora_A", ".lora_B", ".lora_magnitude_vector"}) {
-    const std::string from = std::string(after) + std::string(kInfix);
-    const size_t at = canonical.rfind(from);
-    if (at == std::string::npos) continue;
-    const size_t end = at + from.size();
-    if (end == canonical.size() || canonical[end] == '.') {
-      canonical.erase(at + after.size(), kInfix.size());
-    }
-  }
-  return canonical;
 }
 
 class LoraReader {
  public:
   LoraReader(const AdapterFiles& files, RawAdapter* raw, Problems* problems)
-      : files_(files), raw_(raw), problems_(problems) {}
+      : files_(files),
+        raw_(raw),
+        problems_(problems),
+        common_(files.config, "lora", raw, problems) {}
 
   void Read() {
+    ReadInvocation();
     CheckOptions(files_.config, &raw_->warnings, problems_);
     options_ = ReadOptions(files_.config, problems_);
-    raw_->variant = options_.dora ? "dora" : options_.rslora ? "rslora" : "lora";
+    raw_->variant = !raw_->parts.invocation_tokens.empty() ? "alora"
+                    : options_.dora                        ? "dora"
+                    : options_.rslora                      ? "rslora"
+                                                           : "lora";
     auto targets = PeftTargets::Parse(files_.config, problems_);
     for (const auto& [name, view] : files_.tensors.tensors()) Place(name, view);
     if (!unused_.empty()) {
       problems_->Invalid(absl::StrCat(
           unused_.size(), " tensors have no place in this adapter: ", ListNames(unused_)));
     }
-    if (!embeddings_.empty()) {
-      problems_->Unserved("LoRA on embeddings is not served: " + ListNames(embeddings_));
-    }
     if (raw_->modules.empty() && problems_->empty()) {
       problems_->Invalid("the file holds no LoRA tensors");
     }
     for (auto& [path, module] : raw_->modules) Complete(path, &module);
+    FindRelative();
     NoteTargets(std::move(targets));
   }
 
@@ -233,6 +196,11 @@ class LoraReader {
     std::string_view path = canonical;
     if (StripSuffix(&path, ".lora_A.weight")) return Put(path, &RawModule::a, name, view);
     if (StripSuffix(&path, ".lora_B.weight")) return Put(path, &RawModule::b, name, view);
+    if (StripSuffix(&path, ".lora_diag")) return PutRelative(path, "lora_diag", name, view);
+    if (StripSuffix(&path, ".default_lora_latent_mapping.weight") ||
+        StripSuffix(&path, "_lora_latent_mapping.weight")) {
+      return PutRelative(path, "lora_latent_mapping", name, view);
+    }
     if (options_.lora_bias && StripSuffix(&path, ".lora_B.bias")) {
       return Put(path, &RawModule::lora_bias, name, view);
     }
@@ -240,21 +208,12 @@ class LoraReader {
                           StripSuffix(&path, ".lora_magnitude_vector.weight"))) {
       return Put(path, &RawModule::magnitude, name, view);
     }
-    if (path == "lm_head.base_layer.weight") {
-      return Put("lm_head", &RawModule::base_weight, name, view);
-    }
-    if (path.ends_with(".lora_embedding_A") || path.ends_with(".lora_embedding_B") ||
-        path.ends_with("embed_tokens.base_layer.weight")) {
-      embeddings_.push_back(name);
-      return;
-    }
+    if (StripSuffix(&path, ".lora_embedding_A")) return Put(path, &RawModule::a, name, view);
+    if (StripSuffix(&path, ".lora_embedding_B")) return Put(path, &RawModule::b, name, view);
     // Of the training only: VeLoRA's compressed activations, MonteCLoRA's noise.
     if (path.ends_with(".lora_velora_embed")) return;
     if (path.find(".lora_monteclora_sampler.") != std::string_view::npos) return;
-    if (options_.base_bias && path.find(".lora_") == std::string_view::npos &&
-        (StripSuffix(&path, ".base_layer.bias") || StripSuffix(&path, ".bias"))) {
-      return Put(path, &RawModule::base_bias, name, view);
-    }
+    if (path.find(".lora_") == std::string_view::npos && common_.Place(canonical, name, view)) return;
     unused_.push_back(name);
   }
 
@@ -266,6 +225,51 @@ class LoraReader {
       return;
     }
     tensor = RawTensor{name, view};
+  }
+
+  void PutRelative(std::string_view path, const char* parameter, const std::string& name,
+                   const TensorView& view) {
+    raw_->modules[std::string(path)].tensors.emplace(parameter, RawTensor{name, view});
+    relative_ = true;
+  }
+
+  // PiSSA and the like: what the pairs come to depends on more than themselves.
+  void FindRelative() {
+    const Json& config = files_.config;
+    const auto set = [&config](const char* key) {
+      return config.contains(key) && IsSet(config[key]);
+    };
+    relative_ = relative_ || set("use_qalora") || set("use_bdlora") || set("kasa_config");
+    if (config.contains("init_lora_weights") && config["init_lora_weights"].is_string()) {
+      const std::string init = absl::AsciiStrToLower(config["init_lora_weights"].get<std::string>());
+      relative_ = relative_ || init == "pissa" || init == "olora";
+    }
+    if (!relative_) return;
+    if (options_.dora || options_.lora_bias) {
+      problems_->Unserved("use_dora or lora_bias together with " + raw_->variant +
+                          "'s other settings is not served");
+    }
+    raw_->lower = LowerLoraRelative;
+    for (auto& [path, module] : raw_->modules) {
+      if (!module.a || !module.b) continue;
+      module.tensors.emplace("lora_A.weight", *module.a);
+      module.tensors.emplace("lora_B.weight", *module.b);
+      module.a.reset();
+      module.b.reset();
+    }
+  }
+
+  void ReadInvocation() {
+    const auto tokens = files_.config.find("alora_invocation_tokens");
+    if (tokens == files_.config.end() || !IsSet(*tokens)) return;
+    const auto is_token = [](const Json& token) {
+      return token.is_number_integer() && token >= 0 && token <= INT32_MAX;
+    };
+    if (!tokens->is_array() || !std::all_of(tokens->begin(), tokens->end(), is_token)) {
+      problems_->Invalid("alora_invocation_tokens is " + tokens->dump() + ", no list of token ids");
+      return;
+    }
+    raw_->parts.invocation_tokens = tokens->get<std::vector<int32_t>>();
   }
 
   // The module's rank as the configuration states it; 0 after reporting.
@@ -293,7 +297,8 @@ class LoraReader {
     const int64_t rank = StatedRank(path);
     if (rank == 0) return;
     if (module->a) CheckRank(*module->a, 0, rank);
-    if (module->b) CheckRank(*module->b, 1, rank);
+    const bool blocks = files_.config.contains("use_bdlora") && IsSet(files_.config["use_bdlora"]);
+    if (module->b && !blocks) CheckRank(*module->b, 1, rank);
 
     const double alpha = options_.alpha_pattern.Find(path).value_or(options_.alpha);
     const double divisor = options_.rslora ? std::sqrt(static_cast<double>(rank)) : rank;
@@ -326,7 +331,7 @@ class LoraReader {
     }
     std::vector<std::string> extra;
     for (const auto& [path, module] : raw_->modules) {
-      if (module.a && !targets.Match(path)) extra.push_back(path);
+      if (module.has_delta() && !targets.Match(path)) extra.push_back(path);
     }
     if (!extra.empty()) {
       raw_->warnings.push_back(
@@ -344,7 +349,8 @@ class LoraReader {
   Problems* problems_;
   LoraOptions options_;
   std::vector<std::string> unused_;
-  std::vector<std::string> embeddings_;
+  CommonParts common_;
+  bool relative_ = false;  // see FindRelative
 };
 
 }  // namespace

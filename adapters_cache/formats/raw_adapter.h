@@ -9,7 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "engine/api/base_model.h"
 #include "engine/tensor/tensor_file.h"
+#include "nlohmann/json.hpp"
 
 namespace lorikeet {
 
@@ -19,7 +22,13 @@ struct RawTensor {
   TensorView view;
 };
 
-// One linear, in the notation of engine/api/adapter.h.
+class ModuleTensors;
+struct Lowered;
+
+// Reads one linear's tensors and states what they come to. Anything wrong is INVALID_ARGUMENT.
+using LowerFn = absl::Status (*)(const ModuleTensors& tensors, Lowered* lowered);
+
+// One linear, or the input embedding as a linear from the vocabulary, in the notation of engine/api/adapter.h.
 struct RawModule {
   std::optional<RawTensor> a;            // [rank, in]
   std::optional<RawTensor> b;            // [out, rank]
@@ -28,6 +37,19 @@ struct RawModule {
   std::optional<RawTensor> base_bias;    // [out]; replaces the base's bias
   std::optional<RawTensor> base_weight;  // [out, in]; a copy of the base's weight, used for nothing
   float scale = 1.0f;
+  // Of variants other than LoRA's own: by parameter, read by RawAdapter::lower.
+  std::map<std::string, RawTensor, std::less<>> tensors;
+
+  bool has_delta() const { return a.has_value() || !tensors.empty(); }
+};
+
+// What changes a model outside its linears.
+struct RawModelParts {
+  std::map<std::string, RawTensor, std::less<>> saved;       // "model.norm.weight": whole tensors
+  std::map<std::string, RawTensor, std::less<>> token_rows;  // by module: rows of token_indices
+  std::map<std::string, std::vector<int64_t>, std::less<>> token_indices;
+  std::optional<RawTensor> embedding_copy;  // of the base's table, used for nothing
+  std::vector<int32_t> invocation_tokens;
 };
 
 struct RawAdapter {
@@ -38,6 +60,13 @@ struct RawAdapter {
   // Whether the configuration asks for this linear of the model. Each one it asks for must be in
   // `modules`. Empty: the configuration does not say.
   std::function<bool(std::string_view path)> targets;
+  RawModelParts parts;
+  LowerFn lower = nullptr;                              // of variants other than LoRA's own
+  std::map<std::string, RawTensor, std::less<>> shared;  // of all modules, for `lower`
+  nlohmann::ordered_json config;
+  // Of prompt methods and the like: what the whole file comes to.
+  absl::Status (*lower_model)(const RawAdapter& raw, const BaseModel& base,
+                              Adapter* adapter) = nullptr;
   std::vector<std::string> warnings;
   TensorFile tensors;
 };

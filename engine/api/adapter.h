@@ -1,10 +1,17 @@
 // A normalised adapter: what every checkpoint format becomes at load, and all that kernels see.
 //
-// Per linear, for a row x (width in) of the batch, with base result z = x Wᵀ:
-//     y = out_scale ∘ (z + scale · (x Aᵀ) Bᵀ) + base bias + bias
-// in that order, each part optional. LoRA and rsLoRA fill the low-rank part; DoRA adds
-// out_scale = m / ‖W + s·B·A‖row (Liu et al. 2024). Immutable once loaded; shared by reference
-// count through AdapterLease.
+// Per linear, for a row x (width in) of the batch, each part optional and in this order:
+//     x' = R(x)                                  input_rotation
+//     z  = x' Wᵀ                                 the base's product
+//     z += scale · (x Aᵀ) Bᵀ                     low_rank
+//     z += S(x)                                  kronecker, circulant, sparse, dense
+//     y  = out_scale ∘ z + base bias + bias
+//     y  = Q(y)                                  output_rotation
+//     y[index[k]] = x · rows[k]                  rows
+// LoRA and its kin fill the low-rank part; DoRA adds out_scale = m / ‖W + s·B·A‖row (Liu et al.
+// 2024). Beyond linears an adapter may change embeddings, norms, the residual stream, attention and
+// the tokens in front of a prompt. Immutable once loaded; shared by reference count through
+// AdapterLease.
 #pragma once
 
 #include <atomic>
@@ -31,13 +38,130 @@ struct LowRank {
   int64_t b_stride = 0;
 };
 
+// x'_k = x_k R_k, block by block of `block` inputs (OFT, Qiu et al. 2023). Blocks of one input are
+// a scale of every input (IA³, Liu et al. 2022).
+struct InputRotation {
+  int32_t block = 0;         // divides in; 0: none
+  const float* r = nullptr;  // [in / block, block, block]
+};
+
+// y' = scale ∘ y + cross ∘ rot(y), bias included (RoAd, Liao et al. 2024). In every group of
+// 2 · half outputs, rot(y) is the second half negated, then the first. Without cross a scale (IA³).
+struct OutputRotation {
+  const float* scale = nullptr;  // [out]; nullptr: none
+  const float* cross = nullptr;  // [out] or nullptr
+  int32_t half = 0;
+};
+
+// S(x) = (w1 ⊗ w2) x (LoKr): x as [in1, in2], the result w1 · X · w2ᵀ as [out1, out2].
+struct KroneckerDelta {
+  int32_t in1 = 0, in2 = 0, out1 = 0, out2 = 0;
+  const float* w1 = nullptr;  // [out1, in1]; nullptr: none
+  const float* w2 = nullptr;  // [out2, in2]
+};
+
+// S(x)[m·b + k] = Σ_n Σ_j kernel[m, n, j] · x[n·b + (k + j) mod b] (C³A, Chen et al. 2024).
+struct CirculantDelta {
+  int32_t block = 0;              // b, divides in and out; 0: none
+  const float* kernel = nullptr;  // [out / b, in / b, b]
+};
+
+// S(x)[o] = Σ value[e] · x[column[e]] over e in [row_begin[o], row_begin[o + 1]).
+struct SparseDelta {
+  const int32_t* row_begin = nullptr;  // [out + 1]; nullptr: none
+  const int32_t* column = nullptr;
+  const float* value = nullptr;
+};
+
+// Rows of a weight of any type: [rows, in], row-major.
+struct DenseRows {
+  DType dtype = DType::kF32;  // kF32, kF16 or kBF16
+  int32_t rows = 0;
+  const std::byte* data = nullptr;  // nullptr: none
+};
+
+// Rows that replace those of a table or of a weight.
+struct ReplacedRows {
+  DenseRows rows;
+  const int32_t* index = nullptr;  // [rows] ascending; nullptr: 0, 1, 2, ...
+};
+
 struct ModuleDelta {
   LowRank low_rank;
   const float* out_scale = nullptr;  // [out] or nullptr
   const float* bias = nullptr;       // [out] or nullptr
+  InputRotation input_rotation;
+  OutputRotation output_rotation;
+  KroneckerDelta kronecker;
+  CirculantDelta circulant;
+  SparseDelta sparse;
+  DenseRows dense;  // [out, in], added to the base's weight
+  ReplacedRows rows;
 
-  bool empty() const { return low_rank.rank == 0 && !out_scale && !bias; }
+  bool adds() const { return kronecker.w1 || circulant.block || sparse.row_begin || dense.data; }
+  bool structured() const {
+    return input_rotation.block || output_rotation.scale || adds() || rows.rows.data;
+  }
+  bool empty() const { return low_rank.rank == 0 && !out_scale && !bias && !structured(); }
 };
+
+// e(t) = out_scale ∘ (row of t + scale · A[:, t]ᵀ Bᵀ), the row the base's or a replacing one.
+struct EmbeddingDelta {
+  LowRank low_rank;                  // a: [rank, vocab], b: [rank, D]
+  const float* out_scale = nullptr;  // [D] or nullptr
+  ReplacedRows rows;                 // [rows, D]
+
+  bool empty() const { return low_rank.rank == 0 && !out_scale && !rows.rows.data; }
+};
+
+// Positions 0 .. count - 1 of every sequence are the adapter's: embedding rows (prompt tuning,
+// Lester et al. 2021), or keys and values as the cache has them, without rotary embedding (prefix
+// tuning, Li & Liang 2021).
+struct VirtualTokens {
+  int32_t count = 0;
+  const float* rows = nullptr;  // [count, D], or
+  const float* kv = nullptr;    // [layers, 2, count, kv_heads * head_dim]
+};
+
+// Attention beside the main one (LLaMA-Adapter, Zhang et al. 2023), its own softmax, its queries
+// the rotated ones: out += gate · softmax(q Kᵀ · scale) V.
+struct PromptAttention {
+  int32_t count = 0;  // 0: none
+  float gate = 0;
+  const float* k = nullptr;  // [count, kv_heads * head_dim], not rotated
+  const float* v = nullptr;
+};
+
+enum class Activation : uint8_t { kSilu, kRelu, kGelu, kGeluTanh, kTanh, kSigmoid, kIdentity };
+
+// A bottleneck (Houlsby et al. 2019) on a block's output h before it joins the residual stream r:
+// h + scale · (act(z Dᵀ + d) Uᵀ + u), with z one of h, h + r, r.
+struct Bottleneck {
+  enum class Input : uint8_t { kOutput, kSum, kResidual };
+  int32_t width = 0;  // 0: none
+  Input input = Input::kOutput;
+  Activation activation = Activation::kRelu;
+  float scale = 1;
+  const float* down = nullptr;       // [width, D]
+  const float* down_bias = nullptr;  // [width]
+  const float* up = nullptr;         // [D, width]
+  const float* up_bias = nullptr;    // [D]
+};
+
+// What a backend may lack. Every backend has low-rank pairs, output scales and biases of linears.
+enum class Primitive : uint32_t {
+  kStructured = 1 << 0,     // the other parts of ModuleDelta
+  kEmbedding = 1 << 1,      // EmbeddingDelta
+  kNorms = 1 << 2,
+  kVirtualTokens = 1 << 3,
+  kAttention = 1 << 4,      // PromptAttention
+  kBottleneck = 1 << 5,
+};
+using PrimitiveSet = uint32_t;  // of Primitive's bits
+inline constexpr PrimitiveSet kAllPrimitives = (1 << 6) - 1;
+
+constexpr int NormIndex(int layer, bool attention) { return 2 * layer + (attention ? 1 : 0); }
+constexpr int FinalNorm(int layers) { return 2 * layers; }
 
 struct Adapter {
   // Of this object alone, in this process: what copies elsewhere are known by.
@@ -47,9 +171,30 @@ struct Adapter {
   // Keys and values depend on nothing but tokens and version: they can be used again.
   bool cacheable = true;
   int32_t max_rank = 0;
-  int64_t bytes = 0;                 // of `storage`
+  int64_t bytes = 0;                 // of `storage` and `blocks`
   std::vector<ModuleDelta> modules;  // [ModuleCount(layers)], by ModuleId
-  AlignedBuffer storage;             // owns everything the deltas point to
+  EmbeddingDelta embedding;
+  std::vector<const float*> norms;   // [FinalNorm(layers) + 1] of [D] or nullptr; or empty
+  VirtualTokens virtual_tokens;
+  std::vector<PromptAttention> prompt_attention;  // [layers] or empty
+  std::vector<Bottleneck> bottlenecks;            // by NormIndex of what precedes them; or empty
+  // Rows before the last of these sequences in the prompt are the base's (activated LoRA, Greenewald
+  // et al. 2025). Empty: all rows are the adapter's.
+  std::vector<int32_t> invocation_tokens;
+  AlignedBuffer storage;             // with `blocks` owns everything the deltas point to
+  std::vector<std::shared_ptr<const AlignedBuffer>> blocks;
+
+  PrimitiveSet primitives() const {
+    PrimitiveSet set = 0;
+    const auto add = [&set](Primitive p, bool used) { set |= used ? static_cast<uint32_t>(p) : 0; };
+    for (const ModuleDelta& module : modules) add(Primitive::kStructured, module.structured());
+    add(Primitive::kEmbedding, !embedding.empty());
+    add(Primitive::kNorms, !norms.empty());
+    add(Primitive::kVirtualTokens, virtual_tokens.count > 0);
+    add(Primitive::kAttention, !prompt_attention.empty());
+    add(Primitive::kBottleneck, !bottlenecks.empty());
+    return set;
+  }
 
  private:
   static uint64_t NextSerial() {

@@ -6,7 +6,9 @@
 #include <span>
 #include <string>
 
+#include "engine/api/adapter.h"
 #include "engine/api/module.h"
+#include "engine/base/check.h"
 
 namespace lorikeet {
 
@@ -34,6 +36,18 @@ class BaseModel {
     static_cast<void>(id), static_cast<void>(out);
     return false;
   }
+
+  // Rows of the input embedding, dequantised. out: [rows, D].
+  virtual void ReadEmbedding(int32_t first_row, int32_t rows, float* out) const {
+    static_cast<void>(first_row), static_cast<void>(rows), static_cast<void>(out);
+    LK_CHECK_MSG(false, "this base model has no embedding");
+  }
+  virtual bool tied_head() const { return false; }
+  virtual int32_t head_dim() const { return shape(LayerModule(0, Linear::kK)).out; }
+  // What the backend that runs it can do for an adapter.
+  virtual PrimitiveSet primitives() const { return kAllPrimitives; }
+
+  int32_t hidden() const { return shape(LayerModule(0, Linear::kQ)).in; }
 };
 
 }  // namespace lorikeet

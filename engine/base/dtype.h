@@ -10,7 +10,8 @@
 
 namespace lorikeet {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K };
+enum class DType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K,
+                             kU8, kI16, kI32, kI64 };  // integers: indices of adapters alone
 
 struct DTypeInfo {
   const char* name;
@@ -29,10 +30,15 @@ constexpr DTypeInfo Info(DType dtype) {
     case DType::kQ4_K: return {"Q4_K", 256, 144};
     case DType::kQ5_K: return {"Q5_K", 256, 176};
     case DType::kQ6_K: return {"Q6_K", 256, 210};
+    case DType::kU8:   return {"U8", 1, 1};
+    case DType::kI16:  return {"I16", 1, 2};
+    case DType::kI32:  return {"I32", 1, 4};
+    case DType::kI64:  return {"I64", 1, 8};
   }
   return {"?", 1, 0};
 }
 
+constexpr bool IsInteger(DType dtype) { return dtype >= DType::kU8; }
 constexpr bool IsQuantized(DType dtype) { return Info(dtype).block_elements > 1; }
 
 // Bytes of `elements` values. REQUIRES: elements is a multiple of the block.

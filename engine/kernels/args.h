@@ -104,9 +104,17 @@ struct NormArgs {
   Matrix x;                       // [T, D] float32, the residual stream
   Matrix delta;                   // [T, D]
   const float* weight = nullptr;  // [D]
+  int32_t norm = 0;               // which: an index into Adapter::norms
   float eps = 0;
   Matrix out;                     // [T or L, D]
   RowSet rows = RowSet::kAll;
+};
+
+// delta += what the bottleneck after block `block` (NormIndex of the norm before it) makes of it.
+struct BottleneckArgs {
+  Matrix x;      // [T, D] float32, the residual stream before the block
+  Matrix delta;  // [T, D] the block's output
+  int32_t block = 0;
 };
 
 // Rotary embedding of q and k in place, then k and v to the pages of their sequences.

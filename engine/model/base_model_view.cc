@@ -23,4 +23,10 @@ bool BaseModelView::ReadBias(ModuleId id, float* out) const {
   return true;
 }
 
+void BaseModelView::ReadEmbedding(int32_t first_row, int32_t rows, float* out) const {
+  const TensorView& table = source_->embedding();
+  LK_CHECK(first_row >= 0 && rows >= 0 && first_row + rows <= table.rows());
+  Dequantize(table.dtype, table.row(first_row), rows * table.row_elements(), out);
+}
+
 }  // namespace lorikeet

@@ -10,16 +10,24 @@ namespace lorikeet {
 
 class BaseModelView final : public BaseModel {
  public:
-  explicit BaseModelView(std::shared_ptr<const ModelSource> source) : source_(std::move(source)) {}
+  // `primitives`: what the backend that runs the model has.
+  explicit BaseModelView(std::shared_ptr<const ModelSource> source,
+                         PrimitiveSet primitives = kAllPrimitives)
+      : source_(std::move(source)), primitives_(primitives) {}
 
   int layers() const override { return source_->config().layers; }
   int32_t vocab_size() const override { return source_->config().vocab; }
   LinearShape shape(ModuleId id) const override;
   void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const override;
   bool ReadBias(ModuleId id, float* out) const override;
+  void ReadEmbedding(int32_t first_row, int32_t rows, float* out) const override;
+  bool tied_head() const override { return source_->config().tied_head; }
+  int32_t head_dim() const override { return source_->config().head_dim; }
+  PrimitiveSet primitives() const override { return primitives_; }
 
  private:
   std::shared_ptr<const ModelSource> source_;
+  PrimitiveSet primitives_;
 };
 
 }  // namespace lorikeet

@@ -134,23 +134,30 @@ void Model::RunLayer(int32_t index, int32_t rows) {
   const Layer& layer = layers_[index];
   const Matrix normed = normed_.First(rows);
   const Matrix projected = projected_.First(rows);
-  const auto norm = [&](Matrix delta, const DeviceMemory& weight) {
+  const auto norm = [&](Matrix delta, const DeviceMemory& weight, bool attention) {
     backend_->AddRmsNorm({.x = hidden_.First(rows), .delta = delta, .weight = Floats(weight),
-                          .eps = config_.norm_eps, .out = normed});
+                          .norm = NormIndex(index, attention), .eps = config_.norm_eps,
+                          .out = normed});
+  };
+  const auto adapt = [&](bool attention) {
+    backend_->Bottlenecks({.x = hidden_.First(rows), .delta = projected,
+                           .block = NormIndex(index, attention)});
   };
   const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y,
                             bool split = true) {
     backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .split = split});
   };
-  norm(index == 0 ? Matrix() : projected, layer.input_norm);
+  norm(index == 0 ? Matrix() : projected, layer.input_norm, false);
   multiply(layer.qkv, normed, qkv_.First(rows));
   Attend(layer, index, rows);
   multiply(layer.o, attended_.First(rows), projected);
-  norm(projected, layer.attention_norm);
+  adapt(false);
+  norm(projected, layer.attention_norm, true);
   multiply(layer.gate_up, normed, gate_up_.First(rows));
   backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
   // The final norm, which reads the last layer's, is not among the operations given to Run.
   multiply(layer.down, gated_.First(rows), projected, index + 1 < config_.layers);
+  adapt(true);
 }
 
 void Model::Forward(const StepInput& step) {
@@ -164,7 +171,8 @@ void Model::Forward(const StepInput& step) {
   });
   if (logit_rows == 0) return;
   backend_->AddRmsNorm({.x = hidden_.First(rows), .delta = projected_.First(rows),
-                        .weight = Floats(final_norm_), .eps = config_.norm_eps,
+                        .weight = Floats(final_norm_), .norm = FinalNorm(config_.layers),
+                        .eps = config_.norm_eps,
                         .out = final_.First(logit_rows), .rows = RowSet::kLogits});
 }
 

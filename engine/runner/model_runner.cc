@@ -69,7 +69,7 @@ ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
                          Precision precision, const KvLayout& kv, int32_t pages)
     : backend_(std::move(backend)),
       model_(std::move(model)),
-      base_model_(source),
+      base_model_(source, backend_->primitives()),
       precision_(precision),
       kv_(kv),
       pages_(pages) {}

@@ -196,13 +196,14 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   const int32_t first_row = batch->rows();
   const int32_t index = batch->sequences();
   const int32_t end = sequence->computed + sequence->planned;
+  const int32_t virtual_tokens = sequence->virtual_tokens;
   batch->requests.push_back(sequence->id);
   for (int32_t position = sequence->computed; position < end; ++position) {
     batch->tokens.push_back(sequence->tokens[position]);
     batch->positions.push_back(position);
     const bool last = position + 1 == sequence->length();
     const bool prompt = sequence->request.sampling.prompt_logprobs &&
-                        position >= sequence->prompt_logprobs_done &&
+                        position >= virtual_tokens + sequence->prompt_logprobs_done &&
                         position + 1 < sequence->prompt_tokens;
     if (!last && !prompt) continue;
     LogitRow row;
@@ -210,8 +211,9 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
     row.sequence = index;
     row.target = prompt ? sequence->tokens[position + 1] : -1;
     row.sampling = &sequence->request.sampling;
-    row.history = std::span(sequence->tokens).first(position + 1);
-    row.prompt_tokens = sequence->prompt_tokens;
+    row.history =
+        std::span(sequence->tokens).subspan(virtual_tokens, position + 1 - virtual_tokens);
+    row.prompt_tokens = sequence->prompt_tokens - virtual_tokens;
     batch->logit_rows.push_back(row);
     step_.logits.push_back({sequence, prompt});
   }
@@ -221,22 +223,29 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   batch->page_begin.push_back(static_cast<int32_t>(batch->pages.size()));
 
   const Adapter* adapter = sequence->group->adapter;
-  if (adapter == nullptr) return;
-  if (batch->segments.empty() || batch->segments.back().adapter != adapter) {
-    batch->segments.push_back({first_row, first_row, adapter});
+  if (adapter == nullptr || sequence->adapter_from >= end) return;
+  const int32_t begin = first_row + std::max(0, sequence->adapter_from - sequence->computed);
+  if (batch->segments.empty() || batch->segments.back().adapter != adapter ||
+      batch->segments.back().row_end != begin) {
+    batch->segments.push_back({begin, begin, adapter});
   }
   batch->segments.back().row_end = batch->rows();
 }
 
 void Scheduler::CountStep(const Batch& batch) {
   stats_.rows = batch.rows();
-  stats_.base_rows = batch.segments.empty() ? batch.rows() : batch.segments.front().row_begin;
+  stats_.base_rows = batch.rows();
+  const Adapter* last = nullptr;
+  for (const AdapterSegment& segment : batch.segments) {
+    stats_.base_rows -= segment.row_end - segment.row_begin;
+    stats_.distinct_adapters += segment.adapter != last ? 1 : 0;
+    last = segment.adapter;
+  }
   for (const Sequence* sequence : step_.sequences) {
     const bool decode = sequence->decoding() && sequence->generated() > 0;
     if (!decode) stats_.prefill_rows += sequence->planned;
   }
   stats_.sequences = batch.sequences();
-  stats_.distinct_adapters = static_cast<int32_t>(batch.segments.size());
   stats_.waiting = waiting();
   stats_.running = running();
   stats_.pages_used = pages_used();

@@ -44,9 +44,30 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 
 Scheduler::~Scheduler() = default;
 
+// Activated adapters begin at the last of their invocations in the prompt; without one, never.
+int32_t Scheduler::Sequence::AdapterFrom(const Request& request) {
+  const Adapter* adapter = request.adapter.get();
+  if (adapter == nullptr || adapter->invocation_tokens.empty()) return 0;
+  const auto at = std::find_end(request.prompt.begin(), request.prompt.end(),
+                                adapter->invocation_tokens.begin(),
+                                adapter->invocation_tokens.end());
+  if (at == request.prompt.end()) return std::numeric_limits<int32_t>::max();
+  return VirtualTokensOf(request) + static_cast<int32_t>(at - request.prompt.begin());
+}
+
+std::vector<int32_t> Scheduler::Sequence::TokensOf(std::vector<int32_t> prompt,
+                                                   int32_t virtual_tokens) {
+  if (virtual_tokens == 0) return prompt;
+  std::vector<int32_t> tokens;
+  for (int32_t k = 0; k < virtual_tokens; ++k) tokens.push_back(-1 - k);
+  tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+  return tokens;
+}
+
 void Scheduler::Enqueue(RequestId id, Request request) {
   LK_CHECK(!step_.planned);
-  const int32_t prompt = static_cast<int32_t>(request.prompt.size());
+  const int32_t prompt =
+      static_cast<int32_t>(request.prompt.size()) + Sequence::VirtualTokensOf(request);
   LK_CHECK(prompt >= 1 && prompt < context_tokens_ && request.max_new_tokens >= 1);
   Group* group = GroupOf(request.adapter);
   earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);

@@ -19,10 +19,18 @@ struct Scheduler::Sequence {
   Sequence(RequestId id, Request request, Group* group, PrefixCache* cache, const KvLayout* layout)
       : id(id),
         request(std::move(request)),
-        tokens(std::move(this->request.prompt)),
+        virtual_tokens(VirtualTokensOf(this->request)),
+        adapter_from(AdapterFrom(this->request)),
+        tokens(TokensOf(std::move(this->request.prompt), virtual_tokens)),
         prompt_tokens(static_cast<int32_t>(tokens.size())),
         group(group),
         pages(cache, layout) {}
+
+  static int32_t VirtualTokensOf(const Request& request) {
+    return request.adapter.get() ? request.adapter.get()->virtual_tokens.count : 0;
+  }
+  static int32_t AdapterFrom(const Request& request);
+  static std::vector<int32_t> TokensOf(std::vector<int32_t> prompt, int32_t virtual_tokens);
 
   int32_t length() const { return static_cast<int32_t>(tokens.size()); }
   int32_t generated() const { return length() - prompt_tokens; }
@@ -32,8 +40,10 @@ struct Scheduler::Sequence {
 
   const RequestId id;
   Request request;              // its prompt has moved to `tokens`
-  std::vector<int32_t> tokens;  // prompt, then output
-  const int32_t prompt_tokens;
+  const int32_t virtual_tokens;  // of the adapter, before the prompt: ids -1, -2, ...
+  const int32_t adapter_from;    // the first position that is the adapter's
+  std::vector<int32_t> tokens;   // virtual tokens, prompt, then output
+  const int32_t prompt_tokens;   // virtual ones included
   Group* const group;
   SequencePages pages;
   KvIdentity kv_identity;  // of all its positions; nullptr: it neither uses nor fills the cache

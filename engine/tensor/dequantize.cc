@@ -146,6 +146,11 @@ void Dequantize(DType dtype, const std::byte* src, int64_t elements, float* dst)
       return ForEachBlock(dtype, src, elements, dst, BlockQ5_K);
     case DType::kQ6_K:
       return ForEachBlock(dtype, src, elements, dst, BlockQ6_K);
+    case DType::kU8:
+    case DType::kI16:
+    case DType::kI32:
+    case DType::kI64:
+      LK_CHECK_MSG(false, "integers are no weights");
   }
 }
 

@@ -26,6 +26,10 @@ std::optional<DType> ParseDType(std::string_view name) {
   if (name == "F32") return DType::kF32;
   if (name == "F16") return DType::kF16;
   if (name == "BF16") return DType::kBF16;
+  if (name == "U8") return DType::kU8;
+  if (name == "I16") return DType::kI16;
+  if (name == "I32") return DType::kI32;
+  if (name == "I64") return DType::kI64;
   return std::nullopt;
 }
 
@@ -109,7 +113,7 @@ class HeaderReader {
     if (!dtype) {
       return absl::InvalidArgumentError(absl::StrCat(name_, ": tensor '", name, "' has dtype ",
                                                      dtype_name,
-                                                     "; F32, F16 and BF16 are supported"));
+                                                     "; F32, F16, BF16, U8, I16, I32 and I64 are supported"));
     }
     TensorView view;
     view.dtype = *dtype;
@@ -257,12 +261,28 @@ absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path, Fi
   return TensorFile({std::move(file)}, std::move(tensors));
 }
 
+namespace {
+
+// A model's weights are numbers to multiply with.
+absl::StatusOr<TensorFile> RefuseIntegers(absl::StatusOr<TensorFile> file) {
+  if (!file.ok()) return file;
+  for (const auto& [name, view] : file->tensors()) {
+    if (!IsInteger(view.dtype)) continue;
+    return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "' has dtype ",
+                                                   Info(view.dtype).name,
+                                                   "; F32, F16 and BF16 are supported"));
+  }
+  return file;
+}
+
+}  // namespace
+
 absl::StatusOr<TensorFile> ReadSafetensorsModel(const std::filesystem::path& directory) {
   const std::filesystem::path single = directory / "model.safetensors";
   const std::filesystem::path index = directory / "model.safetensors.index.json";
   std::error_code ignored;
-  if (std::filesystem::exists(single, ignored)) return ReadSafetensors(single);
-  if (std::filesystem::exists(index, ignored)) return ReadShards(index);
+  if (std::filesystem::exists(single, ignored)) return RefuseIntegers(ReadSafetensors(single));
+  if (std::filesystem::exists(index, ignored)) return RefuseIntegers(ReadShards(index));
   return absl::NotFoundError(
       absl::StrCat(directory.string(), " has neither ", single.filename().string(), " nor ",
                    index.filename().string(), " (pickled weights, *.bin, are not read)"));

@@ -43,7 +43,45 @@ std::string ShapeString(std::span<const int64_t> shape) {
   return absl::StrCat("[", absl::StrJoin(shape.begin(), shape.end(), ", "), "]");
 }
 
+namespace {
+
+template <typename T>
+std::vector<int64_t> WidenIndices(const TensorView& tensor) {
+  std::vector<int64_t> values(tensor.elements());
+  for (size_t i = 0; i < values.size(); ++i) {
+    T value;
+    std::memcpy(&value, tensor.bytes.data() + i * sizeof(T), sizeof(T));
+    values[i] = value;
+  }
+  return values;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int64_t>> ReadIndices(std::string_view name, const TensorView& tensor) {
+  switch (tensor.dtype) {
+    case DType::kU8: return WidenIndices<uint8_t>(tensor);
+    case DType::kI16: return WidenIndices<int16_t>(tensor);
+    case DType::kI32: return WidenIndices<int32_t>(tensor);
+    case DType::kI64: return WidenIndices<int64_t>(tensor);
+    default: break;
+  }
+  std::vector<float> values(tensor.elements());
+  Dequantize(tensor.dtype, tensor.bytes.data(), tensor.elements(), values.data());
+  std::vector<int64_t> indices;
+  for (const float value : values) {
+    if (!(std::abs(value) < 0x1p24f) || value != std::floor(value)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(absl::string_view(name.data(), name.size()), " holds ", value,
+                       ", which is not a whole number"));
+    }
+    indices.push_back(static_cast<int64_t>(value));
+  }
+  return indices;
+}
+
 absl::Status CheckFinite(std::string_view name, const TensorView& tensor) {
+  if (IsInteger(tensor.dtype)) return absl::OkStatus();
   constexpr int64_t kChunk = 4096;  // a multiple of every block
   float values[kChunk];
   const int64_t elements = tensor.elements();

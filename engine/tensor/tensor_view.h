@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "engine/base/dtype.h"
 
 namespace lorikeet {
@@ -35,6 +36,10 @@ struct TensorView {
 
 // "[64, 128]"
 std::string ShapeString(std::span<const int64_t> shape);
+
+// The values of an index tensor: of an integer type, or of whole floats.
+// INVALID_ARGUMENT with `name` and the first that is not whole.
+absl::StatusOr<std::vector<int64_t>> ReadIndices(std::string_view name, const TensorView& tensor);
 
 // INVALID_ARGUMENT with `name`, the first NaN or infinity and its index. Reads every byte.
 absl::Status CheckFinite(std::string_view name, const TensorView& tensor);

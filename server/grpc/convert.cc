@@ -75,6 +75,9 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   GenerationInput input;
   LK_RETURN_IF_ERROR(SetPrompt(request, &input));
   input.model = std::move(*request.mutable_adapter());
+  for (const v1::WeightedAdapter& term : request.adapters()) {
+    input.adapters.push_back({term.id(), term.weight()});
+  }
   input.sampling = ToSampling(request.sampling());
   if (request.has_logprobs()) {
     if (request.logprobs() < 0 || request.logprobs() > Limits::kMaxTopLogprobs) {

@@ -50,7 +50,7 @@ absl::StatusOr<std::shared_ptr<const Adapter>> Load(const Case& c, const TestBas
   const RawAdapter raw = ParseAdapter(*std::move(files), &problems);
   if (!problems.empty()) return problems.ToStatus();
   EXPECT_THAT(raw.warnings, ::testing::IsEmpty());
-  return Normalise(raw, base, precision);
+  return Normalise(raw, base, {precision});
 }
 
 float Value(const LowRank& pair, const std::byte* factor, int64_t index) {

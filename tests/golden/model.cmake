@@ -8,3 +8,5 @@ lorikeet_test(real_model_test ${golden}/real_model_test.cc ${support}/model_harn
   LIBS lorikeet_runner lorikeet_adapters_cache)
 lorikeet_test(prefix_cache_test ${golden}/prefix_cache_test.cc
   LIBS lorikeet_engine lorikeet_adapters_cache)
+lorikeet_test(variants_test ${golden}/variants_test.cc LIBS lorikeet_engine lorikeet_runner
+  lorikeet_adapters_cache)

@@ -43,7 +43,7 @@ absl::StatusOr<Loaded> Load(const fs::path& directory, const BaseModel& base,
   Problems problems;
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   LK_RETURN_IF_ERROR(problems.ToStatus());
-  LK_ASSIGN_OR_RETURN(auto adapter, Normalise(raw, base, precision));
+  LK_ASSIGN_OR_RETURN(auto adapter, Normalise(raw, base, {precision}));
   return Loaded{std::move(adapter), raw.warnings};
 }
 
@@ -197,7 +197,7 @@ void Resize(testing::TensorSpec* tensor, std::vector<int64_t> shape) {
 
 const std::vector<BadCase>& BadCases() {
   static const auto* cases = new std::vector<BadCase>{
-      {"peft_type_not_served", Set("peft_type", "LOHA"), kUnserved, {"LOHA", "not served"}},
+      {"peft_type_not_served", Set("peft_type", "SHADOW"), kUnserved, {"SHADOW", "not served"}},
       {"peft_type_unknown", Set("peft_type", "FOO"), kUnserved, {"'FOO'", "unknown"}},
       {"peft_type_absent",
        [](TestAdapter* a) { a->config.erase("peft_type"); },
@@ -209,18 +209,16 @@ const std::vector<BadCase>& BadCases() {
        },
        kInvalid,
        {"AdapterHub"}},
-      {"qalora", Set("use_qalora", true), kUnserved, {"use_qalora"}},
-      {"alora", Set("alora_invocation_tokens", {1, 2}), kUnserved, {"alora_invocation_tokens"}},
+      {"alora", Set("alora_invocation_tokens", {1, -2}), kInvalid, {"alora_invocation_tokens"}},
       {"arrow", Set("arrow_config", {{"top_k", 3}}), kUnserved, {"arrow_config"}},
-      {"kasa", Set("kasa_config", {{"beta", 1}}), kUnserved, {"kasa_config"}},
-      {"bdlora", Set("use_bdlora", {{"nblocks", 2}}), kUnserved, {"use_bdlora"}},
+      {"bdlora", Set("use_bdlora", {{"nblocks", 3}}), kInvalid, {"nblocks 3"}, false},
       {"parameters", Set("target_parameters", {"experts.up"}), kUnserved, {"target_parameters"}},
       {"replication", Set("layer_replication", {{0, 2}, {1, 2}}), kUnserved, {"layer_replication"}},
-      {"modules_to_save", Set("modules_to_save", {"lm_head"}), kUnserved, {"modules_to_save"}},
-      {"tokens", Set("trainable_token_indices", {1}), kUnserved, {"trainable_token_indices"}},
+      {"modules_to_save", Set("modules_to_save", {3}), kInvalid, {"modules_to_save"}},
+      {"tokens", Set("trainable_token_indices", {-1}), kInvalid, {"trainable_token_indices"}},
       {"megatron", Set("megatron_config", {{"x", 1}}), kUnserved, {"megatron_config"}},
       {"pissa", Set("init_lora_weights", "pissa_niter_4"), kUnserved, {"pissa_niter_4", "Convert"}},
-      {"olora", Set("init_lora_weights", "OLoRA"), kUnserved, {"olora", "Convert"}},
+      {"upper_case_init", Set("init_lora_weights", "CorDA"), kUnserved, {"corda", "Convert"}},
       {"corda", Set("init_lora_weights", "corda"), kUnserved, {"corda"}},
       {"loftq", Set("init_lora_weights", "loftq"), kUnserved, {"loftq"}},
       {"lora_ga", Set("init_lora_weights", "lora_ga"), kUnserved, {"lora_ga"}},
@@ -294,8 +292,12 @@ const std::vector<BadCase>& BadCases() {
          a->tensors[PeftName("model.embed_tokens", "base_layer.weight")] = {
              DType::kF32, {40, 16}, std::vector<float>(640)};
        },
-       kUnserved,
-       {"embeddings", "model.embed_tokens"}},
+       kInvalid,
+       {"model.embed_tokens has no lora_B"}},
+      {"integers",
+       [](TestAdapter* a) { a->tensors[PeftName(kQ0, "lora_A.weight")].dtype = DType::kI32; },
+       kInvalid,
+       {PeftName(kQ0, "lora_A.weight"), "I32"}},
       {"no_lora_b",
        [](TestAdapter* a) { a->tensors.erase(PeftName(kQ0, "lora_B.weight")); },
        kInvalid,
@@ -421,11 +423,11 @@ INSTANTIATE_TEST_SUITE_P(Cases, BadAdapter, ::testing::ValuesIn(BadCases()),
                          [](const auto& info) { return info.param.name; });
 
 TEST_F(AdapterLoad, AllProblemsComeAtOnce) {
-  adapter_.config["use_qalora"] = true;
+  adapter_.config["arrow_config"] = {{"top_k", 1}};
   adapter_.config["r"] = 3;
   adapter_.tensors["foo"] = {DType::kF32, {1}, {1}};
   const absl::Status status = WriteAndLoad(adapter_).status();
-  for (const char* words : {"use_qalora", "foo", "[3, in]"}) {
+  for (const char* words : {"arrow_config", "foo", "[3, in]"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(words));
   }
 }

@@ -102,7 +102,7 @@ std::string SafetensorsBytes(const TensorSpecs& tensors) {
     const size_t begin = data.size();
     for (float value : tensor.values) {
       const uint16_t half = tensor.dtype == DType::kBF16 ? FloatToBF16(value) : FloatToF16(value);
-      if (tensor.dtype == DType::kF32) {
+      if (Info(tensor.dtype).block_bytes == sizeof(value)) {
         data.append(reinterpret_cast<const char*>(&value), sizeof(value));
       } else {
         data.append(reinterpret_cast<const char*>(&half), sizeof(half));

@@ -91,7 +91,7 @@ const BadHeader kBadHeaders[] = {
     {"MetadataNotText", R"({"__metadata__":{"n":1}})", 0, kDataLoss, "\"n\" is not a string"},
     {"MetadataNotAnObject", R"({"__metadata__":[]})", 0, kDataLoss, "__metadata__"},
     {"UnknownType", R"({"t":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}})", 4, kInvalid,
-     "tensor 't' has dtype F8_E4M3; F32, F16 and BF16"},
+     "tensor 't' has dtype F8_E4M3; F32, F16, BF16, U8"},
     {"TypeNotText", R"({"t":{"dtype":3,"shape":[1],"data_offsets":[0,4]}})", 4, kDataLoss,
      "dtype is not a string"},
     {"NoOffsets", R"({"t":{"dtype":"F32","shape":[1]}})", 4, kDataLoss, "exactly dtype, shape"},

@@ -259,6 +259,7 @@ void CpuBackend::RopeStore(const RopeStoreArgs& args) {
     for (int32_t h = 0; h < kv.layout.kv_heads; ++h) {
       prepare(args.k.row(row) + h * args.head_dim, args.k_norm, row);
     }
+    StorePrefix(args, row);
     StoreKv(args, kv, row);
   });
 }
@@ -282,6 +283,7 @@ void CpuBackend::Attention(const AttentionArgs& args) {
     const int32_t row_end = std::min(begin[t.sequence + 1], t.row + kQueryRows);
     Attend({args, kv, t.sequence, t.kv_head, t.row, row_end}, scratch.data());
   });
+  AttendPrompts(args);
 }
 
 }  // namespace lorikeet

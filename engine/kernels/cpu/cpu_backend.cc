@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "engine/kernels/cpu/float_gemm.h"
 #include "engine/kernels/cpu/simd.h"
-#include "engine/kernels/cpu/widen.h"
 
 namespace lorikeet {
 namespace {
@@ -123,17 +122,13 @@ int32_t CpuBackend::BeginStep(const StepInput& step) {
   return static_cast<int32_t>(step.tokens.size());
 }
 
-void CpuBackend::Embed(Matrix out) {
-  for (size_t t = 0; t < step_.tokens.size(); ++t) {
-    Widen(embedding_.dtype, embedding_.row(step_.tokens[t]), embedding_.row_elements(), out.row(t));
-  }
-}
-
 void CpuBackend::AddRmsNorm(const NormArgs& args) {
   ForRows(args.out.rows, [&](int32_t i) {
     const int32_t r = args.rows == RowSet::kAll ? i : step_.logit_rows[i];
-    AddRmsNormRow(args.x.row(r), args.delta.data ? args.delta.row(r) : nullptr, args.weight,
-                  args.eps, args.x.width, args.out.row(i));
+    const Adapter* adapter = AdapterOf(r);
+    const float* own = adapter && !adapter->norms.empty() ? adapter->norms[args.norm] : nullptr;
+    AddRmsNormRow(args.x.row(r), args.delta.data ? args.delta.row(r) : nullptr,
+                  own ? own : args.weight, args.eps, args.x.width, args.out.row(i));
   });
 }
 

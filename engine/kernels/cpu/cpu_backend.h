@@ -35,6 +35,7 @@ class CpuBackend final : public Backend {
   DType activation_dtype() const override { return DType::kF32; }
   DType kv_dtype() const override;
   int32_t max_logit_rows() const override { return 32; }
+  PrimitiveSet primitives() const override { return kAllPrimitives; }
 
   DeviceMemory Allocate(int64_t bytes) override;
   DeviceMemory Upload(std::span<const float> values) override;
@@ -54,6 +55,7 @@ class CpuBackend final : public Backend {
   void LinearProducts(const LinearArgs& args) override;
   void RopeStore(const RopeStoreArgs& args) override;
   void Attention(const AttentionArgs& args) override;
+  void Bottlenecks(const BottleneckArgs& args) override;
   void SwiGlu(Matrix gate_up, Matrix out) override;
   absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                       std::span<SampledToken> out) override;
@@ -70,11 +72,30 @@ class CpuBackend final : public Backend {
     });
   }
 
+  // fn(adapter, row) for every row of the step that has an adapter.
+  template <typename Fn>
+  void ForAdapterRows(const Fn& fn) {
+    for (const AdapterSegment& segment : step_.segments) {
+      ForRows(segment.row_end - segment.row_begin,
+              [&](int32_t i) { fn(*segment.adapter, segment.row_begin + i); });
+    }
+  }
+  // nullptr: a base row.
+  const Adapter* AdapterOf(int32_t row) const {
+    const auto after = std::upper_bound(
+        step_.segments.begin(), step_.segments.end(), row,
+        [](int32_t r, const AdapterSegment& segment) { return r < segment.row_begin; });
+    if (after == step_.segments.begin()) return nullptr;
+    return row < (after - 1)->row_end ? (after - 1)->adapter : nullptr;
+  }
+
   static constexpr int32_t kMaxParts = 3;
 
   // How one LinearProducts call is split into tasks.
   struct ProductPlan {
     bool quantize = false;
+    bool rotated = false;     // a segment rotates its inputs
+    bool structured = false;  // a segment has parts that ApplyStructured adds
     int32_t quant_tasks = 0;
     std::vector<AdapterSegment> segments;         // in rows of x
     std::vector<AdapterSegment> shrinks;          // pieces of segments that have a low-rank part
@@ -89,6 +110,15 @@ class CpuBackend final : public Backend {
   void MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thread);
   void ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int32_t column_begin,
                    int32_t column_end);
+  void PlanStructured(const LinearArgs& args);
+  void RotateInputs(const LinearArgs& args);
+  void MultiplyRows(const LinearArgs& args, int32_t part, int32_t begin, int32_t end, int32_t thread,
+                    Matrix y);
+  void ApplyStructured(const LinearArgs& args);
+  void EmbedRow(const Adapter* adapter, int32_t token, float* row, int32_t width);
+  static void AdaptEmbedding(const Adapter& adapter, int32_t token, float* row, int32_t width);
+  void StorePrefix(const RopeStoreArgs& args, int32_t row);
+  void AttendPrompts(const AttentionArgs& args);
   void Rotate(const float* inverse_frequencies, int32_t half);
 
   const BackendOptions options_;
@@ -106,6 +136,9 @@ class CpuBackend final : public Backend {
   // Scratch of LinearProducts, grown to the largest step seen.
   QuantRows quant_rows_;
   AlignedBuffer quant_storage_;
+  AlignedBuffer rotated_[kMaxParts];          // [T, in] rows of segments that rotate, by part
+  QuantRows quant_rotated_[kMaxParts];        // the same rows
+  AlignedBuffer quant_rotated_storage_[kMaxParts];
   AlignedBuffer even_odd_;  // rows of x in even/odd order
   AlignedBuffer shrunk_;    // [parts][T][t_stride]
   std::vector<std::vector<float>> panels_;              // [threads] widened weights

@@ -8,6 +8,7 @@
 #include "engine/kernels/cpu/cpu_backend.h"
 #include "engine/kernels/cpu/float_gemm.h"
 #include "engine/kernels/cpu/lora.h"
+#include "engine/kernels/cpu/structured.h"
 #include "engine/kernels/cpu/widen.h"
 
 namespace lorikeet {
@@ -118,24 +119,41 @@ void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int
   }
 }
 
+// Columns [begin, end) of the part for all rows of x, then again for rows with inputs of their own.
+void CpuBackend::MultiplyRows(const LinearArgs& args, int32_t part, int32_t begin, int32_t end,
+                              int32_t thread, Matrix y) {
+  const CpuLinearWeight::Part& weight = Cpu(args.weight).parts[part];
+  const auto multiply = [&](Matrix x, const QuantRows& quant, int32_t row_begin, int32_t row_end) {
+    if (weight.quant) {
+      const int32_t lanes = weight.quant->lanes;
+      const QuantGemmFn gemm = features_.avx512_vnni ? QuantGemmAvx512 : QuantGemmAvx2;
+      gemm(*weight.quant, quant, row_begin, row_end, begin / lanes, (end + lanes - 1) / lanes, y);
+      return;
+    }
+    const int32_t rows = row_end - row_begin;
+    for (int32_t c = begin; c < end; c += kFloatPanelColumns) {
+      FloatGemm(weight.view, x.Rows(row_begin, rows), c, std::min(end, c + kFloatPanelColumns),
+                &panels_[thread], y.Rows(row_begin, rows));
+    }
+  };
+  multiply(args.x, quant_rows_, 0, args.x.rows);
+  if (!plan_.rotated) return;
+  const Matrix rotated(rotated_[part].data(), args.x.rows, args.x.width);
+  for (const AdapterSegment& s : plan_.segments) {
+    if (s.adapter->modules[args.weight->first_module + part].input_rotation.block == 0) continue;
+    multiply(rotated, quant_rotated_[part], s.row_begin, s.row_end);
+  }
+}
+
 void CpuBackend::MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thread) {
   int32_t i = 0;
   int32_t first_column = 0;
   while (task >= plan_.chunk_begin[i + 1]) first_column += args.weight->out[i++];
-  const CpuLinearWeight::Part& part = Cpu(args.weight).parts[i];
   const int32_t out = args.weight->out[i];
   const Matrix y = args.y.Columns(first_column, out);
   const int32_t begin = (task - plan_.chunk_begin[i]) * plan_.chunk_columns[i];
   const int32_t end = std::min(out, begin + plan_.chunk_columns[i]);
-  if (part.quant) {
-    const int32_t lanes = part.quant->lanes;
-    const QuantGemmFn gemm = features_.avx512_vnni ? QuantGemmAvx512 : QuantGemmAvx2;
-    gemm(*part.quant, quant_rows_, 0, args.x.rows, begin / lanes, (end + lanes - 1) / lanes, y);
-  } else {
-    for (int32_t c = begin; c < end; c += kFloatPanelColumns) {
-      FloatGemm(part.view, args.x, c, std::min(end, c + kFloatPanelColumns), &panels_[thread], y);
-    }
-  }
+  MultiplyRows(args, i, begin, end, thread, y);
   ApplyDeltas(args, i, y, begin, end);
 }
 
@@ -183,37 +201,70 @@ void CpuBackend::PlanChunks(const LinearArgs& args) {
   plan_.chunk_begin[parts.size()] = chunks;
 }
 
+namespace {
+
+void Grow(AlignedBuffer* buffer, int64_t bytes) {
+  if (static_cast<int64_t>(buffer->size()) < bytes) *buffer = AlignedBuffer(bytes);
+}
+
+void GrowQuantRows(int64_t rows, int64_t width, AlignedBuffer* storage, QuantRows* quant) {
+  const int64_t groups = width / QuantRows::kGroup;
+  Grow(storage, rows * (width + 16 * groups));
+  float* floats = storage->as<float>();
+  quant->rows = rows;
+  quant->width = width;
+  quant->scales = floats;
+  quant->sums32 = floats + rows * groups;
+  quant->sums16 = floats + 2 * rows * groups;
+  quant->codes = reinterpret_cast<int8_t*>(floats + 4 * rows * groups);
+}
+
+}  // namespace
+
 void CpuBackend::GrowScratch(const LinearArgs& args) {
   const int64_t rows = args.x.rows;
   const int64_t width = args.x.width;
-  const auto grow = [](AlignedBuffer* buffer, int64_t bytes) {
-    if (static_cast<int64_t>(buffer->size()) < bytes) *buffer = AlignedBuffer(bytes);
-  };
-  if (plan_.quantize) {
-    const int64_t groups = width / QuantRows::kGroup;
-    grow(&quant_storage_, rows * (width + 16 * groups));
-    float* floats = quant_storage_.as<float>();
-    quant_rows_.rows = rows;
-    quant_rows_.width = width;
-    quant_rows_.scales = floats;
-    quant_rows_.sums32 = floats + rows * groups;
-    quant_rows_.sums16 = floats + 2 * rows * groups;
-    quant_rows_.codes = reinterpret_cast<int8_t*>(floats + 4 * rows * groups);
+  const int64_t parts = args.weight->out.size();
+  if (plan_.quantize) GrowQuantRows(rows, width, &quant_storage_, &quant_rows_);
+  for (int64_t i = 0; plan_.rotated && i < parts; ++i) {
+    Grow(&rotated_[i], rows * width * sizeof(float));
+    if (!plan_.quantize) continue;
+    GrowQuantRows(rows, width, &quant_rotated_storage_[i], &quant_rotated_[i]);
   }
   if (!plan_.shrinks.empty()) {
-    grow(&even_odd_, rows * EvenOddWidth(width) * sizeof(float));
-    grow(&shrunk_, args.weight->out.size() * rows * plan_.t_stride * sizeof(float));
+    Grow(&even_odd_, rows * EvenOddWidth(width) * sizeof(float));
+    Grow(&shrunk_, parts * rows * plan_.t_stride * sizeof(float));
+  }
+}
+
+// Rows of segments that rotate their inputs, for each part its own.
+void CpuBackend::RotateInputs(const LinearArgs& args) {
+  for (const AdapterSegment& segment : plan_.segments) {
+    for (size_t i = 0; i < args.weight->out.size(); ++i) {
+      const InputRotation& rotation =
+          segment.adapter->modules[args.weight->first_module + i].input_rotation;
+      if (rotation.block == 0) continue;
+      pool_.ParallelFor(segment.row_end - segment.row_begin, [&](int32_t n, int32_t) {
+        const int32_t row = segment.row_begin + n;
+        float* out = rotated_[i].as<float>() + int64_t{row} * args.x.width;
+        RotateInput(rotation, args.x.row(row), args.x.width, out);
+        if (plan_.quantize) QuantizeRow(out, row, quant_rotated_[i]);
+      });
+    }
   }
 }
 
 void CpuBackend::LinearProducts(const LinearArgs& args) {
   PlanInputs(args);
+  PlanStructured(args);
   PlanChunks(args);
   GrowScratch(args);
   PrepareInputs(args);
+  if (plan_.rotated) RotateInputs(args);
   pool_.ParallelFor(plan_.chunk_begin[args.weight->out.size()], [&](int32_t task, int32_t thread) {
     MultiplyChunk(args, task, thread);
   });
+  ApplyStructured(args);
 }
 
 }  // namespace lorikeet

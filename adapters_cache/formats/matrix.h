@@ -1,0 +1,47 @@
+// Small dense linear algebra for loads: float32 in and out, sums in double.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "adapters_cache/formats/lowered.h"
+
+namespace lorikeet {
+
+Matrix2 Multiply(const Matrix2& a, const Matrix2& b);            // a · b
+Matrix2 MultiplyTransposed(const Matrix2& a, const Matrix2& b);  // a · bᵀ
+Matrix2 Transpose(const Matrix2& a);
+Matrix2 Identity(int64_t n);
+// row r of a times factors[r]; column c of a times factors[c].
+void ScaleRows(const std::vector<float>& factors, Matrix2* a);
+void ScaleColumns(const std::vector<float>& factors, Matrix2* a);
+void Scale(double factor, Matrix2* a);
+// Rows [begin, begin + count), columns likewise.
+Matrix2 RowsOf(const Matrix2& a, int64_t begin, int64_t count);
+Matrix2 ColumnsOf(const Matrix2& a, int64_t begin, int64_t count);
+
+// x with x · a = b (Gauss with pivots, in double). INVALID_ARGUMENT: a is singular.
+absl::StatusOr<Matrix2> SolveRight(const Matrix2& b, const Matrix2& a);
+
+// Householder QR of a [m, n], m >= n or not: the first k = min(m, n) columns of Q and rows of R,
+// with LAPACK's signs.
+struct Qr {
+  Matrix2 q;  // [m, k]
+  Matrix2 r;  // [k, n]
+};
+Qr HouseholderQr(const Matrix2& a);
+
+// Singular values in descending order with their vectors (one-sided Jacobi in double).
+// a: [m, n]; k = min(m, n).
+struct Svd {
+  Matrix2 u;             // [m, k]
+  std::vector<float> s;  // [k]
+  Matrix2 v;             // [n, k]
+};
+// Wider than this a load would take minutes: such adapters are to be converted.
+inline constexpr int64_t kMaxSvdWidth = 1024;
+// INVALID_ARGUMENT: min(m, n) > kMaxSvdWidth.
+absl::StatusOr<Svd> SingularValues(const Matrix2& a);
+
+}  // namespace lorikeet

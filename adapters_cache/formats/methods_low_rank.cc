@@ -1,0 +1,378 @@
+// Methods whose delta is a low-rank product made of the file's tensors alone.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/methods.h"
+#include "engine/api/limits.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+namespace {
+
+absl::Status AddPair(Matrix2 a, Matrix2 b, double scale, Lowered* out) {
+  Scale(scale, &b);
+  out->pairs.push_back({std::move(a), std::move(b)});
+  return absl::OkStatus();
+}
+
+// An integer setting within [low, high].
+absl::StatusOr<int64_t> Whole(const ModuleTensors& m, const char* key, int64_t fallback, int64_t low,
+                              int64_t high) {
+  const double value = m.Number(key, static_cast<double>(fallback));
+  LK_RETURN_IF_ERROR(m.status());
+  if (value >= low && value <= high && value == std::floor(value)) return static_cast<int64_t>(value);
+  return absl::InvalidArgumentError(
+      absl::StrCat(key, " is ", value, "; it must be a whole number of ", low, " to ", high));
+}
+
+std::string Join(std::string_view prefix, std::string_view rest) {
+  return std::string(prefix) + std::string(rest);
+}
+
+}  // namespace
+
+// AdaLoRA (Zhang et al. 2023): s·B·(E∘A), s = α / (init_r + 1e-5).
+absl::Status LowerAdaLora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(Matrix2 a, m.GetMatrix("lora_A", -1, m.in()));
+  LK_ASSIGN_OR_RETURN(Matrix2 b, m.GetMatrix("lora_B", m.out(), a.rows));
+  LK_ASSIGN_OR_RETURN(const std::vector<float> e, m.Get("lora_E", {a.rows, 1}));
+  m.Ignore("lora_ranknum");
+  const double rank = m.Number("init_r", 12);
+  double alpha = m.Number("lora_alpha", 8);
+  LK_RETURN_IF_ERROR(m.status());
+  if (rank <= 0) return m.Invalid(absl::StrCat("init_r is ", rank, "; it must be above 0"));
+  if (alpha <= 0) alpha = rank;
+  ScaleRows(e, &a);
+  return AddPair(std::move(a), std::move(b), alpha / (rank + 1e-5), out);
+}
+
+// DeLoRA (Bini et al. 2025): columns and rows normalised, one strength λ, inputs scaled by the norms
+// of W's columns.
+absl::Status LowerDelora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(Matrix2 a, m.GetMatrix("delora_A", -1, m.in()));
+  LK_ASSIGN_OR_RETURN(Matrix2 b, m.GetMatrix("delora_B", m.out(), a.rows));
+  LK_ASSIGN_OR_RETURN(const std::vector<float> lambda, m.Get("delora_lambda", {1}));
+  std::vector<float> norms(m.in());
+  if (m.Has("delora_w_norm")) {
+    LK_ASSIGN_OR_RETURN(norms, m.Get("delora_w_norm", {m.in()}));
+  } else {
+    const Matrix2 w = m.Weight();
+    for (int64_t c = 0; c < w.columns; ++c) {
+      double sum = 0;
+      for (int64_t r = 0; r < w.rows; ++r) sum += double{w.at(r, c)} * w.at(r, c);
+      norms[c] = static_cast<float>(std::sqrt(sum));
+    }
+  }
+  std::vector<float> factors(a.rows);
+  for (int64_t k = 0; k < a.rows; ++k) {
+    double row = 0, column = 0;
+    for (int64_t i = 0; i < a.columns; ++i) row += double{a.at(k, i)} * a.at(k, i);
+    for (int64_t o = 0; o < b.rows; ++o) column += double{b.at(o, k)} * b.at(o, k);
+    factors[k] = static_cast<float>(lambda[0] / (a.rows * std::max(std::sqrt(row), 1e-4) *
+                                                 std::max(std::sqrt(column), 1e-4)));
+  }
+  ScaleColumns(norms, &a);
+  ScaleColumns(factors, &b);
+  return AddPair(std::move(a), std::move(b), 1, out);
+}
+
+// GraLoRA (Jung et al. 2025): N input slices, each rank cut in N for the N output slices.
+absl::Status LowerGralora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("gralora_A", 3));
+  const int64_t n = shape[0], r = shape[2];
+  if (m.in() % n || m.out() % n || r % n) {
+    return m.Invalid(absl::StrCat("gralora_A has ", n, " slices, which do not divide rank ", r,
+                                  " and the linear's widths"));
+  }
+  const int64_t in = m.in() / n, width = m.out() / n, part = r / n;
+  LK_ASSIGN_OR_RETURN(const auto a, m.Get("gralora_A", {n, in, r}));
+  LK_ASSIGN_OR_RETURN(const auto b, m.Get("gralora_B", {n, r, width}));
+  // Rank (slice, j, t): slice's column j·part + t of A, and row slice·part + t of B_j.
+  Matrix2 big_a(n * r, m.in()), big_b(m.out(), n * r);
+  for (int64_t slice = 0; slice < n; ++slice) {
+    for (int64_t k = 0; k < r; ++k) {
+      const int64_t j = k / part, t = k % part, rank = slice * r + k;
+      for (int64_t i = 0; i < in; ++i) {
+        big_a.at(rank, slice * in + i) = a[(slice * in + i) * r + k];
+      }
+      for (int64_t o = 0; o < width; ++o) {
+        big_b.at(j * width + o, rank) = b[(j * r + slice * part + t) * width + o];
+      }
+    }
+  }
+  int64_t hybrid = 0;
+  Matrix2 general_a, general_b;
+  if (m.Has("gralora_A_general.weight")) {
+    LK_ASSIGN_OR_RETURN(general_a, m.GetMatrix("gralora_A_general.weight", -1, m.in()));
+    hybrid = general_a.rows;
+    LK_ASSIGN_OR_RETURN(general_b, m.GetMatrix("gralora_B_general.weight", m.out(), hybrid));
+  }
+  const double scale = m.Number("alpha", 64) / static_cast<double>(r + hybrid);
+  LK_RETURN_IF_ERROR(m.status());
+  if (hybrid > 0) {
+    LK_RETURN_IF_ERROR(AddPair(std::move(general_a), std::move(general_b), scale, out));
+  }
+  return AddPair(std::move(big_a), std::move(big_b), scale, out);
+}
+
+// LoHa (Hyeon-Woo et al. 2022): (w1a·w1b) ∘ (w2a·w2b), a product of rank r².
+absl::Status LowerLoha(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const Matrix2 a1, m.GetMatrix("hada_w1_a", m.out(), -1));
+  const int64_t r = a1.columns;
+  LK_ASSIGN_OR_RETURN(const Matrix2 b1, m.GetMatrix("hada_w1_b", r, m.in()));
+  LK_ASSIGN_OR_RETURN(const Matrix2 a2, m.GetMatrix("hada_w2_a", m.out(), r));
+  LK_ASSIGN_OR_RETURN(const Matrix2 b2, m.GetMatrix("hada_w2_b", r, m.in()));
+  const double alpha = m.Patterned("alpha_pattern", "alpha", 8);
+  LK_RETURN_IF_ERROR(m.status());
+  const double scale = alpha / static_cast<double>(std::max<int64_t>(r, 1));
+  if (r > 64 || r * r * (m.in() + m.out()) > int64_t{m.in()} * m.out()) {
+    out->dense = Multiply(a1, b1);
+    const Matrix2 other = Multiply(a2, b2);
+    for (size_t i = 0; i < other.values.size(); ++i) {
+      out->dense.values[i] *= static_cast<float>(scale * other.values[i]);
+    }
+    if (r * r <= Limits::kMaxAdapterRank) out->dense_is_choice = true;
+  }
+  if (r * r > Limits::kMaxAdapterRank) return absl::OkStatus();
+  Matrix2 a(r * r, m.in()), b(m.out(), r * r);
+  for (int64_t p = 0; p < r; ++p) {
+    for (int64_t q = 0; q < r; ++q) {
+      for (int64_t i = 0; i < m.in(); ++i) a.at(p * r + q, i) = b1.at(p, i) * b2.at(q, i);
+      for (int64_t o = 0; o < m.out(); ++o) b.at(o, p * r + q) = a1.at(o, p) * a2.at(o, q);
+    }
+  }
+  return AddPair(std::move(a), std::move(b), scale, out);
+}
+
+// MiSS (Kang & Yin 2024), once Bone: chunks of r inputs are summed, then multiplied by a block.
+// "bat" makes a dense delta W[p, q]·B_p + B_p of every r×r tile of W.
+absl::Status LowerMiss(const ModuleTensors& m, Lowered* out) {
+  const std::string name = m.Has("bone_block") ? "bone_block" : "miss_block";
+  const auto init = m.config().find("init_weights");
+  const bool bat = init != m.config().end() && *init == "bat";
+  const bool mini = init != m.config().end() && *init == "mini";
+  if (bat) {
+    LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf(name, 3));
+    const int64_t r = shape[1];
+    if (m.out() % r || m.in() % r) return m.Invalid(absl::StrCat("block ", r, " divides no width"));
+    LK_ASSIGN_OR_RETURN(const auto blocks, m.Get(name, {m.out() / r, r, r}));
+    const Matrix2 w = m.Weight();
+    out->dense = Matrix2(m.out(), m.in());
+    for (int64_t o = 0; o < m.out(); ++o) {
+      const float* block = &blocks[o / r * r * r];
+      for (int64_t i = 0; i < m.in(); ++i) {
+        double sum = block[o % r * r + i % r];
+        for (int64_t k = 0; k < r; ++k) sum += double{w.at(o, i / r * r + k)} * block[k * r + i % r];
+        out->dense.at(o, i) = static_cast<float>(sum);
+      }
+    }
+    return absl::OkStatus();
+  }
+  LK_ASSIGN_OR_RETURN(const Matrix2 block, m.GetMatrix(name, -1, mini ? -1 : m.out()));
+  if (block.rows == 0 || block.columns == 0 || m.out() % block.columns) {
+    return m.Invalid(absl::StrCat(name, " [", block.rows, ", ", block.columns,
+                                  "] does not tile the outputs"));
+  }
+  Matrix2 a(block.rows, m.in()), b(m.out(), block.rows);
+  for (int64_t i = 0; i < m.in(); ++i) a.at(i % block.rows, i) = 1;
+  for (int64_t o = 0; o < m.out(); ++o) {
+    for (int64_t k = 0; k < block.rows; ++k) b.at(o, k) = block.at(k, o % block.columns);
+  }
+  return AddPair(std::move(a), std::move(b), 1, out);
+}
+
+// RandLoRA (Albert et al. 2025): a full-rank sum of fixed random bases with trained diagonals.
+absl::Status LowerRandLora(const ModuleTensors& m, Lowered* out) {
+  const int64_t low = std::min(m.in(), m.out()), high = std::max(m.in(), m.out());
+  LK_ASSIGN_OR_RETURN(const Matrix2 lambda, m.GetMatrix("randlora_lambda", -1, -1));
+  const int64_t r = lambda.rows, bases = lambda.columns;
+  LK_ASSIGN_OR_RETURN(const Matrix2 gamma, m.GetMatrix("randlora_gamma", bases, low));
+  if (!m.Has("randlora_A") && !m.HasShared("randlora_A")) {
+    return m.Invalid("the file has no projections (save_projection: false), and they cannot be "
+                     "made again; save the adapter with save_projection=True");
+  }
+  LK_ASSIGN_OR_RETURN(const auto a_shape, m.ShapeOf("randlora_A", 3));
+  LK_ASSIGN_OR_RETURN(const auto b_shape, m.ShapeOf("randlora_B", 3));
+  LK_ASSIGN_OR_RETURN(const auto a, m.Get("randlora_A", {r, 1, -1}));
+  LK_ASSIGN_OR_RETURN(const auto b, m.Get("randlora_B", {-1, -1, r}));
+  if (a_shape[2] < low || b_shape[0] < high || b_shape[1] < bases) {
+    return m.Invalid("randlora_A or randlora_B is too small for this linear");
+  }
+  Matrix2 u(r * bases, low), full(high, bases * r);
+  for (int64_t p = 0; p < r; ++p) {
+    for (int64_t q = 0; q < bases; ++q) {
+      for (int64_t i = 0; i < low; ++i) {
+        u.at(p * bases + q, i) = lambda.at(p, q) * a[p * a_shape[2] + i] * gamma.at(q, i);
+      }
+    }
+  }
+  for (int64_t h = 0; h < high; ++h) {
+    for (int64_t k = 0; k < bases * r; ++k) full.at(h, k) = b[h * b_shape[1] * r + k];
+  }
+  const double alpha = m.Number("randlora_alpha", 640);
+  LK_RETURN_IF_ERROR(m.status());
+  out->dense = Multiply(full, u);  // [high, low]
+  Scale(alpha / static_cast<double>(r), &out->dense);
+  if (m.in() != low) out->dense = Transpose(out->dense);
+  return absl::OkStatus();
+}
+
+// TinyLoRA (Morris et al. 2026): B·(Σ v_k P_k)·A, v shared by groups of linears.
+absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(Matrix2 a, m.GetMatrix("tinylora_A", -1, m.in()));
+  const int64_t r = a.rows;
+  LK_ASSIGN_OR_RETURN(Matrix2 b, m.GetMatrix("tinylora_B", m.out(), r));
+  if (!m.Has("tinylora_P")) {
+    return m.Invalid("the file has no tinylora_P (save_projection: false), and it cannot be made "
+                     "again; save the adapter with save_projection=True");
+  }
+  LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("tinylora_P", 3));
+  LK_ASSIGN_OR_RETURN(const auto p, m.Get("tinylora_P", {shape[0], r, r}));
+  const double tying = m.Number("weight_tying", 0);
+  LK_RETURN_IF_ERROR(m.status());
+  const int64_t n = m.count();
+  const double wanted = std::nearbyint(n * (1 - std::clamp(tying, 0.0, 1.0)));
+  const int64_t groups = std::max<int64_t>(1, static_cast<int64_t>(wanted));
+  const int64_t group =
+      std::min(m.ordinal() / std::max<int64_t>(1, n / groups), groups - 1);
+  LK_ASSIGN_OR_RETURN(const auto v, m.Get(absl::StrCat("tinylora_v.", group), {shape[0]}));
+  Matrix2 middle(r, r);
+  for (int64_t k = 0; k < shape[0]; ++k) {
+    for (int64_t i = 0; i < r * r; ++i) middle.values[i] += v[k] * p[k * r * r + i];
+  }
+  return AddPair(std::move(a), Multiply(b, middle), 1, out);
+}
+
+// Uni-LoRA (Li et al. 2025): every factor entry is one of d shared values, scaled.
+absl::Status LowerUniLora(const ModuleTensors& m, Lowered* out) {
+  if (!m.Has("unilora_indices_A")) {
+    return m.Invalid("the file has no unilora_indices; save the adapter with save_indices=True");
+  }
+  LK_ASSIGN_OR_RETURN(const auto theta, m.Get("unilora_theta_d", {-1}));
+  const auto factor = [&](std::string_view which, int64_t rows,
+                          int64_t columns) -> absl::StatusOr<Matrix2> {
+    LK_ASSIGN_OR_RETURN(const auto indices,
+                        m.GetIndices(Join("unilora_indices_", which), {rows, columns}));
+    LK_ASSIGN_OR_RETURN(Matrix2 scaled, m.GetMatrix(Join("unilora_scales_", which), rows, columns));
+    for (size_t i = 0; i < indices.size(); ++i) {
+      if (indices[i] < 0 || indices[i] >= static_cast<int64_t>(theta.size())) {
+        return m.Invalid(absl::StrCat("unilora index ", indices[i], " of ", theta.size()));
+      }
+      scaled.values[i] *= theta[indices[i]];
+    }
+    return scaled;
+  };
+  LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("unilora_indices_A", 2));
+  LK_ASSIGN_OR_RETURN(Matrix2 a, factor("A", shape[0], m.in()));
+  LK_ASSIGN_OR_RETURN(Matrix2 b, factor("B", m.out(), shape[0]));
+  return AddPair(std::move(a), std::move(b), 1, out);
+}
+
+namespace {
+
+// Mixtures of bank vectors: [d0, d1, v] from logits [d0, d1, h] or from their top-k form.
+absl::StatusOr<std::vector<float>> VbMixtures(const ModuleTensors& m, const std::string& name,
+                                              const Matrix2& bank, int64_t topk,
+                                              std::vector<int64_t>* dims) {
+  const bool stored = m.Has(name + "_topk_indices");
+  LK_ASSIGN_OR_RETURN(*dims, m.ShapeOf(stored ? name + "_topk_indices" : name, 3));
+  const int64_t cells = (*dims)[0] * (*dims)[1], v = bank.columns;
+  std::vector<int64_t> indices;
+  std::vector<float> weights;
+  if (stored) {
+    topk = (*dims)[2];
+    LK_ASSIGN_OR_RETURN(indices, m.GetIndices(name + "_topk_indices", *dims));
+    LK_ASSIGN_OR_RETURN(const auto most,
+                        m.Get(name + "_topk_weights", {(*dims)[0], (*dims)[1], topk - 1}));
+    for (int64_t c = 0; c < cells; ++c) {
+      float rest = 1;
+      for (int64_t k = 0; k + 1 < topk; ++k) {
+        weights.push_back(most[c * (topk - 1) + k]);
+        rest -= weights.back();
+      }
+      weights.push_back(rest);
+    }
+  } else {
+    const int64_t h = bank.rows;
+    LK_ASSIGN_OR_RETURN(const auto logits, m.Get(name, {(*dims)[0], (*dims)[1], h}));
+    if (topk > h) return m.Invalid(absl::StrCat("topk is ", topk, " of ", h, " vectors"));
+    std::vector<int64_t> order(h);
+    for (int64_t c = 0; c < cells; ++c) {
+      const float* l = &logits[c * h];
+      std::iota(order.begin(), order.end(), 0);
+      std::partial_sort(order.begin(), order.begin() + topk, order.end(),
+                        [l](int64_t x, int64_t y) { return l[x] > l[y]; });
+      double total = 0;
+      for (int64_t k = 0; k < topk; ++k) total += std::exp(double{l[order[k]]} - l[order[0]]);
+      for (int64_t k = 0; k < topk; ++k) {
+        indices.push_back(order[k]);
+        weights.push_back(
+            static_cast<float>(std::exp(double{l[order[k]]} - l[order[0]]) / total));
+      }
+    }
+  }
+  std::vector<float> out(cells * v);
+  for (int64_t c = 0; c < cells; ++c) {
+    for (int64_t k = 0; k < topk; ++k) {
+      const int64_t index = indices[c * topk + k];
+      if (index < 0 || index >= bank.rows) {
+        return m.Invalid(absl::StrCat("vector ", index, " of a bank of ", bank.rows));
+      }
+      for (int64_t i = 0; i < v; ++i) out[c * v + i] += weights[c * topk + k] * bank.at(index, i);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+// VB-LoRA (Li et al. 2024): blocks of the factors are mixtures of vectors from one bank.
+absl::Status LowerVbLora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const Matrix2 bank, m.GetMatrix("vblora_vector_bank", -1, -1));
+  LK_ASSIGN_OR_RETURN(const int64_t topk, Whole(m, "topk", 2, 1, bank.rows));
+  std::vector<int64_t> dims;
+  LK_ASSIGN_OR_RETURN(const auto a, VbMixtures(m, "vblora_logits_A", bank, topk, &dims));
+  const int64_t r = dims[0], v = bank.columns;
+  if (dims[1] * v != m.in()) return m.Invalid("vblora_logits_A does not fit the linear's input");
+  Matrix2 full_a(r, m.in(), a);
+  LK_ASSIGN_OR_RETURN(const auto b, VbMixtures(m, "vblora_logits_B", bank, topk, &dims));
+  if (dims[0] * v != m.out() || dims[1] != r) {
+    return m.Invalid("vblora_logits_B does not fit the linear's output and rank");
+  }
+  Matrix2 full_b(m.out(), r);
+  for (int64_t o = 0; o < m.out(); ++o) {
+    for (int64_t k = 0; k < r; ++k) full_b.at(o, k) = b[(o / v * r + k) * v + o % v];
+  }
+  return AddPair(std::move(full_a), std::move(full_b), 1, out);
+}
+
+// VeRA (Kopiczko et al. 2023) and PVeRA: λ_b ∘ (B (λ_d ∘ (A x))), A and B shared by all linears.
+absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
+  const bool mean_only = m.Has("pvera_lambda_d");
+  const std::string_view prefix = mean_only ? "pvera_" : "vera_";
+  if (m.Flag("sample_at_inference", false)) {
+    return absl::UnimplementedError("sample_at_inference draws at random for every token");
+  }
+  LK_RETURN_IF_ERROR(m.status());
+  if (!m.HasShared(Join(prefix, "A"))) {
+    return m.Invalid("the file has no projections (save_projection: false); save the adapter with "
+                     "save_projection=True");
+  }
+  LK_ASSIGN_OR_RETURN(const Matrix2 shared_a, m.GetMatrix(Join(prefix, "A"), -1, -1));
+  LK_ASSIGN_OR_RETURN(const Matrix2 shared_b, m.GetMatrix(Join(prefix, "B"), -1, -1));
+  const int64_t r = shared_b.columns;
+  if (shared_a.columns < m.in() || shared_b.rows < m.out() || shared_a.rows < r) {
+    return m.Invalid("the shared projections are smaller than this linear");
+  }
+  LK_ASSIGN_OR_RETURN(const auto d, m.Get(Join(prefix, "lambda_d"), {shared_a.rows}));
+  LK_ASSIGN_OR_RETURN(const auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
+  Matrix2 a = RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r);
+  Matrix2 full_b = RowsOf(shared_b, 0, m.out());
+  ScaleRows(d, &a);
+  ScaleRows(b, &full_b);
+  return AddPair(std::move(a), std::move(full_b), 1, out);
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,208 @@
+#include "adapters_cache/mixer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/api/limits.h"
+#include "engine/base/status_macros.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet {
+namespace {
+
+std::string VersionOf(std::span<const WeightedAdapter> terms, std::span<const AdapterLease> leases) {
+  std::string version;
+  for (size_t i = 0; i < terms.size(); ++i) {
+    absl::StrAppendFormat(&version, "%s%s*%.9g", i == 0 ? "" : "+",
+                          std::string(leases[i].version()), terms[i].weight);
+  }
+  return version;
+}
+
+// Why the adapter has no place in a sum; nullptr: it has.
+const char* Unsummable(const Adapter& adapter) {
+  if (adapter.virtual_tokens.count > 0) return "virtual tokens";
+  if (!adapter.norms.empty()) return "norms of its own";
+  if (!adapter.prompt_attention.empty()) return "attention to a prompt of its own";
+  if (!adapter.bottlenecks.empty()) return "bottlenecks";
+  if (!adapter.invocation_tokens.empty()) return "an invocation that switches it on";
+  if (adapter.embedding.out_scale || adapter.embedding.rows.rows.data) {
+    return "a scaled or replaced embedding";
+  }
+  for (const ModuleDelta& module : adapter.modules) {
+    if (module.out_scale) return "an output scale (as DoRA has)";
+    if (module.input_rotation.block > 1 || module.output_rotation.cross) return "a rotation";
+    if (module.rows.rows.data) return "replaced rows";
+    if (module.adds()) return "a structured delta";
+  }
+  return nullptr;
+}
+
+class Mix {
+ public:
+  Mix(const BaseModel& base, std::span<const WeightedAdapter> terms,
+      std::span<const AdapterLease> leases)
+      : base_(base), terms_(terms), leases_(leases), adapter_(std::make_shared<Adapter>()) {}
+
+  absl::StatusOr<std::shared_ptr<const Adapter>> Run() {
+    for (size_t i = 0; i < terms_.size(); ++i) {
+      const char* why = Unsummable(At(i));
+      if (why == nullptr) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("adapter '", terms_[i].name, "' cannot be part of a mixture: it has ", why));
+    }
+    adapter_->version = VersionOf(terms_, leases_);
+    adapter_->variant = "mixture";
+    adapter_->modules.resize(At(0).modules.size());
+    for (ModuleId m = 0; m < ModuleCount(base_.layers()); ++m) LK_RETURN_IF_ERROR(Module(m));
+    LK_RETURN_IF_ERROR(Stack([](const Adapter& a) -> const LowRank& { return a.embedding.low_rank; },
+                             &adapter_->embedding.low_rank));
+    for (const AdapterLease& lease : leases_) adapter_->cacheable &= lease.get()->cacheable;
+    return std::shared_ptr<const Adapter>(std::move(adapter_));
+  }
+
+ private:
+  const Adapter& At(size_t i) const { return *leases_[i].get(); }
+
+  float* Take(int64_t floats) {
+    auto block = std::make_shared<AlignedBuffer>(floats * sizeof(float));
+    float* data = block->as<float>();
+    adapter_->bytes += static_cast<int64_t>(block->size());
+    adapter_->blocks.push_back(std::move(block));
+    return data;
+  }
+
+  absl::Status Module(ModuleId m) {
+    const auto [in, out] = base_.shape(m);
+    ModuleDelta& delta = adapter_->modules[m];
+    LK_RETURN_IF_ERROR(
+        Stack([m](const Adapter& a) -> const LowRank& { return a.modules[m].low_rank; },
+              &delta.low_rank));
+    delta.bias = Sum(out, [m](const Adapter& a) { return a.modules[m].bias; });
+    LK_RETURN_IF_ERROR(SumScales(
+        m, out, [m](const Adapter& a) { return a.modules[m].output_rotation.scale; },
+        &delta.output_rotation.scale));
+    LK_RETURN_IF_ERROR(
+        SumScales(m, in, [m](const Adapter& a) { return a.modules[m].input_rotation.r; },
+                  &delta.input_rotation.r));
+    delta.input_rotation.block = delta.input_rotation.r != nullptr ? 1 : 0;
+    return absl::OkStatus();
+  }
+
+  // IA³'s scales, as PEFT adds them: of all adapters or of none.
+  template <typename VectorOf>
+  absl::Status SumScales(ModuleId m, int32_t width, const VectorOf& scale_of, const float** out) {
+    const auto scaled = std::count_if(leases_.begin(), leases_.end(), [&](const auto& lease) {
+      return scale_of(*lease.get()) != nullptr;
+    });
+    if (scaled != 0 && scaled != static_cast<int64_t>(leases_.size())) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the mixture's adapters do not all scale ", ModulePath(m, base_.layers())));
+    }
+    *out = Sum(width, scale_of);
+    return absl::OkStatus();
+  }
+
+  // The pairs one below the other, weight and scale in the second factor.
+  template <typename PairOf>
+  absl::Status Stack(const PairOf& pair_of, LowRank* out) {
+    int64_t rank = 0;
+    for (size_t i = 0; i < terms_.size(); ++i) {
+      const LowRank& pair = pair_of(At(i));
+      rank += pair.rank;
+      if (pair.rank == 0) continue;
+      out->a_stride = std::max(out->a_stride, Padded(pair.a_stride));
+      out->b_stride = std::max(out->b_stride, Padded(pair.b_stride));
+    }
+    if (rank > Limits::kMaxAdapterRank) {
+      return absl::InvalidArgumentError(absl::StrCat("the mixture has rank ", rank, "; at most ",
+                                                     Limits::kMaxAdapterRank));
+    }
+    if (rank == 0) return absl::OkStatus();
+    out->rank = static_cast<int32_t>(rank);
+    out->dtype = DType::kF32;
+    adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
+    float* a = Take(rank * out->a_stride);
+    float* b = Take(rank * out->b_stride);
+    out->a = reinterpret_cast<const std::byte*>(a);
+    out->b = reinterpret_cast<const std::byte*>(b);
+    for (size_t i = 0; i < terms_.size(); ++i) {
+      const LowRank& pair = pair_of(At(i));
+      for (int32_t k = 0; k < pair.rank; ++k, a += out->a_stride, b += out->b_stride) {
+        Widen(pair, pair.a, pair.a_stride, k, 1, a);
+        Widen(pair, pair.b, pair.b_stride, k, terms_[i].weight * pair.scale, b);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  static int64_t Padded(int64_t stride) { return (stride + 15) / 16 * 16; }
+
+  static void Widen(const LowRank& pair, const std::byte* rows, int64_t stride, int32_t k,
+                    float factor, float* out) {
+    Dequantize(pair.dtype, rows + ByteSize(pair.dtype, k * stride), stride, out);
+    for (int64_t i = 0; i < stride; ++i) out[i] *= factor;
+  }
+
+  // Σ weight · vector of `width`; nullptr when no adapter has one.
+  template <typename VectorOf>
+  const float* Sum(int32_t width, const VectorOf& vector_of) {
+    float* sum = nullptr;
+    for (size_t i = 0; i < terms_.size(); ++i) {
+      const float* vector = vector_of(At(i));
+      if (vector == nullptr) continue;
+      if (sum == nullptr) sum = Take(width);
+      for (int32_t o = 0; o < width; ++o) sum[o] += terms_[i].weight * vector[o];
+    }
+    return sum;
+  }
+
+  const BaseModel& base_;
+  const std::span<const WeightedAdapter> terms_;
+  const std::span<const AdapterLease> leases_;
+  std::shared_ptr<Adapter> adapter_;
+};
+
+}  // namespace
+
+absl::StatusOr<AdapterLease> AdapterMixer::Acquire(std::span<const WeightedAdapter> terms) {
+  if (terms.empty() || terms.size() > kMaxTerms) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("adapters: ", terms.size(), " of them; 1 to ", kMaxTerms));
+  }
+  std::set<std::string> names;
+  std::vector<AdapterLease> leases;
+  for (const WeightedAdapter& term : terms) {
+    if (!std::isfinite(term.weight)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("adapters: the weight of '", term.name, "' is not finite"));
+    }
+    if (!names.insert(term.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("adapters: '", term.name, "' is given twice"));
+    }
+    LK_ASSIGN_OR_RETURN(leases.emplace_back(), store_->Acquire(term.name));
+  }
+  if (terms.size() == 1 && terms[0].weight == 1) return leases[0];
+  const std::string version = VersionOf(terms, leases);
+  std::shared_ptr<const Adapter> mixed;
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(mixed_, [](const auto& entry) { return entry.second.expired(); });
+    if (const auto known = mixed_.find(version); known != mixed_.end()) mixed = known->second.lock();
+  }
+  if (mixed != nullptr) return AdapterLease(std::move(mixed));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> made, Mix(base_, terms, leases).Run());
+  const Adapter* adapter = made.get();
+  mixed = std::shared_ptr<const Adapter>(
+      adapter, [made = std::move(made), leases = std::move(leases)](const Adapter*) {});
+  std::lock_guard lock(mutex_);
+  mixed_[version] = mixed;
+  return AdapterLease(std::move(mixed));
+}
+
+}  // namespace lorikeet

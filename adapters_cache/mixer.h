@@ -1,0 +1,46 @@
+// Weighted sums of adapters for single requests: ΔW = Σ weight · ΔW of each, made once for all
+// requests that ask for the same sum and kept while one of them runs.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/api/adapter_store.h"
+#include "engine/api/base_model.h"
+
+namespace lorikeet {
+
+struct WeightedAdapter {
+  std::string name;
+  float weight = 1;
+};
+
+// Low-rank pairs of linears and of the embedding are stacked along the rank in float32, biases added,
+// scales of outputs (IA³) added as PEFT's add_weighted_adapter does. Thread-safe.
+class AdapterMixer {
+ public:
+  static constexpr size_t kMaxTerms = 16;
+
+  // Both outlive it.
+  AdapterMixer(const BaseModel& base, AdapterStore* store) : base_(base), store_(store) {}
+
+  // The lease of the sum; it pins every adapter in it. NOT_FOUND as the store; INVALID_ARGUMENT: no
+  // term, more than kMaxTerms, a name twice, a weight that is not finite, a rank over
+  // Limits::kMaxAdapterRank, or an adapter with a part that has no weighted sum (DoRA's scale, a
+  // rotation, virtual tokens, replaced rows, ...), named. Copies the factors on the calling thread
+  // the first time.
+  absl::StatusOr<AdapterLease> Acquire(std::span<const WeightedAdapter> terms);
+
+ private:
+  const BaseModel& base_;
+  AdapterStore* const store_;
+  std::mutex mutex_;
+  std::map<std::string, std::weak_ptr<const Adapter>> mixed_;  // by the sum's version
+};
+
+}  // namespace lorikeet

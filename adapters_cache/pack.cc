@@ -1,0 +1,125 @@
+#include "adapters_cache/pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/matrix.h"
+#include "engine/api/limits.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+
+std::byte* Packer::Take(int64_t bytes) {
+  auto block = std::make_shared<AlignedBuffer>(bytes);
+  std::byte* data = block->data();
+  adapter_->bytes += bytes;
+  adapter_->blocks.push_back(std::move(block));
+  return data;
+}
+
+const float* Packer::Floats(const std::vector<float>& values) {
+  if (values.empty()) return nullptr;
+  std::byte* data = Take(static_cast<int64_t>(values.size() * sizeof(float)));
+  std::memcpy(data, values.data(), values.size() * sizeof(float));
+  return reinterpret_cast<const float*>(data);
+}
+
+const int32_t* Packer::Integers(const std::vector<int32_t>& values) {
+  // Never nullptr: an empty array is there too.
+  std::byte* data = Take(static_cast<int64_t>((values.size() + 1) * sizeof(int32_t)));
+  std::copy(values.begin(), values.end(), reinterpret_cast<int32_t*>(data));
+  return reinterpret_cast<const int32_t*>(data);
+}
+
+absl::Status Packer::Store(const std::string& name, DType dtype, const float* values, int64_t count,
+                           std::byte* to) const {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint16_t bits = FloatToBF16(values[i]);
+    const float stored = dtype == DType::kF32 ? values[i] : BF16ToFloat(bits);
+    if (!std::isfinite(stored)) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": a value of ", values[i],
+                                                     " is not finite in ", Info(dtype).name));
+    }
+    if (dtype == DType::kF32) std::memcpy(to + i * sizeof(float), &values[i], sizeof(float));
+    else std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Packer::Rows(const std::string& name, const Matrix2& rows, DenseRows* out) {
+  out->dtype = dtype();
+  out->rows = static_cast<int32_t>(rows.rows);
+  std::byte* data = Take(ByteSize(out->dtype, rows.rows * rows.columns));
+  out->data = data;
+  return Store(name, out->dtype, rows.values.data(), rows.rows * rows.columns, data);
+}
+
+absl::Status Packer::Dense(const std::string& path, const Lowered& lowered, DenseRows* out) {
+  const int64_t bytes = ByteSize(dtype(), lowered.dense.rows * lowered.dense.columns);
+  if (!options_.allow_dense) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        path, ": this adapter is a dense delta of ", bytes,
+        " bytes for this linear alone; a server started with --allow-dense loads it"));
+  }
+  return Rows(path, lowered.dense, out);
+}
+
+absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out) {
+  int64_t rank = 0;
+  for (const LoweredPair& pair : pairs) rank += pair.a.rows;
+  if (rank > Limits::kMaxAdapterRank) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": rank ", rank, "; at most ", Limits::kMaxAdapterRank));
+  }
+  if (rank == 0) return absl::OkStatus();
+  const int64_t width = Info(dtype()).block_bytes;
+  const int64_t unit = static_cast<int64_t>(AlignedBuffer::kAlignment) / width;
+  out->rank = static_cast<int32_t>(rank);
+  out->dtype = dtype();
+  out->a_stride = (pairs[0].a.columns + unit - 1) / unit * unit;
+  out->b_stride = (pairs[0].b.rows + unit - 1) / unit * unit;
+  std::byte* a = Take(rank * out->a_stride * width);
+  std::byte* b = Take(rank * out->b_stride * width);
+  out->a = a;
+  out->b = b;
+  adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
+  for (const LoweredPair& pair : pairs) {
+    const Matrix2 by_rank = Transpose(pair.b);
+    for (int64_t k = 0; k < pair.a.rows; ++k) {
+      LK_RETURN_IF_ERROR(Store(path, out->dtype, pair.a.row(k), pair.a.columns, a));
+      LK_RETURN_IF_ERROR(Store(path, out->dtype, by_rank.row(k), by_rank.columns, b));
+      a += out->a_stride * width;
+      b += out->b_stride * width;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Packer::Module(const std::string& path, Lowered lowered, ModuleDelta* delta) {
+  const bool dense = !lowered.dense.values.empty();
+  if (dense && (options_.allow_dense || !lowered.dense_is_choice)) {
+    LK_RETURN_IF_ERROR(Dense(path, lowered, &delta->dense));
+    if (lowered.dense_is_choice) lowered.pairs.clear();
+  }
+  LK_RETURN_IF_ERROR(Pairs(path, std::move(lowered.pairs), &delta->low_rank));
+  delta->out_scale = Floats(lowered.out_scale);
+  delta->bias = Floats(lowered.bias);
+  delta->input_rotation = {lowered.rotation_block, Floats(lowered.rotation)};
+  delta->output_rotation = {Floats(lowered.output_scale), Floats(lowered.output_cross),
+                            lowered.output_half};
+  const Matrix2& w1 = lowered.kronecker1;
+  const Matrix2& w2 = lowered.kronecker2;
+  delta->kronecker = {static_cast<int32_t>(w1.columns), static_cast<int32_t>(w2.columns),
+                      static_cast<int32_t>(w1.rows), static_cast<int32_t>(w2.rows),
+                      Floats(w1.values), Floats(w2.values)};
+  delta->circulant = {lowered.circulant_block, Floats(lowered.circulant)};
+  if (lowered.has_sparse) {
+    delta->sparse = {Integers(lowered.sparse_row_begin), Integers(lowered.sparse_column),
+                     Floats(lowered.sparse_value)};
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,43 @@
+// Lowered -> ModuleDelta: values in the precision and layout that kernels read, in blocks that the
+// adapter owns.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "adapters_cache/formats/lowered.h"
+#include "adapters_cache/normalise.h"
+#include "engine/api/adapter.h"
+
+namespace lorikeet {
+
+class Packer {
+ public:
+  Packer(const NormaliseOptions& options, Adapter* adapter) : options_(options), adapter_(adapter) {}
+
+  // RESOURCE_EXHAUSTED: a dense delta without allow_dense, with the bytes it takes.
+  // INVALID_ARGUMENT: a rank over Limits::kMaxAdapterRank, or a value that is not finite in the
+  // precision asked for. `path` begins every message.
+  absl::Status Module(const std::string& path, Lowered lowered, ModuleDelta* delta);
+
+  const float* Floats(const std::vector<float>& values);
+  const int32_t* Integers(const std::vector<int32_t>& values);
+  absl::Status Rows(const std::string& name, const Matrix2& rows, DenseRows* out);
+
+ private:
+  std::byte* Take(int64_t bytes);
+  absl::Status Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out);
+  absl::Status Dense(const std::string& path, const Lowered& lowered, DenseRows* out);
+  absl::Status Store(const std::string& name, DType dtype, const float* values, int64_t count,
+                     std::byte* to) const;
+  DType dtype() const {
+    return options_.precision == FactorPrecision::kBF16 ? DType::kBF16 : DType::kF32;
+  }
+
+  const NormaliseOptions options_;
+  Adapter* const adapter_;
+};
+
+}  // namespace lorikeet
