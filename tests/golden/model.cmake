@@ -6,3 +6,8 @@ lorikeet_test(model_golden_test ${golden}/model_golden_test.cc ${support}/model_
 lorikeet_test(real_model_test ${golden}/real_model_test.cc ${support}/model_harness.cc
   ${support}/cpu_test_backend.cc
   LIBS lorikeet_runner lorikeet_adapters_cache)
+
+# Not a test: prints how far `fast` moves a model's distributions.
+add_executable(divergence ${golden}/divergence.cc ${support}/model_harness.cc
+  ${support}/cpu_test_backend.cc)
+target_link_libraries(divergence PRIVATE lorikeet_model lorikeet_kernels_cpu)

@@ -51,14 +51,25 @@ struct Rows {
   int32_t rows, in;
   std::vector<int8_t> codes;
   std::vector<float> scales, sums32, sums16;
+  int32_t planes;
   QuantRows view() {
-    return {rows, in, codes.data(), scales.data(), sums32.data(), sums16.data()};
+    return {rows, in, codes.data(), scales.data(), sums32.data(), sums16.data(), planes};
+  }
+  // What element i of row r stands for.
+  double value(int32_t r, int32_t i) const {
+    double sum = 0;
+    for (int32_t p = 0; p < planes; ++p) {
+      const int64_t at = (int64_t{p} * rows + r) * in + i;
+      sum += double{scales[at / 32]} * codes[at];
+    }
+    return sum;
   }
 };
 
-Rows Quantized(const std::vector<float>& x, int32_t rows, int32_t in) {
-  Rows q{rows, in, std::vector<int8_t>(rows * in), std::vector<float>(rows * in / 32),
-         std::vector<float>(rows * in / 32), std::vector<float>(rows * in / 16)};
+Rows Quantized(const std::vector<float>& x, int32_t rows, int32_t in, int32_t planes = 1) {
+  const int32_t all = planes * rows * in;
+  Rows q{rows, in, std::vector<int8_t>(all), std::vector<float>(all / 32),
+         std::vector<float>(all / 32), std::vector<float>(all / 16), planes};
   for (int32_t r = 0; r < rows; ++r) QuantizeRow(x.data() + int64_t{r} * in, r, q.view());
   return q;
 }
@@ -83,6 +94,17 @@ TEST(QuantizeRow, RoundsToNearestOfItsScaleAndSumsItsHalves) {
     EXPECT_FLOAT_EQ(q.sums16[2 * g], q.scales[g] * halves[0]);
     EXPECT_FLOAT_EQ(q.sums16[2 * g + 1], q.scales[g] * halves[1]);
     EXPECT_FLOAT_EQ(q.sums32[g], q.scales[g] * (halves[0] + halves[1]));
+  }
+}
+
+TEST(QuantizeRow, TwoPlanesAreGoodTo16Bits) {
+  std::mt19937 rng(2);
+  const int32_t in = 320, rows = 3;
+  const std::vector<float> x = RandomFloats(rows * in, rng);
+  const Rows q = Quantized(x, rows, in, 2);
+  for (int32_t i = 0; i < rows * in; ++i) {
+    // What the first plane leaves is at most half its scale: the second's scale is 1/254 of it.
+    EXPECT_NEAR(q.value(i / in, i % in), x[i], q.scales[i / 32] / 254 * 0.501) << i;
   }
 }
 
@@ -112,7 +134,8 @@ TEST(QuantGemm, MatchesDequantisedProductOfQuantisedRows) {
         const std::vector<std::byte> bytes = RandomBlocks(dtype, int64_t{out} * in, rng);
         view.bytes = bytes;
         const QuantWeight packed = PackQuantWeight(view, kernel.lanes);
-        Rows x = Quantized(RandomFloats(int64_t{rows} * in, rng), rows, in);
+        const int32_t planes = 1 + seed % 2;
+        Rows x = Quantized(RandomFloats(int64_t{rows} * in, rng), rows, in, planes);
         std::vector<float> y = Poisoned(int64_t{rows} * out);
         kernel.gemm(packed, x.view(), 0, rows, 0, packed.tiles(), {y.data(), rows, out});
         std::vector<float> w(int64_t{out} * in);
@@ -124,7 +147,7 @@ TEST(QuantGemm, MatchesDequantisedProductOfQuantisedRows) {
             double sum = 0, magnitude = 0, top = 0;
             for (int32_t k = 0; k < in; ++k) top = std::max<double>(top, std::abs(w[n * in + k]));
             for (int32_t k = 0; k < in; ++k) {
-              const double a = double{x.scales[(r * in + k) / 32]} * x.codes[r * in + k];
+              const double a = x.value(r, k);
               sum += a * w[n * in + k];
               magnitude += std::abs(a) * 2 * top;
             }
