@@ -1,5 +1,5 @@
 // The CPU backend: float32 activations, one thread pool, weights in their file's precision.
-// Needs AVX2, FMA and F16C; uses AVX-512 VNNI where there is one.
+// Needs AVX2, FMA and F16C; uses AVX-512, VNNI and BF16 where there are.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,11 @@ struct KvPages {
 class CpuBackend final : public Backend {
  public:
   struct Features {
-    bool avx512_vnni = false;
+    bool avx512 = false;  // F, BW and VL
+    bool avx512_vnni = false;  // implies avx512, as does the next
+    bool avx512_bf16 = false;
+
+    static Features OfThisMachine();
   };
 
   CpuBackend(const BackendOptions& options, int32_t threads, Features features);
@@ -74,8 +78,9 @@ class CpuBackend final : public Backend {
 
   // How one LinearProducts call is split into tasks.
   struct ProductPlan {
-    bool quantize = false;
-    int32_t quant_tasks = 0;
+    bool quantize = false;    // inputs to int8
+    bool round = false;       // inputs to bfloat16
+    int32_t round_tasks = 0;  // of either
     std::vector<AdapterSegment> segments;         // in rows of x
     std::vector<AdapterSegment> shrinks;          // pieces of segments that have a low-rank part
     int32_t t_stride = 0;                         // widest rank among them
@@ -106,6 +111,8 @@ class CpuBackend final : public Backend {
   // Scratch of LinearProducts, grown to the largest step seen.
   QuantRows quant_rows_;
   AlignedBuffer quant_storage_;
+  Matrix rounded_;  // rows of x in bfloat16
+  AlignedBuffer rounded_storage_;
   AlignedBuffer even_odd_;  // rows of x in even/odd order
   AlignedBuffer shrunk_;    // [parts][T][t_stride]
   std::vector<std::vector<float>> panels_;              // [threads] widened weights
