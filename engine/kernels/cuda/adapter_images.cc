@@ -20,6 +20,8 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int64_t kExtentBytes = int64_t{256} << 20;
+// Behind each extent, so that two are never neighbours: one copy must not span both.
+constexpr int64_t kGuardBytes = int64_t{2} << 20;
 constexpr int32_t kPackThreads = 4;
 
 // fn(i) for i in [0, n), on a few threads.
@@ -81,7 +83,7 @@ DeviceImages::~DeviceImages() {
   }
   for (std::byte* extent : extents_) {
     cudaHostUnregister(extent);
-    munmap(extent, kExtentBytes);
+    munmap(extent, kExtentBytes + kGuardBytes);
   }
 }
 
@@ -234,8 +236,8 @@ cudaError_t DeviceImages::Grow() {
   constexpr int64_t kTouched = int64_t{2} << 20;
   const int64_t pinned = static_cast<int64_t>(extents_.size()) * kExtentBytes;
   if (pinned + kExtentBytes > pinned_limit_) return cudaErrorMemoryAllocation;
-  void* memory =
-      mmap(nullptr, kExtentBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = mmap(nullptr, kExtentBytes + kGuardBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return cudaErrorMemoryAllocation;
   std::byte* extent = static_cast<std::byte*>(memory);
   madvise(extent, kExtentBytes, MADV_HUGEPAGE);
@@ -243,7 +245,7 @@ cudaError_t DeviceImages::Grow() {
           [&](int64_t i) { std::memset(extent + i * kTouched, 0, kTouched); });
   const cudaError_t error = cudaHostRegister(extent, kExtentBytes, cudaHostRegisterDefault);
   if (error != cudaSuccess) {
-    munmap(extent, kExtentBytes);
+    munmap(extent, kExtentBytes + kGuardBytes);
     return cudaErrorMemoryAllocation;
   }
   extents_.push_back(extent);
