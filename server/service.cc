@@ -52,6 +52,10 @@ Service::~Service() { Drain(0); }
 
 absl::Status Service::Serve(ServedModel model) {
   model_ = std::move(model);
+  if (!model_.eos_ids.empty()) {
+    LK_ASSIGN_OR_RETURN(model_.grammars, Grammars::Create(*model_.tokenizer, model_.vocab_size,
+                                                          model_.eos_ids));
+  }
   if (!config_.model_name.empty()) model_.name = config_.model_name;
   AdapterRegistry::Options options;
   options.base_name = model_.name;
@@ -83,6 +87,7 @@ absl::Status Service::StartEngine() {
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
               .tokenizer = model_.tokenizer.get(),
+              .grammars = model_.grammars.get(),
               .chat_template = model_.chat_template.get(),
               .clock = &clock_,
               .metrics = &metrics_,
