@@ -68,7 +68,7 @@ absl::Status Service::Serve(ServedModel model) {
   LK_RETURN_IF_ERROR(LoadAdapters());
   GrpcOptions grpc{config_.host, config_.grpc_port, std::chrono::seconds(config_.drain_s)};
   LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
-  http_api_->Serve({&context_, registry_.get()});
+  http_api_->Serve({&context_, registry_.get(), std::chrono::seconds(config_.drain_s)});
   ready_ = true;
   return absl::OkStatus();
 }
