@@ -25,7 +25,8 @@
 namespace lorikeet {
 
 // kExact: float32 arithmetic on the stored weights, whatever their type. kFast on the CPU: inputs
-// of quantised products are 8-bit in groups of 32, keys and values float16. kFast on CUDA: bfloat16
+// of quantised products are 8-bit in groups of 32 (16-bit for q, k, v and the head), those of
+// bfloat16 products bfloat16 where the processor multiplies that, keys and values float16. kFast on CUDA: bfloat16
 // (float16 for float16 models) with float32 sums and residual stream.
 enum class Precision : uint8_t { kExact, kFast };
 

@@ -10,3 +10,8 @@ lorikeet_test(prefix_cache_test ${golden}/prefix_cache_test.cc
   LIBS lorikeet_engine lorikeet_adapters_cache)
 lorikeet_test(variants_test ${golden}/variants_test.cc LIBS lorikeet_engine lorikeet_runner
   lorikeet_adapters_cache)
+
+# Not a test: prints how far `fast` moves a model's distributions.
+add_executable(divergence ${golden}/divergence.cc ${support}/model_harness.cc
+  ${support}/cpu_test_backend.cc)
+target_link_libraries(divergence PRIVATE lorikeet_model lorikeet_kernels_cpu)

@@ -1,7 +1,5 @@
 #include "tests/support/model_harness.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <numeric>
 

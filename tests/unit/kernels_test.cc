@@ -12,6 +12,8 @@
 #include "engine/base/aligned_buffer.h"
 #include "engine/base/dtype.h"
 #include "engine/kernels/backend.h"
+#include "engine/kernels/cpu/cpu_backend.h"
+#include "engine/kernels/cpu/half_weight.h"
 #include "engine/kernels/cpu/quant_weight.h"
 #include "engine/kernels/cpu/thread_pool.h"
 #include "engine/tensor/dequantize.h"
@@ -27,6 +29,26 @@ std::unique_ptr<Backend> CpuBackendWith(Precision precision, int32_t threads = 2
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend({.precision = precision, .threads = threads, .max_rows = 512});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   return *std::move(backend);
+}
+
+struct Level {
+  const char* name;
+  CpuBackend::Features features;
+};
+
+// Every choice of instruction sets that this machine can run.
+std::vector<Level> Levels() {
+  const CpuBackend::Features here = CpuBackend::Features::OfThisMachine();
+  std::vector<Level> levels = {{"avx2", {}}};
+  if (here.avx512) levels.push_back({"avx512", {.avx512 = true}});
+  if (here.avx512_vnni) levels.push_back({"vnni", {.avx512 = true, .avx512_vnni = true}});
+  if (here.avx512_bf16) levels.push_back({"bf16", {.avx512 = true, .avx512_bf16 = true}});
+  return levels;
+}
+
+std::vector<float> RoundedToBF16(std::vector<float> values) {
+  for (float& v : values) v = BF16ToFloat(FloatToBF16(v));
+  return values;
 }
 
 // Random bytes are valid blocks of every type once their float16 scales are finite and small.
@@ -51,14 +73,25 @@ struct Rows {
   int32_t rows, in;
   std::vector<int8_t> codes;
   std::vector<float> scales, sums32, sums16;
+  int32_t planes;
   QuantRows view() {
-    return {rows, in, codes.data(), scales.data(), sums32.data(), sums16.data()};
+    return {rows, in, codes.data(), scales.data(), sums32.data(), sums16.data(), planes};
+  }
+  // What element i of row r stands for.
+  double value(int32_t r, int32_t i) const {
+    double sum = 0;
+    for (int32_t p = 0; p < planes; ++p) {
+      const int64_t at = (int64_t{p} * rows + r) * in + i;
+      sum += double{scales[at / 32]} * codes[at];
+    }
+    return sum;
   }
 };
 
-Rows Quantized(const std::vector<float>& x, int32_t rows, int32_t in) {
-  Rows q{rows, in, std::vector<int8_t>(rows * in), std::vector<float>(rows * in / 32),
-         std::vector<float>(rows * in / 32), std::vector<float>(rows * in / 16)};
+Rows Quantized(const std::vector<float>& x, int32_t rows, int32_t in, int32_t planes = 1) {
+  const int32_t all = planes * rows * in;
+  Rows q{rows, in, std::vector<int8_t>(all), std::vector<float>(all / 32),
+         std::vector<float>(all / 32), std::vector<float>(all / 16), planes};
   for (int32_t r = 0; r < rows; ++r) QuantizeRow(x.data() + int64_t{r} * in, r, q.view());
   return q;
 }
@@ -86,6 +119,17 @@ TEST(QuantizeRow, RoundsToNearestOfItsScaleAndSumsItsHalves) {
   }
 }
 
+TEST(QuantizeRow, TwoPlanesAreGoodTo16Bits) {
+  std::mt19937 rng(2);
+  const int32_t in = 320, rows = 3;
+  const std::vector<float> x = RandomFloats(rows * in, rng);
+  const Rows q = Quantized(x, rows, in, 2);
+  for (int32_t i = 0; i < rows * in; ++i) {
+    // What the first plane leaves is at most half its scale: the second's scale is 1/254 of it.
+    EXPECT_NEAR(q.value(i / in, i % in), x[i], q.scales[i / 32] / 254 * 0.501) << i;
+  }
+}
+
 struct QuantCase {
   const char* name;
   QuantGemmFn gemm;
@@ -94,8 +138,7 @@ struct QuantCase {
 
 std::vector<QuantCase> QuantKernels() {
   std::vector<QuantCase> kernels = {{"avx2", QuantGemmAvx2, 8}};
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512vnni")) kernels.push_back({"avx512", QuantGemmAvx512, 16});
+  if (CpuBackend::Features::OfThisMachine().avx512_vnni) kernels.push_back({"avx512", QuantGemmAvx512, 16});
   return kernels;
 }
 
@@ -112,7 +155,8 @@ TEST(QuantGemm, MatchesDequantisedProductOfQuantisedRows) {
         const std::vector<std::byte> bytes = RandomBlocks(dtype, int64_t{out} * in, rng);
         view.bytes = bytes;
         const QuantWeight packed = PackQuantWeight(view, kernel.lanes);
-        Rows x = Quantized(RandomFloats(int64_t{rows} * in, rng), rows, in);
+        const int32_t planes = 1 + seed % 2;
+        Rows x = Quantized(RandomFloats(int64_t{rows} * in, rng), rows, in, planes);
         std::vector<float> y = Poisoned(int64_t{rows} * out);
         kernel.gemm(packed, x.view(), 0, rows, 0, packed.tiles(), {y.data(), rows, out});
         std::vector<float> w(int64_t{out} * in);
@@ -124,7 +168,7 @@ TEST(QuantGemm, MatchesDequantisedProductOfQuantisedRows) {
             double sum = 0, magnitude = 0, top = 0;
             for (int32_t k = 0; k < in; ++k) top = std::max<double>(top, std::abs(w[n * in + k]));
             for (int32_t k = 0; k < in; ++k) {
-              const double a = double{x.scales[(r * in + k) / 32]} * x.codes[r * in + k];
+              const double a = x.value(r, k);
               sum += a * w[n * in + k];
               magnitude += std::abs(a) * 2 * top;
             }
@@ -163,65 +207,179 @@ TEST(QuantGemm, RowsDoNotDependOnTheirNeighbours) {
   }
 }
 
-TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
-  for (DType weight_type : {DType::kF32, DType::kBF16, DType::kF16}) {
-    for (uint32_t seed = 0; seed < 24; ++seed) {
-      std::mt19937 rng(seed);
-      std::unique_ptr<Backend> backend = CpuBackendWith(Precision::kExact, 1 + seed % 3);
-      const int32_t in = 8 * (1 + rng() % 20);
-      const int32_t rows = 1 + rng() % 40;
-      std::vector<int32_t> outs(1 + rng() % 3);
-      for (int32_t& out : outs) out = 1 + rng() % 150;
-      const DType factor_type[] = {DType::kF32, DType::kBF16, DType::kF16};
-      std::vector<std::unique_ptr<RandomAdapter>> adapters;
-      for (int i = 0; i < 4; ++i) {
-        adapters.push_back(std::make_unique<RandomAdapter>(in, outs, factor_type[rng() % 3], 40, rng));
-      }
-      std::vector<AdapterSegment> segments;
-      std::vector<const RandomAdapter*> row_adapter(rows, nullptr);
-      for (int32_t r = rng() % 3, i = 0; r < rows && i < 4; ++i) {
-        const int32_t end = std::min<int32_t>(rows, r + 1 + rng() % 15);
-        segments.push_back({r, end, &adapters[i]->adapter});
-        std::fill(row_adapter.begin() + r, row_adapter.begin() + end, adapters[i].get());
-        r = end + rng() % 2;
-      }
-      std::vector<float> x = RandomFloats(int64_t{rows} * in, rng);
-      std::vector<std::vector<std::byte>> stored(outs.size());
-      std::vector<std::vector<float>> w(outs.size()), bias(outs.size());
-      std::vector<TensorView> views(2 * outs.size());
-      std::vector<LinearSource> sources;
-      for (size_t m = 0; m < outs.size(); ++m) {
-        const int64_t n = int64_t{outs[m]} * in;
-        stored[m].resize(ByteSize(weight_type, n));
-        w[m] = RandomAdapter::Fill(stored[m].data(), outs[m], in, in, weight_type, rng);
-        views[2 * m] = {weight_type, {outs[m], in}, stored[m]};
-        if (rng() % 2) bias[m] = RandomFloats(outs[m], rng);
-        views[2 * m + 1] = {DType::kF32, {outs[m]}, std::as_bytes(std::span(bias[m]))};
-        sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
-      }
-      const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
-      const int32_t width = weight->width();
-      std::vector<float> y = Poisoned(int64_t{rows} * width);
-      const std::vector<int32_t> tokens(rows);
-      backend->BeginStep({.tokens = tokens, .segments = segments});
-      backend->LinearProducts({.weight = weight.get(),
-                               .x = {x.data(), rows, in},
-                               .y = {y.data(), rows, width}});
-      int32_t first_column = 0;
-      std::vector<double> expected, magnitude;
-      for (size_t m = 0; m < outs.size(); ++m) {
+TEST(RoundRowToBF16, RoundsToNearestEvenAndPadsToPairs) {
+  if (!CpuBackend::Features::OfThisMachine().avx512_bf16) GTEST_SKIP() << "no AVX512_BF16 here";
+  std::mt19937 rng(11);
+  for (const int32_t width : {1, 2, 15, 16, 17, 40, 63}) {
+    std::vector<float> x = RandomFloats(width, rng);
+    x[0] = 1.0f + 0x1p-8f;  // half way between two: the even one is 1
+    std::vector<uint16_t> out(width + 2, 0xabcd);
+    RoundRowToBF16(x.data(), width, out.data());
+    for (int32_t i = 0; i < width; ++i) EXPECT_EQ(out[i], FloatToBF16(x[i])) << width << " " << i;
+    if (width % 2 == 1) {
+      EXPECT_EQ(out[width], 0) << width;
+    }
+    EXPECT_EQ(out[(width + 1) / 2 * 2], 0xabcd) << width;
+  }
+}
+
+struct HalfCase {
+  const char* name;
+  HalfGemmFn gemm;
+  int32_t lanes;
+  bool pairs;
+};
+
+std::vector<HalfCase> HalfKernels(DType dtype) {
+  const CpuBackend::Features here = CpuBackend::Features::OfThisMachine();
+  std::vector<HalfCase> kernels = {{"avx2", HalfGemmAvx2, 8, false}};
+  if (here.avx512) kernels.push_back({"avx512", HalfGemmAvx512, 16, false});
+  if (here.avx512_bf16 && dtype == DType::kBF16) {
+    kernels.push_back({"bf16", HalfGemmAvx512Bf16, 16, true});
+  }
+  return kernels;
+}
+
+std::vector<float> HalfProduct(const HalfCase& kernel, const HalfWeight& w,
+                               const std::vector<float>& x, int32_t rows) {
+  std::vector<float> y = Poisoned(int64_t{rows} * w.out);
+  Matrix input{const_cast<float*>(x.data()), rows, w.in};
+  const int32_t width = (w.in + 1) / 2 * 2;
+  std::vector<uint16_t> rounded(int64_t{rows} * width);
+  if (kernel.pairs) {
+    for (int32_t r = 0; r < rows; ++r) {
+      RoundRowToBF16(x.data() + r * w.in, w.in, rounded.data() + r * width);
+    }
+    input = {rounded.data(), rows, width, DType::kBF16};
+  }
+  kernel.gemm(w, input, 0, w.tiles(), {y.data(), rows, w.out});
+  return y;
+}
+
+TEST(HalfGemm, OddShapesMatchTheDefinitionAndRowsDoNotDependOnTheirNeighbours) {
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    for (const HalfCase& kernel : HalfKernels(dtype)) {
+      for (uint32_t seed = 0; seed < 24; ++seed) {
+        std::mt19937 rng(seed);
+        const int32_t in = 1 + rng() % 200, out = 1 + rng() % 100, rows = 1 + rng() % 31;
+        std::vector<std::byte> stored(ByteSize(dtype, int64_t{out} * in));
+        const std::vector<float> w = RandomAdapter::Fill(stored.data(), out, in, in, dtype, rng);
+        const HalfWeight packed =
+            PackHalfWeight({dtype, {out, in}, stored}, kernel.lanes, kernel.pairs);
+        const std::vector<float> x = RoundedToBF16(RandomFloats(int64_t{rows} * in, rng));
+        const std::vector<float> y = HalfProduct(kernel, packed, x, rows);
         for (int32_t r = 0; r < rows; ++r) {
-          ReferenceRow(x.data() + r * in, in, outs[m], w[m], bias[m], row_adapter[r], m, &expected,
-                       &magnitude);
-          for (int32_t n = 0; n < outs[m]; ++n) {
-            ASSERT_NEAR(y[r * width + first_column + n], expected[n],
-                        0x1p-23 * 16 * magnitude[n])
-                << Info(weight_type).name << " seed " << seed << " output " << m << " row " << r
-                << " column " << n;
+          const std::vector<float> alone =
+              HalfProduct(kernel, packed, {x.begin() + r * in, x.begin() + (r + 1) * in}, 1);
+          for (int32_t n = 0; n < out; ++n) {
+            double sum = 0, magnitude = 0;
+            for (int32_t k = 0; k < in; ++k) {
+              sum += double{x[r * in + k]} * w[n * in + k];
+              magnitude += std::abs(double{x[r * in + k]} * w[n * in + k]);
+            }
+            // in roundings of half an ulp each, at most (Higham 2002, section 3.1); products of
+            // bfloat16 and float16 are exact, and the last ulp is for the second order.
+            const double tolerance = (in + 1) * 0x1p-24 * magnitude;
+            ASSERT_NEAR(y[r * out + n], sum, tolerance)
+                << kernel.name << " " << Info(dtype).name << " seed " << seed << " [" << rows << ","
+                << in << "]x[" << out << "] row " << r << " column " << n;
+            ASSERT_EQ(y[r * out + n], alone[n]) << kernel.name << " seed " << seed << " row " << r;
           }
         }
-        first_column += outs[m];
       }
+    }
+  }
+}
+
+void CheckRaggedSegments(Precision precision, const Level& level, DType weight_type) {
+  for (uint32_t seed = 0; seed < 24; ++seed) {
+    std::mt19937 rng(seed);
+    const int32_t threads = 1 + seed % 3;
+    auto backend = std::make_unique<CpuBackend>(
+        BackendOptions{.precision = precision, .max_rows = 512}, threads, level.features);
+    const int32_t in = 8 * (1 + rng() % 20);
+    const int32_t rows = 1 + rng() % 40;
+    std::vector<int32_t> outs(1 + rng() % 3);
+    for (int32_t& out : outs) out = 1 + rng() % 150;
+    const DType factor_type[] = {DType::kF32, DType::kBF16, DType::kF16};
+    std::vector<std::unique_ptr<RandomAdapter>> adapters;
+    for (int i = 0; i < 4; ++i) {
+      adapters.push_back(std::make_unique<RandomAdapter>(in, outs, factor_type[rng() % 3], 40, rng));
+    }
+    std::vector<AdapterSegment> segments;
+    std::vector<const RandomAdapter*> row_adapter(rows, nullptr);
+    for (int32_t r = rng() % 3, i = 0; r < rows && i < 4; ++i) {
+      const int32_t end = std::min<int32_t>(rows, r + 1 + rng() % 15);
+      segments.push_back({r, end, &adapters[i]->adapter});
+      std::fill(row_adapter.begin() + r, row_adapter.begin() + end, adapters[i].get());
+      r = end + rng() % 2;
+    }
+    // Exact in bfloat16, so that every level has the same definition.
+    std::vector<float> x = RoundedToBF16(RandomFloats(int64_t{rows} * in, rng));
+    std::vector<std::vector<std::byte>> stored(outs.size());
+    std::vector<std::vector<float>> w(outs.size()), bias(outs.size());
+    std::vector<TensorView> views(2 * outs.size());
+    std::vector<LinearSource> sources;
+    for (size_t m = 0; m < outs.size(); ++m) {
+      const int64_t n = int64_t{outs[m]} * in;
+      stored[m].resize(ByteSize(weight_type, n));
+      w[m] = RandomAdapter::Fill(stored[m].data(), outs[m], in, in, weight_type, rng);
+      views[2 * m] = {weight_type, {outs[m], in}, stored[m]};
+      if (rng() % 2) bias[m] = RandomFloats(outs[m], rng);
+      views[2 * m + 1] = {DType::kF32, {outs[m]}, std::as_bytes(std::span(bias[m]))};
+      sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
+    }
+    const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
+    const int32_t width = weight->width();
+    std::vector<float> y = Poisoned(int64_t{rows} * width);
+    const std::vector<int32_t> tokens(rows);
+    backend->BeginStep({.tokens = tokens, .segments = segments});
+    backend->LinearProducts({.weight = weight.get(),
+                             .x = {x.data(), rows, in},
+                             .y = {y.data(), rows, width}});
+    int32_t first_column = 0;
+    std::vector<double> expected, magnitude;
+    for (size_t m = 0; m < outs.size(); ++m) {
+      for (int32_t r = 0; r < rows; ++r) {
+        ReferenceRow(x.data() + r * in, in, outs[m], w[m], bias[m], row_adapter[r], m, &expected,
+                     &magnitude);
+        for (int32_t n = 0; n < outs[m]; ++n) {
+          ASSERT_NEAR(y[r * width + first_column + n], expected[n],
+                      0x1p-23 * 16 * magnitude[n])
+              << level.name << " " << Info(weight_type).name << " seed " << seed << " output " << m
+              << " row " << r << " column " << n;
+        }
+      }
+      first_column += outs[m];
+    }
+  }
+}
+
+TEST(LinearProducts, RaggedSegmentsOfAnyRankMatchTheDefinition) {
+  for (const DType weight_type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    CheckRaggedSegments(Precision::kExact, Levels().back(), weight_type);
+    for (const Level& level : Levels()) CheckRaggedSegments(Precision::kFast, level, weight_type);
+  }
+}
+
+// The choice of level reaches the kernels: bfloat16 inputs are rounded only where bfloat16 is
+// multiplied, and only in `fast`.
+TEST(LinearProducts, RoundsInputsOnlyInFastBfloat16Products) {
+  const uint16_t one = FloatToBF16(1.0f);
+  const std::vector<uint16_t> weights(8 * 8, one);
+  const TensorView view{DType::kBF16, {8, 8}, std::as_bytes(std::span(weights))};
+  const LinearSource source{&view, nullptr};
+  std::vector<float> x(8, 1.0f + 0x1p-10f), y(8);
+  const std::vector<int32_t> tokens(1);
+  for (const Level& level : Levels()) {
+    for (const Precision precision : {Precision::kExact, Precision::kFast}) {
+      CpuBackend backend({.precision = precision, .max_rows = 8}, 1, level.features);
+      const auto weight = backend.LoadLinear(0, {&source, 1});
+      backend.BeginStep({.tokens = tokens});
+      backend.LinearProducts(
+          {.weight = weight.get(), .x = {x.data(), 1, 8}, .y = {y.data(), 1, 8}});
+      const bool rounds = precision == Precision::kFast && level.features.avx512_bf16;
+      EXPECT_EQ(y[0], rounds ? 8.0f : 8.0f + 0x1p-7f) << level.name;
     }
   }
 }

@@ -58,12 +58,19 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const BackendOptions& op
     return absl::InvalidArgumentError(
         absl::StrCat("threads is ", options.threads, "; it must be 0 (all cores) to 1024"));
   }
-  CpuBackend::Features features;
-  features.avx512_vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512vl") &&
-                         __builtin_cpu_supports("avx512vnni");
   const int32_t threads = options.threads > 0 ? options.threads : cores > 0 ? cores : 1;
-  return std::make_unique<CpuBackend>(options, threads, features);
+  return std::make_unique<CpuBackend>(options, threads,
+                                      CpuBackend::Features::OfThisMachine());
+}
+
+CpuBackend::Features CpuBackend::Features::OfThisMachine() {
+  __builtin_cpu_init();
+  Features features;
+  features.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl");
+  features.avx512_vnni = features.avx512 && __builtin_cpu_supports("avx512vnni");
+  features.avx512_bf16 = features.avx512 && __builtin_cpu_supports("avx512bf16");
+  return features;
 }
 
 CpuBackend::CpuBackend(const BackendOptions& options, int32_t threads, Features features)
@@ -75,8 +82,9 @@ CpuBackend::CpuBackend(const BackendOptions& options, int32_t threads, Features 
       sampler_scratch_(threads) {}
 
 std::string CpuBackend::Describe() const {
-  return absl::StrCat("cpu (", features_.avx512_vnni ? "avx512-vnni" : "avx2", ", ",
-                      pool_.threads(), pool_.threads() == 1 ? " thread, " : " threads, ",
+  return absl::StrCat("cpu (", features_.avx512 ? "avx512" : "avx2",
+                      features_.avx512_vnni ? " vnni" : "", features_.avx512_bf16 ? " bf16" : "",
+                      ", ", pool_.threads(), pool_.threads() == 1 ? " thread, " : " threads, ",
                       options_.precision == Precision::kExact ? "exact" : "fast", ")");
 }
 

@@ -1,5 +1,5 @@
 // The CPU backend: float32 activations, one thread pool, weights in their file's precision.
-// Needs AVX2, FMA and F16C; uses AVX-512 VNNI where there is one.
+// Needs AVX2, FMA and F16C; uses AVX-512, VNNI and BF16 where there are.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,11 @@ struct KvPages {
 class CpuBackend final : public Backend {
  public:
   struct Features {
-    bool avx512_vnni = false;
+    bool avx512 = false;  // F, BW and VL
+    bool avx512_vnni = false;  // implies avx512, as does the next
+    bool avx512_bf16 = false;
+
+    static Features OfThisMachine();
   };
 
   CpuBackend(const BackendOptions& options, int32_t threads, Features features);
@@ -91,12 +95,21 @@ class CpuBackend final : public Backend {
 
   static constexpr int32_t kMaxParts = 3;
 
+  // Rows in the form that products take: int8 with scales, or bfloat16.
+  struct Rounded {
+    QuantRows quant;
+    AlignedBuffer quant_storage;
+    Matrix half;
+    AlignedBuffer half_storage;
+  };
+
   // How one LinearProducts call is split into tasks.
   struct ProductPlan {
-    bool quantize = false;
+    bool quantize = false;    // inputs to int8
+    bool round = false;       // inputs to bfloat16
     bool rotated = false;     // a segment rotates its inputs
     bool structured = false;  // a segment has parts that ApplyStructured adds
-    int32_t quant_tasks = 0;
+    int32_t round_tasks = 0;  // of quantising and rounding
     std::vector<AdapterSegment> segments;         // in rows of x
     std::vector<AdapterSegment> shrinks;          // pieces of segments that have a low-rank part
     int32_t t_stride = 0;                         // widest rank among them
@@ -105,6 +118,8 @@ class CpuBackend final : public Backend {
   };
   void PlanInputs(const LinearArgs& args);
   void PlanChunks(const LinearArgs& args);
+  void GrowRounded(const LinearArgs& args, Rounded* rows);
+  void RoundRow(const float* x, int32_t width, int32_t r, Rounded* rows);
   void GrowScratch(const LinearArgs& args);
   void PrepareInputs(const LinearArgs& args);
   void MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thread);
@@ -134,11 +149,9 @@ class CpuBackend final : public Backend {
 
   ProductPlan plan_;
   // Scratch of LinearProducts, grown to the largest step seen.
-  QuantRows quant_rows_;
-  AlignedBuffer quant_storage_;
-  AlignedBuffer rotated_[kMaxParts];          // [T, in] rows of segments that rotate, by part
-  QuantRows quant_rotated_[kMaxParts];        // the same rows
-  AlignedBuffer quant_rotated_storage_[kMaxParts];
+  Rounded rounded_;                     // x
+  AlignedBuffer rotated_[kMaxParts];    // [T, in] rows of segments that rotate, by part
+  Rounded rounded_rotated_[kMaxParts];  // the same rows
   AlignedBuffer even_odd_;  // rows of x in even/odd order
   AlignedBuffer shrunk_;    // [parts][T][t_stride]
   std::vector<std::vector<float>> panels_;              // [threads] widened weights

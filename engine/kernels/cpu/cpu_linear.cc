@@ -1,5 +1,6 @@
 // LinearProducts on the CPU: two loops over the pool.
-//   1. inputs: rows quantised to int8 where a weight is quantised; adapter segments put in even/odd
+//   1. inputs: rows quantised to int8 where a weight is quantised, rounded to bfloat16 where it is
+//      bfloat16 and the processor multiplies that; adapter segments put in even/odd
 //      order and shrunk to their rank;
 //   2. column chunks: base product, adapters' expansion, scales and biases while they are in cache.
 #include <algorithm>
@@ -7,6 +8,8 @@
 
 #include "engine/kernels/cpu/cpu_backend.h"
 #include "engine/kernels/cpu/float_gemm.h"
+#include "engine/kernels/cpu/half_gemm.h"
+#include "engine/kernels/cpu/half_weight.h"
 #include "engine/kernels/cpu/lora.h"
 #include "engine/kernels/cpu/structured.h"
 #include "engine/kernels/cpu/widen.h"
@@ -18,25 +21,46 @@ namespace {
 constexpr int32_t kColumnUnit = 16;
 constexpr int64_t kChunkBytes = 24 << 10;  // of packed weight: stays in the first-level cache
 constexpr int64_t kChunksPerThread = 4;
-constexpr int32_t kQuantRows = 4;    // rows a task quantises
+constexpr int32_t kRoundRows = 4;    // rows a task quantises or rounds
 constexpr int32_t kShrinkRows = 12;  // rows of a segment a task shrinks
 
 class CpuLinearWeight final : public LinearWeight {
  public:
   struct Part {
-    std::optional<QuantWeight> quant;  // integer product, else float32 from `view`
+    // An integer product, one from 16-bit weights, else float32 from `view`.
+    std::optional<QuantWeight> quant;
+    std::optional<HalfWeight> half;
     TensorView view;
     std::vector<float> bias;  // [out] or empty
 
     int64_t column_bytes() const {
       return quant ? quant->tile_bytes() / quant->lanes : view.row_bytes();
     }
+    // Columns of a chunk are a multiple of this.
+    int32_t column_unit() const { return half ? kHalfColumns : kColumnUnit; }
   };
   std::vector<Part> parts;
 };
 
+// Planes of a quantised product's inputs. What feeds a softmax, queries and keys and the logits, makes
+// most of the change that rounding causes in a model's distributions, for a small part of the work.
+// The head is numbered as q of a layer after the last (HeadModule).
+int32_t InputPlanes(ModuleId first_module) {
+  return first_module % kLinearsPerLayer == static_cast<int>(Linear::kQ) ? 2 : 1;
+}
+
 const CpuLinearWeight& Cpu(const LinearWeight* weight) {
   return *static_cast<const CpuLinearWeight*>(weight);
+}
+
+// Into the form of the fastest product there is for its type.
+void Pack(const TensorView& weight, CpuBackend::Features features, CpuLinearWeight::Part* part) {
+  if (IsQuantized(weight.dtype)) {
+    part->quant = PackQuantWeight(weight, features.avx512_vnni ? 16 : 8);
+  } else if (weight.dtype != DType::kF32) {
+    const bool pairs = weight.dtype == DType::kBF16 && features.avx512_bf16;
+    part->half = PackHalfWeight(weight, features.avx512 ? 16 : 8, pairs);
+  }
 }
 
 }  // namespace
@@ -54,9 +78,7 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
     CpuLinearWeight::Part& part = linear->parts.emplace_back();
     linear->out.push_back(out);
     part.view = weight;
-    if (options_.precision == Precision::kFast && IsQuantized(weight.dtype)) {
-      part.quant = PackQuantWeight(weight, features_.avx512_vnni ? 16 : 8);
-    }
+    if (options_.precision == Precision::kFast) Pack(weight, features_, &part);
     if (source.bias) {
       part.bias.resize(out);
       Widen(source.bias->dtype, source.bias->bytes.data(), out, part.bias.data());
@@ -68,14 +90,14 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
 void CpuBackend::PrepareInputs(const LinearArgs& args) {
   const Matrix x = args.x;
   const int32_t width = EvenOddWidth(x.width);
-  const int32_t tasks = plan_.quant_tasks + static_cast<int32_t>(plan_.shrinks.size());
+  const int32_t tasks = plan_.round_tasks + static_cast<int32_t>(plan_.shrinks.size());
   pool_.ParallelFor(tasks, [&](int32_t task, int32_t) {
-    if (task < plan_.quant_tasks) {
-      const int32_t end = std::min(x.rows, (task + 1) * kQuantRows);
-      for (int32_t r = task * kQuantRows; r < end; ++r) QuantizeRow(x.row(r), r, quant_rows_);
+    if (task < plan_.round_tasks) {
+      const int32_t end = std::min(x.rows, (task + 1) * kRoundRows);
+      for (int32_t r = task * kRoundRows; r < end; ++r) RoundRow(x.row(r), x.width, r, &rounded_);
       return;
     }
-    const AdapterSegment& rows = plan_.shrinks[task - plan_.quant_tasks];
+    const AdapterSegment& rows = plan_.shrinks[task - plan_.round_tasks];
     float* x_pairs = even_odd_.as<float>() + int64_t{rows.row_begin} * width;
     for (int32_t r = rows.row_begin; r < rows.row_end; ++r) {
       ToEvenOdd(x.row(r), x.width, even_odd_.as<float>() + int64_t{r} * width);
@@ -123,25 +145,35 @@ void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int
 void CpuBackend::MultiplyRows(const LinearArgs& args, int32_t part, int32_t begin, int32_t end,
                               int32_t thread, Matrix y) {
   const CpuLinearWeight::Part& weight = Cpu(args.weight).parts[part];
-  const auto multiply = [&](Matrix x, const QuantRows& quant, int32_t row_begin, int32_t row_end) {
+  const auto multiply = [&](Matrix x, const Rounded& rounded, int32_t row_begin, int32_t row_end) {
     if (weight.quant) {
       const int32_t lanes = weight.quant->lanes;
       const QuantGemmFn gemm = features_.avx512_vnni ? QuantGemmAvx512 : QuantGemmAvx2;
-      gemm(*weight.quant, quant, row_begin, row_end, begin / lanes, (end + lanes - 1) / lanes, y);
+      gemm(*weight.quant, rounded.quant, row_begin, row_end, begin / lanes,
+           (end + lanes - 1) / lanes, y);
       return;
     }
     const int32_t rows = row_end - row_begin;
+    if (weight.half) {
+      const HalfWeight& w = *weight.half;
+      const HalfGemmFn gemm = w.pairs            ? HalfGemmAvx512Bf16
+                              : features_.avx512 ? HalfGemmAvx512
+                                                 : HalfGemmAvx2;
+      gemm(w, (w.pairs ? rounded.half : x).Rows(row_begin, rows), begin / w.lanes,
+           (end + w.lanes - 1) / w.lanes, y.Rows(row_begin, rows));
+      return;
+    }
     for (int32_t c = begin; c < end; c += kFloatPanelColumns) {
       FloatGemm(weight.view, x.Rows(row_begin, rows), c, std::min(end, c + kFloatPanelColumns),
                 &panels_[thread], y.Rows(row_begin, rows));
     }
   };
-  multiply(args.x, quant_rows_, 0, args.x.rows);
+  multiply(args.x, rounded_, 0, args.x.rows);
   if (!plan_.rotated) return;
   const Matrix rotated(rotated_[part].data(), args.x.rows, args.x.width);
   for (const AdapterSegment& s : plan_.segments) {
     if (s.adapter->modules[args.weight->first_module + part].input_rotation.block == 0) continue;
-    multiply(rotated, quant_rotated_[part], s.row_begin, s.row_end);
+    multiply(rotated, rounded_rotated_[part], s.row_begin, s.row_end);
   }
 }
 
@@ -158,9 +190,10 @@ void CpuBackend::MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thr
 }
 
 void CpuBackend::PlanInputs(const LinearArgs& args) {
-  plan_.quantize = false;
+  plan_.quantize = plan_.round = false;
   for (const CpuLinearWeight::Part& part : Cpu(args.weight).parts) {
     if (part.quant) plan_.quantize = true;
+    if (part.half && part.half->pairs) plan_.round = true;
   }
   plan_.segments.clear();
   for (const AdapterSegment& s : args.rows == RowSet::kAll ? step_.segments : logit_segments_) {
@@ -168,7 +201,8 @@ void CpuBackend::PlanInputs(const LinearArgs& args) {
     const int32_t end = std::min(s.row_end - args.first_row, args.x.rows);
     if (begin < end) plan_.segments.push_back({begin, end, s.adapter});
   }
-  plan_.quant_tasks = plan_.quantize ? (args.x.rows + kQuantRows - 1) / kQuantRows : 0;
+  const int32_t rounded_rows = plan_.quantize || plan_.round ? args.x.rows : 0;
+  plan_.round_tasks = (rounded_rows + kRoundRows - 1) / kRoundRows;
   plan_.shrinks.clear();
   plan_.t_stride = 0;
   for (const AdapterSegment& segment : plan_.segments) {
@@ -193,8 +227,9 @@ void CpuBackend::PlanChunks(const LinearArgs& args) {
   const int64_t chunk_bytes = std::min(kChunkBytes, bytes / (kChunksPerThread * pool_.threads()));
   int32_t chunks = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
-    const int64_t columns = chunk_bytes / parts[i].column_bytes() / kColumnUnit * kColumnUnit;
-    plan_.chunk_columns[i] = static_cast<int32_t>(std::max<int64_t>(columns, kColumnUnit));
+    const int64_t unit = parts[i].column_unit();
+    const int64_t columns = chunk_bytes / parts[i].column_bytes() / unit * unit;
+    plan_.chunk_columns[i] = static_cast<int32_t>(std::max(columns, unit));
     plan_.chunk_begin[i] = chunks;
     chunks += (args.weight->out[i] + plan_.chunk_columns[i] - 1) / plan_.chunk_columns[i];
   }
@@ -207,29 +242,44 @@ void Grow(AlignedBuffer* buffer, int64_t bytes) {
   if (static_cast<int64_t>(buffer->size()) < bytes) *buffer = AlignedBuffer(bytes);
 }
 
-void GrowQuantRows(int64_t rows, int64_t width, AlignedBuffer* storage, QuantRows* quant) {
-  const int64_t groups = width / QuantRows::kGroup;
-  Grow(storage, rows * (width + 16 * groups));
-  float* floats = storage->as<float>();
-  quant->rows = rows;
-  quant->width = width;
-  quant->scales = floats;
-  quant->sums32 = floats + rows * groups;
-  quant->sums16 = floats + 2 * rows * groups;
-  quant->codes = reinterpret_cast<int8_t*>(floats + 4 * rows * groups);
+}  // namespace
+
+void CpuBackend::GrowRounded(const LinearArgs& args, Rounded* rows) {
+  const int64_t count = args.x.rows, width = args.x.width;
+  if (plan_.quantize) {
+    const int64_t groups = width / QuantRows::kGroup;
+    const int32_t planes = InputPlanes(args.weight->first_module);
+    const int64_t plane_groups = planes * count * groups;
+    Grow(&rows->quant_storage, plane_groups * (QuantRows::kGroup + 4 * sizeof(float)));
+    float* floats = rows->quant_storage.as<float>();
+    rows->quant = {.rows = args.x.rows,
+                   .width = args.x.width,
+                   .codes = reinterpret_cast<int8_t*>(floats + 4 * plane_groups),
+                   .scales = floats,
+                   .sums32 = floats + plane_groups,
+                   .sums16 = floats + 2 * plane_groups,
+                   .planes = planes};
+  }
+  if (plan_.round) {
+    const int64_t stride = (width + 1) / 2 * 2;
+    Grow(&rows->half_storage, count * stride * sizeof(uint16_t));
+    rows->half = {rows->half_storage.data(), args.x.rows, static_cast<int32_t>(stride), DType::kBF16};
+  }
 }
 
-}  // namespace
+void CpuBackend::RoundRow(const float* x, int32_t width, int32_t r, Rounded* rows) {
+  if (plan_.quantize) QuantizeRow(x, r, rows->quant);
+  if (plan_.round) RoundRowToBF16(x, width, rows->half.row<uint16_t>(r));
+}
 
 void CpuBackend::GrowScratch(const LinearArgs& args) {
   const int64_t rows = args.x.rows;
   const int64_t width = args.x.width;
   const int64_t parts = args.weight->out.size();
-  if (plan_.quantize) GrowQuantRows(rows, width, &quant_storage_, &quant_rows_);
+  GrowRounded(args, &rounded_);
   for (int64_t i = 0; plan_.rotated && i < parts; ++i) {
     Grow(&rotated_[i], rows * width * sizeof(float));
-    if (!plan_.quantize) continue;
-    GrowQuantRows(rows, width, &quant_rotated_storage_[i], &quant_rotated_[i]);
+    GrowRounded(args, &rounded_rotated_[i]);
   }
   if (!plan_.shrinks.empty()) {
     Grow(&even_odd_, rows * EvenOddWidth(width) * sizeof(float));
@@ -248,7 +298,7 @@ void CpuBackend::RotateInputs(const LinearArgs& args) {
         const int32_t row = segment.row_begin + n;
         float* out = rotated_[i].as<float>() + int64_t{row} * args.x.width;
         RotateInput(rotation, args.x.row(row), args.x.width, out);
-        if (plan_.quantize) QuantizeRow(out, row, quant_rotated_[i]);
+        RoundRow(out, args.x.width, row, &rounded_rotated_[i]);
       });
     }
   }

@@ -88,14 +88,22 @@ struct Block {
   }
 
   void Run(Matrix y) const {
-    const uint8_t* group = w.tile(tile);
-    const int8_t* a = x.codes + int64_t{row} * x.width;
-    const int32_t groups = w.groups();
-    const int64_t scale_stride = x.groups();
-    const float* scales = x.scales + row * scale_stride;
-    const float* sums = (kSumsPerScale == 1 ? x.sums32 : x.sums16) + int64_t{row} * groups;
     __m256 acc[kTiles * kRows];
     Unroll<kTiles * kRows>([&](auto i) LK_INLINE { acc[i] = _mm256_setzero_ps(); });
+    for (int32_t plane = 0; plane < x.planes; ++plane) AddPlane(plane, acc);
+    Unroll<kTiles * kRows>([&](auto i) LK_INLINE {
+      Store(acc[i], tile + i / kRows, y.row(row + i % kRows));
+    });
+  }
+
+  LK_INLINE void AddPlane(int32_t plane, __m256 (&acc)[kTiles * kRows]) const {
+    const int64_t plane_row = int64_t{plane} * x.rows + row;
+    const uint8_t* group = w.tile(tile);
+    const int8_t* a = x.codes + plane_row * x.width;
+    const int32_t groups = w.groups();
+    const int64_t scale_stride = x.groups();
+    const float* scales = x.scales + plane_row * scale_stride;
+    const float* sums = (kSumsPerScale == 1 ? x.sums32 : x.sums16) + plane_row * groups;
     for (int32_t g = 0; g < groups; ++g, group += F::kGroupBytes, a += F::kGroup) {
       __m256i dots[kTiles * kRows];
       DotGroup(group, a, dots);
@@ -113,9 +121,6 @@ struct Block {
         });
       });
     }
-    Unroll<kTiles * kRows>([&](auto i) LK_INLINE {
-      Store(acc[i], tile + i / kRows, y.row(row + i % kRows));
-    });
   }
 
   void Store(__m256 value, int32_t at_tile, float* out) const {

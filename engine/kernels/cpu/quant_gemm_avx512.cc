@@ -56,22 +56,21 @@ template <typename F, int kRows>
   });
 }
 
-// kTiles adjacent tiles for kRows rows: together enough independent sums to hide the latency of
-// the products. A value is summed in the same order whatever the block.
+// Adds one plane of kRows rows times kTiles adjacent tiles: `acc` sums the codes' part, `offset` the
+// minima's.
 template <typename F, int kTiles, int kRows>
-void Block(const QuantWeight& w, const QuantRows& x, int32_t row, int32_t tile, Matrix y) {
+[[gnu::always_inline]] inline void AddPlane(const QuantWeight& w, const QuantRows& x,
+                                            int64_t plane_row, int32_t tile,
+                                            __m512 (&acc)[kTiles][kRows],
+                                            __m512 (&offset)[kTiles][kRows]) {
   constexpr int kSumsPerScale = QuantRows::kGroup / F::kGroup;
   constexpr int kScaleBytes = kLanes * (F::kHalfScales ? 2 : 4);
   const uint8_t* group = w.tile(tile);
   const int64_t tile_bytes = w.tile_bytes();
-  const int8_t* a = x.codes + int64_t{row} * x.width;
+  const int8_t* a = x.codes + plane_row * x.width;
   const int32_t groups = w.groups();
-  const float* scales = x.scales + int64_t{row} * x.groups();
-  const float* sums = (kSumsPerScale == 1 ? x.sums32 : x.sums16) + int64_t{row} * groups;
-  __m512 acc[kTiles][kRows], offset[kTiles][kRows];
-  Unroll<kTiles * kRows>([&](auto i) LK_INLINE {
-    acc[i / kRows][i % kRows] = offset[i / kRows][i % kRows] = _mm512_setzero_ps();
-  });
+  const float* scales = x.scales + plane_row * x.groups();
+  const float* sums = (kSumsPerScale == 1 ? x.sums32 : x.sums16) + plane_row * groups;
   for (int32_t g = 0; g < groups; ++g, group += F::kGroupBytes, a += F::kGroup) {
     Unroll<kTiles>([&](auto t) LK_INLINE {
       const uint8_t* codes = group + t * tile_bytes;
@@ -88,6 +87,19 @@ void Block(const QuantWeight& w, const QuantRows& x, int32_t row, int32_t tile, 
         offset[t][m] = _mm512_fmadd_ps(w_min, sum, offset[t][m]);
       });
     });
+  }
+}
+
+// kTiles adjacent tiles for kRows rows: together enough independent sums to hide the latency of
+// the products. A value is summed in the same order whatever the block.
+template <typename F, int kTiles, int kRows>
+void Block(const QuantWeight& w, const QuantRows& x, int32_t row, int32_t tile, Matrix y) {
+  __m512 acc[kTiles][kRows], offset[kTiles][kRows];
+  Unroll<kTiles * kRows>([&](auto i) LK_INLINE {
+    acc[i / kRows][i % kRows] = offset[i / kRows][i % kRows] = _mm512_setzero_ps();
+  });
+  for (int32_t plane = 0; plane < x.planes; ++plane) {
+    AddPlane<F, kTiles, kRows>(w, x, int64_t{plane} * x.rows + row, tile, acc, offset);
   }
   Unroll<kTiles>([&](auto t) LK_INLINE {
     const int32_t column = (tile + t) * kLanes;

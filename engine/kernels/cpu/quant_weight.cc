@@ -7,6 +7,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/dtype.h"
+#include "engine/kernels/cpu/simd.h"
 
 namespace lorikeet {
 namespace {
@@ -172,43 +173,51 @@ QuantWeight PackQuantWeight(const TensorView& weight, int32_t lanes) {
   return w;
 }
 
-void QuantizeRow(const float* x, int32_t r, const QuantRows& out) {
-  int8_t* codes = out.codes + int64_t{r} * out.width;
-  const int32_t groups = out.groups();
+namespace {
+
+// One group of 32 into `codes`; returns what rounding left of it in `v`.
+void QuantizeGroup(__m256 (&v)[4], int8_t* codes, float* scale, int32_t (&sums)[2]) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 top = _mm256_setzero_ps();
+  for (const __m256 part : v) top = _mm256_max_ps(top, _mm256_and_ps(part, magnitude));
+  *scale = simd::Max(top) / 127.0f;
+  const __m256 step = _mm256_set1_ps(*scale);
+  const __m256 inverse = _mm256_set1_ps(*scale > 0 ? 1.0f / *scale : 0.0f);
+  __m256i q[4];
+  for (int i = 0; i < 4; ++i) {
+    q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    v[i] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(q[i]), step, v[i]);
+  }
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i words01 = _mm256_packs_epi32(q[0], q[1]);
+  const __m256i words23 = _mm256_packs_epi32(q[2], q[3]);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words01, words23), order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), bytes);
+  // Sums of 16: dot with ones, then across the lane.
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+  const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  const __m256i oct = _mm256_hadd_epi32(quads, quads);
+  const __m256i halves = _mm256_hadd_epi32(oct, oct);
+  sums[0] = _mm256_extract_epi32(halves, 0);
+  sums[1] = _mm256_extract_epi32(halves, 4);
+}
+
+}  // namespace
+
+void QuantizeRow(const float* x, int32_t r, const QuantRows& out) {
+  const int32_t groups = out.groups();
   for (int32_t g = 0; g < groups; ++g) {
-    const float* src = x + g * 32;
     __m256 v[4];
-    __m256 top = _mm256_setzero_ps();
-    for (int i = 0; i < 4; ++i) {
-      v[i] = _mm256_loadu_ps(src + 8 * i);
-      top = _mm256_max_ps(top, _mm256_and_ps(v[i], magnitude));
+    for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_ps(x + g * QuantRows::kGroup + 8 * i);
+    for (int32_t plane = 0; plane < out.planes; ++plane) {
+      const int64_t at = (int64_t{plane} * out.rows + r) * groups + g;
+      int32_t sums[2];
+      QuantizeGroup(v, out.codes + at * QuantRows::kGroup, &out.scales[at], sums);
+      const float scale = out.scales[at];
+      out.sums32[at] = scale * (sums[0] + sums[1]);
+      out.sums16[2 * at] = scale * sums[0];
+      out.sums16[2 * at + 1] = scale * sums[1];
     }
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    m = _mm_max_ss(m, _mm_movehdup_ps(m));
-    const float scale = _mm_cvtss_f32(m) / 127.0f;
-    const __m256 inverse = _mm256_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
-    __m256i q[4];
-    for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i words01 = _mm256_packs_epi32(q[0], q[1]);
-    const __m256i words23 = _mm256_packs_epi32(q[2], q[3]);
-    const __m256i bytes =
-        _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words01, words23), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + g * 32), bytes);
-    // Sums of 16: dot with ones, then across the lane.
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-    const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    const __m256i oct = _mm256_hadd_epi32(quads, quads);
-    const __m256i halves = _mm256_hadd_epi32(oct, oct);
-    const int32_t low = _mm256_extract_epi32(halves, 0);
-    const int32_t high = _mm256_extract_epi32(halves, 4);
-    const int64_t at = int64_t{r} * groups + g;
-    out.scales[at] = scale;
-    out.sums32[at] = scale * (low + high);
-    out.sums16[2 * at] = scale * low;
-    out.sums16[2 * at + 1] = scale * high;
   }
 }
 

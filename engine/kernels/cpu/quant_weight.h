@@ -41,20 +41,22 @@ struct QuantWeight {
 QuantWeight PackQuantWeight(const TensorView& weight, int32_t lanes);
 
 // Rows of activations as int8 in groups of 32: x ≈ scale · q, scale = max|x| / 127 of the group.
+// With two planes the second holds what the first left of x, so the pair is good to 16 bits.
 struct QuantRows {
   static constexpr int32_t kGroup = 32;
 
   int32_t rows = 0;
-  int32_t width = 0;      // multiple of kGroup
-  int8_t* codes = nullptr;     // [rows, width]
-  float* scales = nullptr;     // [rows, width / 32]
-  float* sums32 = nullptr;     // [rows, width / 32] scale · Σ q
-  float* sums16 = nullptr;     // [rows, width / 16] the same over half groups
+  int32_t width = 0;        // multiple of kGroup
+  int8_t* codes = nullptr;  // [planes, rows, width]
+  float* scales = nullptr;  // [planes, rows, width / 32]
+  float* sums32 = nullptr;  // [planes, rows, width / 32] scale · Σ q
+  float* sums16 = nullptr;  // [planes, rows, width / 16] the same over half groups
+  int32_t planes = 1;       // 1 or 2: x is their sum
 
   int32_t groups() const { return width / kGroup; }
 };
 
-// Quantises row r of x into row r of `out`.
+// Quantises row r of x into row r of every plane of `out`.
 void QuantizeRow(const float* x, int32_t r, const QuantRows& out);
 
 // y[r, columns of tiles [tile_begin, tile_end)] = x[r] Wᵀ for rows [row_begin, row_end).

@@ -1,7 +1,12 @@
 #include "engine/kernels/cuda/adapter_images.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <functional>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +20,19 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int64_t kExtentBytes = int64_t{256} << 20;
+constexpr int32_t kPackThreads = 4;
+
+// fn(i) for i in [0, n), on a few threads.
+void ForEach(int64_t n, const std::function<void(int64_t)>& fn) {
+  const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t i = next++; i < n; i = next++) fn(i);
+  };
+  std::vector<std::jthread> threads;
+  for (int32_t t = 1; t < std::min(kPackThreads, cores); ++t) threads.emplace_back(work);
+  work();
+}
 
 // Rows of a piece in the image's type.
 void WritePiece(const ImagePlan::Piece& piece, DType dtype, std::byte* to) {
@@ -61,7 +79,10 @@ DeviceImages::~DeviceImages() {
     cudaStreamDestroy(stream_);
     cudaEventDestroy(copied_);
   }
-  for (std::byte* extent : extents_) cudaFreeHost(extent);
+  for (std::byte* extent : extents_) {
+    cudaHostUnregister(extent);
+    munmap(extent, kExtentBytes);
+  }
 }
 
 void DeviceImages::SetWidths(ModuleId module, ModuleWidths widths) {
@@ -140,11 +161,15 @@ void DeviceImages::Loop() {
       queue_.pop_front();
     }
     const absl::StatusOr<Resident> resident = Load(load);
-    std::lock_guard lock(mutex_);
-    const uint64_t serial = load.adapter.get()->serial;
-    loaded_.push_back({serial, resident.status()});
-    if (resident.ok()) resident_.emplace(serial, *resident);
-    if (wake_) wake_();
+    {
+      std::lock_guard lock(mutex_);
+      const uint64_t serial = load.adapter.get()->serial;
+      loaded_.push_back({serial, resident.status()});
+      if (resident.ok()) resident_.emplace(serial, *resident);
+      if (wake_) wake_();
+    }
+    const int64_t free = static_cast<int64_t>(free_chunks_.size()) * page_bytes_;
+    if (free < kExtentBytes / 2) Grow();
   }
 }
 
@@ -173,9 +198,11 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   packed.linears = ChangedLinears(adapter);
   LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
   LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
-  for (const ImagePlan::Piece& piece : packed.plan.pieces) {
-    WritePiece(piece, dtype_, packed.chunks[piece.to / page_bytes_] + piece.to % page_bytes_);
-  }
+  const std::vector<ImagePlan::Piece>& pieces = packed.plan.pieces;
+  ForEach(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    std::byte* page = packed.chunks[pieces[i].to / page_bytes_];
+    WritePiece(pieces[i], dtype_, page + pieces[i].to % page_bytes_);
+  });
   packed.plan.pieces = {};
   packed_.push_front(std::move(packed));
   return &packed_.front();
@@ -183,22 +210,12 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
 
 absl::Status DeviceImages::TakeChunks(int64_t count, std::vector<std::byte*>* chunks) {
   while (static_cast<int64_t>(free_chunks_.size()) < count) {
-    const int64_t bytes = std::max<int64_t>(1, kExtentBytes / page_bytes_) * page_bytes_;
-    if (pinned_ + bytes <= pinned_limit_) {
-      void* extent = nullptr;
-      const cudaError_t error = cudaHostAlloc(&extent, bytes, cudaHostAllocDefault);
-      if (error != cudaSuccess) return ToStatus(error, "pinned host memory for adapters");
-      extents_.push_back(static_cast<std::byte*>(extent));
-      pinned_ += bytes;
-      for (int64_t at = 0; at < bytes; at += page_bytes_) {
-        free_chunks_.push_back(extents_.back() + bytes - page_bytes_ - at);  // the first on top
-      }
-      continue;
-    }
+    const cudaError_t error = Grow();
+    if (error == cudaSuccess) continue;
     if (packed_.empty()) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("an adapter of ", count * page_bytes_, " bytes; pinned host memory for them is ",
-                       pinned_limit_, " bytes"));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "an adapter takes ", count * page_bytes_, " bytes of pinned host memory; it has ",
+          static_cast<int64_t>(extents_.size()) * kExtentBytes, " of at most ", pinned_limit_));
     }
     const std::vector<std::byte*>& oldest = packed_.back().chunks;
     free_chunks_.insert(free_chunks_.end(), oldest.rbegin(), oldest.rend());
@@ -209,6 +226,31 @@ absl::Status DeviceImages::TakeChunks(int64_t count, std::vector<std::byte*>* ch
     free_chunks_.pop_back();
   }
   return absl::OkStatus();
+}
+
+// One extent more, or cudaErrorMemoryAllocation. Its pages are there before the driver pins them,
+// which it does in a fraction of the time then.
+cudaError_t DeviceImages::Grow() {
+  constexpr int64_t kTouched = int64_t{2} << 20;
+  const int64_t pinned = static_cast<int64_t>(extents_.size()) * kExtentBytes;
+  if (pinned + kExtentBytes > pinned_limit_) return cudaErrorMemoryAllocation;
+  void* memory =
+      mmap(nullptr, kExtentBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return cudaErrorMemoryAllocation;
+  std::byte* extent = static_cast<std::byte*>(memory);
+  madvise(extent, kExtentBytes, MADV_HUGEPAGE);
+  ForEach(kExtentBytes / kTouched,
+          [&](int64_t i) { std::memset(extent + i * kTouched, 0, kTouched); });
+  const cudaError_t error = cudaHostRegister(extent, kExtentBytes, cudaHostRegisterDefault);
+  if (error != cudaSuccess) {
+    munmap(extent, kExtentBytes);
+    return cudaErrorMemoryAllocation;
+  }
+  extents_.push_back(extent);
+  for (int64_t i = kExtentBytes / page_bytes_ - 1; i >= 0; --i) {  // the first on top
+    free_chunks_.push_back(extent + i * page_bytes_);
+  }
+  return cudaSuccess;
 }
 
 // Pages that follow one another on both sides go in one copy.

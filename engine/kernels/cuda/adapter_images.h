@@ -3,8 +3,8 @@
 // memory, the least recently copied leaving when it is full, so that an adapter that comes back is
 // a plain copy.
 //
-// Pinned memory is taken in extents as it is needed, cut into the pool's page size and never given
-// back: taking and giving stop the device.
+// Pinned memory is taken in extents, one ahead of need, cut into the pool's page size and never
+// given back: the driver holds up everybody while it pins.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -71,6 +71,7 @@ class DeviceImages final : public AdapterImages {
   absl::StatusOr<Resident> Load(const AdapterLoad& load);
   absl::StatusOr<const Packed*> Pack(const Adapter& adapter);
   absl::Status TakeChunks(int64_t count, std::vector<std::byte*>* chunks);
+  cudaError_t Grow();
   cudaError_t CopyPages(const Packed& packed, const std::vector<int32_t>& pages);
   cudaError_t CopyTiles(const Packed& packed, const std::vector<int32_t>& pages, RankTile** tiles);
 
@@ -84,8 +85,7 @@ class DeviceImages final : public AdapterImages {
   // The thread's own.
   cudaEvent_t copied_ = nullptr;
   std::list<Packed> packed_;            // copied last first
-  std::vector<std::byte*> extents_;     // pinned
-  int64_t pinned_ = 0;                  // bytes of extents_
+  std::vector<std::byte*> extents_;     // [kExtentBytes] each, pinned
   std::vector<std::byte*> free_chunks_;
   std::vector<RankTile> tiles_;         // on their way
 
