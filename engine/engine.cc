@@ -103,6 +103,14 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
   for (size_t i = 0; i < request.stop_token_ids.size(); ++i) {
     LK_RETURN_IF_ERROR(CheckToken("stop_token_ids", i, request.stop_token_ids[i], options.vocab));
   }
+  for (const auto& [id, bias] : request.sampling.logit_bias) {
+    LK_RETURN_IF_ERROR(CheckToken("logit_bias", 0, id, options.vocab));
+  }
+  for (const std::vector<int32_t>& word : request.sampling.bad_words) {
+    for (size_t i = 0; i < word.size(); ++i) {
+      LK_RETURN_IF_ERROR(CheckToken("bad_words", i, word[i], options.vocab));
+    }
+  }
   return ValidateSampling(request.sampling);
 }
 

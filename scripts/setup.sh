@@ -23,8 +23,8 @@ check_system() {
     ubuntu)
       version_at_least "$VERSION_ID" 24.04 ||
         die "$PRETTY_NAME is too old: Ubuntu 24.04 or newer is needed"
-      cargo_packages=(cargo-1.85 rustc-1.85)
-      cargo_folder=/usr/lib/rust-1.85/bin
+      cargo_packages=(cargo-1.89 rustc-1.89)
+      cargo_folder=/usr/lib/rust-1.89/bin
       ;;
     *) die "$PRETTY_NAME is not known here: Debian 12 or newer, or Ubuntu 24.04 or newer, is needed" ;;
   esac
@@ -57,7 +57,7 @@ cargo_works() {
   local version
   version=$(cargo --version 2>/dev/null) || return 1
   version=${version#cargo }
-  version_at_least "${version%% *}" 1.85
+  version_at_least "${version%% *}" 1.87
 }
 
 # Leaves a cargo on the PATH that can build the tokenizer library.
@@ -69,7 +69,7 @@ install_cargo() {
   PATH=$cargo_folder:$path
   cargo_works && return
   apt_install "Rust" "${cargo_packages[@]}"
-  cargo_works || die "cargo 1.85 or newer is missing: ${cargo_packages[*]} did not bring it"
+  cargo_works || die "cargo 1.87 or newer is missing: ${cargo_packages[*]} did not bring it"
 }
 
 model_is_right() {

@@ -113,6 +113,8 @@ void Choice::OnFinished(const TokenEvent& event, GenerationDelta* delta) {
       end.stop_token = last_token_;
       end.eos = event.finish == FinishReason::kEos;
       break;
+    case FinishReason::kFormed:
+      break;
     case FinishReason::kCanceled:
       end.status = absl::CancelledError("the request was cancelled");
       break;

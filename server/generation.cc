@@ -64,9 +64,13 @@ absl::Status GenerationCall::Submit(GenerationInput input, const std::function<v
                         context_.tokenizer->Decode(request.prompt, /*skip_special=*/true));
   }
   const int32_t count = std::max(input.choices, input.best_of);
+  // The first choice takes the constraint itself; the engine may have begun on it by then.
+  const std::unique_ptr<TokenConstraint> fresh =
+      request.constraint && count > 1 ? request.constraint->Clone() : nullptr;
   for (int32_t i = 0; i < count; ++i) {
     Request one = request;
     one.sampling.seed += i;
+    if (i > 0 && request.constraint) one.constraint = fresh->Clone();
     LK_ASSIGN_OR_RETURN(std::unique_ptr<Choice> choice,
                         Choice::Start(context_, options, std::move(one), wake));
     choices_.push_back(std::move(choice));

@@ -22,6 +22,7 @@
 #include "engine/engine.h"
 #include "server/metrics.h"
 #include "server/text/chat_template.h"
+#include "server/text/grammar.h"
 #include "server/text/tokenizer.h"
 
 namespace lorikeet {
@@ -32,6 +33,7 @@ struct ServingContext {
   AdapterStore* adapters = nullptr;
   AdapterMixer* mixer = nullptr;  // of `adapters`
   const Tokenizer* tokenizer = nullptr;
+  const Grammars* grammars = nullptr;           // nullptr: the model has no end of sequence
   const ChatTemplate* chat_template = nullptr;  // nullptr: the model has none
   const Clock* clock = nullptr;                 // the engine's
   Metrics* metrics = nullptr;
@@ -49,6 +51,8 @@ struct GenerationInput {
   SamplingParams sampling;  // prompt_logprobs is set from the field below
   // Log-probabilities of the prompt's tokens, and of so many alternatives.
   std::optional<int32_t> prompt_logprobs;
+  std::vector<std::string> bad_words;    // texts that do not occur in the answer
+  std::optional<GrammarSource> grammar;  // what the answer looks like
   std::optional<int32_t> max_tokens;  // absent: what the context has room for
   std::vector<std::string> stop_strings;
   bool include_stop_string = false;  // in the text

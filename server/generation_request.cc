@@ -79,6 +79,41 @@ absl::Status ValidateChoices(const GenerationInput& input) {
   return absl::OkStatus();
 }
 
+// A word has other tokens at the beginning of an answer than behind a space.
+absl::Status AddBadWords(const ServingContext& context, const std::vector<std::string>& words,
+                         SamplingParams* sampling) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i].empty()) return Invalid(absl::StrCat("bad_words[", i, "]: empty"));
+    LK_RETURN_IF_ERROR(ValidateUtf8(words[i], absl::StrCat("bad_words[", i, "]")));
+    for (const std::string& form : {words[i], " " + words[i]}) {
+      LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                          context.tokenizer->Encode(form, /*add_special=*/false));
+      if (!ids.empty()) sampling->bad_words.push_back(std::move(ids));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateBias(const SamplingParams& sampling, int32_t vocab_size) {
+  for (const auto& [id, bias] : sampling.logit_bias) {
+    if (id < 0 || id >= vocab_size) {
+      return Invalid(absl::StrCat("logit_bias: token ", id, " is not in [0, ", vocab_size, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<TokenConstraint>> CompileGrammar(const ServingContext& context,
+                                                                const GrammarSource& source) {
+  if (context.grammars == nullptr) {
+    return Invalid(absl::StrCat("grammar: the model '", context.model_name,
+                                "' has no end-of-sequence token to end one with"));
+  }
+  auto constraint = context.grammars->Compile(source);
+  if (constraint.ok()) return constraint;
+  return Invalid(absl::StrCat("grammar: ", constraint.status().message()));
+}
+
 // The adapter's part of "base:adapter"; `name` if it has no such form.
 std::string_view WithoutBase(std::string_view name, const std::string& base) {
   const bool prefixed = name.size() > base.size() && name.starts_with(base) &&
@@ -138,14 +173,16 @@ absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::s
 }
 
 static absl::Status AcquireAdapters(const ServingContext& context, const GenerationInput& input,
-                             Request* request) {
+                                    Request* request) {
   if (input.adapters.empty()) {
     LK_ASSIGN_OR_RETURN(ResolvedModel model, ResolveModel(context, input.model));
     request->adapter = std::move(model.lease);
     request->adapter_name = std::move(model.adapter);
     return absl::OkStatus();
   }
-  if (!input.model.empty()) return Invalid("adapter and adapters are both set");
+  if (!input.model.empty() && input.model != context.model_name) {
+    return Invalid("adapter and adapters are both set");
+  }
   for (const WeightedAdapter& term : input.adapters) {
     LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
     absl::StrAppend(&request->adapter_name, request->adapter_name.empty() ? "" : "+", term.name);
@@ -158,7 +195,9 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
   Request request;
   request.sampling = input.sampling;
   LK_RETURN_IF_ERROR(SetLogprobs(input, &request.sampling));
+  LK_RETURN_IF_ERROR(AddBadWords(context, input.bad_words, &request.sampling));
   LK_RETURN_IF_ERROR(ValidateSampling(request.sampling));
+  LK_RETURN_IF_ERROR(ValidateBias(request.sampling, context.vocab_size));
   LK_RETURN_IF_ERROR(ValidateChoices(input));
   LK_RETURN_IF_ERROR(ValidateStops(input));
   LK_RETURN_IF_ERROR(ValidateTokenIds(input.stop_token_ids, "stop.token_ids", context.vocab_size));
@@ -177,6 +216,9 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
       static_cast<int32_t>(std::min<int64_t>(room, input.max_tokens.value_or(room)));
   request.stop_token_ids = input.stop_token_ids;
   request.ignore_eos = input.ignore_eos;
+  if (input.grammar) {
+    LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, *input.grammar));
+  }
   request.cache_salt = input.cache_salt;
   request.skip_prefix_cache = input.skip_prefix_cache;
   request.deadline_us = input.deadline_us;

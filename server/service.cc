@@ -52,6 +52,10 @@ Service::~Service() { Drain(0); }
 
 absl::Status Service::Serve(ServedModel model) {
   model_ = std::move(model);
+  if (!model_.eos_ids.empty()) {
+    LK_ASSIGN_OR_RETURN(model_.grammars, Grammars::Create(*model_.tokenizer, model_.vocab_size,
+                                                          model_.eos_ids));
+  }
   if (!config_.model_name.empty()) model_.name = config_.model_name;
   AdapterRegistry::Options options;
   options.base_name = model_.name;
@@ -64,7 +68,7 @@ absl::Status Service::Serve(ServedModel model) {
   LK_RETURN_IF_ERROR(LoadAdapters());
   GrpcOptions grpc{config_.host, config_.grpc_port, std::chrono::seconds(config_.drain_s)};
   LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
-  http_api_->Serve({&context_, registry_.get()});
+  http_api_->Serve({&context_, registry_.get(), std::chrono::seconds(config_.drain_s)});
   ready_ = true;
   return absl::OkStatus();
 }
@@ -83,6 +87,7 @@ absl::Status Service::StartEngine() {
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
               .tokenizer = model_.tokenizer.get(),
+              .grammars = model_.grammars.get(),
               .chat_template = model_.chat_template.get(),
               .clock = &clock_,
               .metrics = &metrics_,

@@ -37,6 +37,7 @@ struct ServedModel {
   std::vector<int32_t> eos_ids;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null: none
+  std::unique_ptr<Grammars> grammars;           // null: no end-of-sequence token
 };
 
 class Service {

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "engine/api/request.h"
+#include "engine/api/token_constraint.h"
 #include "engine/api/token_event.h"
 
 namespace lorikeet {
@@ -18,6 +19,9 @@ struct LogitRow {
   const SamplingParams* sampling = nullptr;
   std::span<const int32_t> history;          // tokens up to and including this row
   int32_t prompt_tokens = 0;                 // history[0, prompt_tokens) is the prompt
+  std::span<const int32_t> forbidden;        // tokens that may not be sampled
+  TokenConstraint* constraint = nullptr;     // what else may not; asked by the runner
+  std::span<const uint32_t> allowed;         // its answer: a bit a token. Empty: all may
 };
 
 struct SampledToken {

@@ -39,6 +39,26 @@ absl::Status ValidateSampling(const SamplingParams& p) {
                                                    "; it must be between 0 and ",
                                                    Limits::kMaxTopLogprobs, ", or -1 for none"));
   }
+  for (const auto& [id, bias] : p.logit_bias) {
+    if (!Within(bias, -100.0f, 100.0f)) {
+      return OutOfRange(absl::StrCat("logit_bias[", id, "]").c_str(), bias,
+                        "between -100 and 100");
+    }
+  }
+  if (p.logit_bias.size() > Limits::kMaxLogitBiases) {
+    return absl::InvalidArgumentError(absl::StrCat("logit_bias: ", p.logit_bias.size(),
+                                                   " tokens; at most ", Limits::kMaxLogitBiases));
+  }
+  if (p.min_tokens < 0) return OutOfRange("min_tokens", p.min_tokens, "at least 0");
+  size_t bad_tokens = 0;
+  for (const std::vector<int32_t>& word : p.bad_words) {
+    if (word.empty()) return absl::InvalidArgumentError("bad_words: one has no tokens");
+    bad_tokens += word.size();
+  }
+  if (bad_tokens > Limits::kMaxBadWords) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("bad_words: ", bad_tokens, " tokens; at most ", Limits::kMaxBadWords));
+  }
   return absl::OkStatus();
 }
 

@@ -4,18 +4,22 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "engine/api/adapter_store.h"
 #include "engine/api/limits.h"
+#include "engine/api/token_constraint.h"
 
 namespace lorikeet {
 
 using RequestId = uint64_t;
 
-// Order of application: penalties, temperature, top-k, top-p, min-p, draw.
+// Order of application: bias and what may not come, penalties, temperature, top-k, top-p, min-p,
+// draw.
 struct SamplingParams {
   float temperature = 1.0f;         // 0: greedy
   float top_p = 1.0f;               // (0, 1]
@@ -24,6 +28,9 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;  // > 0; over prompt and output (Keskar et al. 2019)
   float presence_penalty = 0.0f;    // [-2, 2]; over output
   float frequency_penalty = 0.0f;   // [-2, 2]; over output
+  std::vector<std::pair<int32_t, float>> logit_bias;  // [-100, 100], added; each token once
+  int32_t min_tokens = 0;                        // of the answer, before it may end by itself
+  std::vector<std::vector<int32_t>> bad_words;   // token sequences that do not occur in the answer
   uint64_t seed = 0;                // same seed, same request: same tokens, whatever else runs
   int32_t top_logprobs = -1;        // -1: none; 0: the chosen token only; k: k best as well
   bool prompt_logprobs = false;     // also report log-probabilities of the prompt's tokens
@@ -40,6 +47,7 @@ struct Request {
   int32_t max_new_tokens = 16;  // at least 1
   std::vector<int32_t> stop_token_ids;  // end the request; the stop token is the last one sent
   bool ignore_eos = false;              // EOS ids of the model do not end the request
+  std::shared_ptr<TokenConstraint> constraint;  // nullptr: none; this request's alone
   AdapterLease adapter;                 // empty: base model
   std::string adapter_name;             // as the client named it; empty: base model
   // Keys and values are shared with requests of the same salt alone; at most kMaxCacheSaltBytes.

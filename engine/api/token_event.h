@@ -15,6 +15,7 @@ enum class FinishReason : uint8_t {
   kLength,    // max_new_tokens or the context length reached
   kEos,       // an end-of-sequence id of the model
   kStop,      // one of the request's stop_token_ids
+  kFormed,    // the request's constraint lets nothing follow
   kCanceled,  // Engine::Cancel, by client or stop string
   kError,     // status says why
 };

@@ -278,11 +278,20 @@ int32_t DrawUnfiltered(const Distribution& d, const SamplingParams& params, doub
   return Draw(weights, total, uniform);
 }
 
-// The logits with penalties, in scratch->adjusted.
-Logits Penalize(Logits logits, const LogitRow& row, SamplerScratch* scratch) {
+// Biases and leaves out, in place.
+void Edit(const LogitRow& row, std::span<float> logits) {
+  for (const auto& [id, bias] : row.sampling->logit_bias) logits[id] += bias;
+  for (const int32_t id : row.forbidden) logits[id] = kMinusInfinity;
+  if (row.allowed.empty()) return;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if ((row.allowed[id / 32] >> (id % 32) & 1) == 0) logits[id] = kMinusInfinity;
+  }
+}
+
+// Penalties, in place.
+void Penalize(const LogitRow& row, std::span<float> logits, SamplerScratch* scratch) {
   constexpr int32_t kDone = -1;
   const SamplingParams& params = *row.sampling;
-  scratch->adjusted.assign(logits.begin(), logits.end());
   std::vector<int32_t>& counts = scratch->counts;
   if (counts.size() < logits.size()) counts.resize(logits.size(), 0);
   for (const int32_t id : row.history)
@@ -290,7 +299,7 @@ Logits Penalize(Logits logits, const LogitRow& row, SamplerScratch* scratch) {
   for (const int32_t id : row.history.subspan(row.prompt_tokens)) ++counts[id];
   for (const int32_t id : row.history) {
     if (counts[id] == kDone) continue;
-    float& logit = scratch->adjusted[id];
+    float& logit = logits[id];
     logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
     if (counts[id] > 0) {
       logit -= params.presence_penalty + params.frequency_penalty * static_cast<float>(counts[id]);
@@ -298,14 +307,18 @@ Logits Penalize(Logits logits, const LogitRow& row, SamplerScratch* scratch) {
     counts[id] = kDone;
   }
   for (const int32_t id : row.history) counts[id] = 0;
-  return scratch->adjusted;
 }
+
+bool Adjusts(const LogitRow& row) { return HasEdits(row) || HasPenalties(*row.sampling); }
 
 int32_t Choose(Logits raw, const LogitRow& row, float raw_max, SamplerScratch* scratch) {
   const SamplingParams& params = *row.sampling;
   Distribution d{raw, raw_max, 1.0f};
-  if (HasPenalties(params)) {
-    d.logits = Penalize(raw, row, scratch);
+  if (Adjusts(row)) {
+    scratch->adjusted.assign(raw.begin(), raw.end());
+    Edit(row, scratch->adjusted);
+    if (HasPenalties(params)) Penalize(row, scratch->adjusted, scratch);
+    d.logits = scratch->adjusted;
     const Peak peak = ScanBlocks(d.logits, &scratch->block_max);
     if (!peak.valid) return SampledToken::kNoToken;
     d.max = peak.max;
@@ -347,6 +360,10 @@ std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<u
   return counter;
 }
 
+bool HasEdits(const LogitRow& row) {
+  return !row.sampling->logit_bias.empty() || !row.forbidden.empty() || !row.allowed.empty();
+}
+
 bool HasPenalties(const SamplingParams& p) {
   return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
 }
@@ -373,8 +390,8 @@ void Sample(Logits logits, const LogitRow& row, SamplerScratch* scratch, Sampled
   out->token = prompt ? row.target : Choose(logits, row, peak.max, scratch);
   if (out->token == SampledToken::kNoToken) return;
   if (!prompt && row.sampling->top_logprobs < 0) return;
-  // Choosing under penalties left the maxima of the penalised logits.
-  if (!prompt && HasPenalties(*row.sampling)) ScanBlocks(logits, &scratch->block_max);
+  // Choosing among adjusted logits left their maxima.
+  if (!prompt && Adjusts(row)) ScanBlocks(logits, &scratch->block_max);
   FillLogprobs(logits, row, peak.max, scratch, out);
 }
 

@@ -6,7 +6,8 @@
 // the request's seed and counted by the position the token will take. Chunking, batching,
 // preemption and the other requests cannot change it.
 //
-// Penalties: repetition (Keskar et al. 2019, "CTRL") over prompt and output divides positive and
+// A bias is added to the raw logit; a token that is forbidden or not allowed counts as -inf from then
+// on. Penalties: repetition (Keskar et al. 2019, "CTRL") over prompt and output divides positive and
 // multiplies negative logits; frequency and presence (OpenAI's API) are then subtracted, over
 // output alone. Filters keep a prefix of the tokens ordered by (logit descending, id ascending):
 // top-k, then top-p over what top-k left, then min-p; at least one token always stays.
@@ -40,6 +41,8 @@ struct SamplerScratch {
 void Sample(std::span<const float> logits, const LogitRow& row, SamplerScratch* scratch,
             SampledToken* out);
 
+// Whether some logits are biased or left out before all else.
+bool HasEdits(const LogitRow& row);
 bool HasPenalties(const SamplingParams& params);
 // Whether top-k or top-p can leave out tokens of a vocabulary of `vocab`.
 bool HasPrefixFilter(const SamplingParams& params, int64_t vocab);

@@ -1,6 +1,7 @@
 #include "engine/runner/model_runner.h"
 
 #include <algorithm>
+#include <future>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
@@ -74,7 +75,24 @@ ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
       kv_(kv),
       pages_(pages) {}
 
+// A bit a token for each constrained row. An error leaves a row nothing, which ends its request.
+void ModelRunner::FillMasks(std::span<LogitRow> rows) {
+  const size_t words = (static_cast<size_t>(base_model_.vocab_size()) + 31) / 32;
+  masks_.resize(rows.size() * words);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].constraint == nullptr) continue;
+    const std::span mask = std::span(masks_).subspan(i * words, words);
+    if (!rows[i].constraint->Allowed(mask).ok()) std::fill(mask.begin(), mask.end(), 0);
+    rows[i].allowed = mask;
+  }
+}
+
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
+  rows_.assign(batch.logit_rows.begin(), batch.logit_rows.end());
+  std::future<void> masks;
+  if (std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row.constraint; })) {
+    masks = std::async(std::launch::async, [this] { FillMasks(rows_); });
+  }
   logit_rows_.clear();
   for (const LogitRow& row : batch.logit_rows) logit_rows_.push_back(row.row);
   model_->Forward({.tokens = batch.tokens,
@@ -85,13 +103,14 @@ absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
                    .logit_rows = logit_rows_,
                    .segments = batch.segments});
   LK_RETURN_IF_ERROR(backend_->status());
+  if (masks.valid()) masks.get();
   const int32_t wanted = static_cast<int32_t>(logit_rows_.size());
   StepResult result;
   result.sampled.resize(wanted);
   for (int32_t begin = 0; begin < wanted; begin += backend_->max_logit_rows()) {
     const int32_t rows = std::min(backend_->max_logit_rows(), wanted - begin);
     LK_RETURN_IF_ERROR(backend_->Sample(model_->Logits(begin, rows),
-                                        std::span(batch.logit_rows).subspan(begin, rows),
+                                        std::span<const LogitRow>(rows_).subspan(begin, rows),
                                         std::span(result.sampled).subspan(begin, rows)));
   }
   return result;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,11 @@ class ModelRunner final : public Runner {
   const Precision precision_;
   const KvLayout kv_;
   const int32_t pages_;
+  void FillMasks(std::span<LogitRow> rows);
+
   std::vector<int32_t> logit_rows_;  // [L] of the step
+  std::vector<LogitRow> rows_;       // [L] with what their constraints allow
+  std::vector<uint32_t> masks_;      // [L, words] computed beside the forward pass
 };
 
 }  // namespace lorikeet

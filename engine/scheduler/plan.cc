@@ -192,6 +192,26 @@ void Scheduler::BuildBatch(Batch* batch) {
   for (Sequence* sequence : step_.sequences) AppendRows(sequence, batch);
 }
 
+// What ends the answer, while it is too short, and what would complete a bad word.
+void Scheduler::FindForbidden(Sequence* sequence) const {
+  const Request& request = sequence->request;
+  std::vector<int32_t>& forbidden = sequence->forbidden;
+  forbidden.clear();
+  if (sequence->generated() < request.sampling.min_tokens) {
+    if (!request.ignore_eos) forbidden = options_.eos_ids;
+    forbidden.insert(forbidden.end(), request.stop_token_ids.begin(),
+                     request.stop_token_ids.end());
+  }
+  const auto answer = std::span(sequence->tokens).subspan(sequence->prompt_tokens);
+  for (const std::vector<int32_t>& word : request.sampling.bad_words) {
+    const size_t before = word.size() - 1;
+    if (answer.size() >= before &&
+        std::equal(word.begin(), word.end() - 1, answer.end() - before)) {
+      forbidden.push_back(word.back());
+    }
+  }
+}
+
 void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   const int32_t first_row = batch->rows();
   const int32_t index = batch->sequences();
@@ -214,6 +234,11 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
     row.history =
         std::span(sequence->tokens).subspan(virtual_tokens, position + 1 - virtual_tokens);
     row.prompt_tokens = sequence->prompt_tokens - virtual_tokens;
+    if (!prompt) {
+      FindForbidden(sequence);
+      row.forbidden = sequence->forbidden;
+      row.constraint = sequence->request.constraint.get();
+    }
     batch->logit_rows.push_back(row);
     step_.logits.push_back({sequence, prompt});
   }

@@ -157,7 +157,8 @@ void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events)
     if (sampled.token == SampledToken::kNoToken) {
       Finish(sequence, FinishReason::kError,
              absl::InternalError(absl::StrCat(
-                 "the model gave logits that are no distribution (NaN or infinite) after ",
+                 "no token can come next: the logits are no distribution (NaN or infinite), or "
+                 "everything is excluded, after ",
                  sequence->generated(), " tokens, adapter '", sequence->request.adapter_name, "'")),
              now_us, events);
     } else if (prompt) {
@@ -194,7 +195,13 @@ void Scheduler::AcceptToken(Sequence* sequence, SampledToken sampled, int64_t no
   event.logprobs = std::move(sampled.logprobs);
   event.time_us = now_us;
   events->push_back({sequence->id, std::move(event)});
-  const FinishReason reason = ReasonToFinish(*sequence, sampled.token);
+  FinishReason reason = ReasonToFinish(*sequence, sampled.token);
+  TokenConstraint* constraint = sequence->request.constraint.get();
+  if (constraint != nullptr && reason == FinishReason::kNone) {
+    const absl::Status status = constraint->Accept(sampled.token);
+    if (!status.ok()) return Finish(sequence, FinishReason::kError, status, now_us, events);
+    if (constraint->finished()) reason = FinishReason::kFormed;
+  }
   if (reason != FinishReason::kNone) {
     Finish(sequence, reason, absl::OkStatus(), now_us, events);
   }

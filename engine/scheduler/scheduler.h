@@ -147,6 +147,7 @@ class Scheduler {
   void PopWaiting(Sequence* sequence);
 
   void BuildBatch(Batch* batch);
+  void FindForbidden(Sequence* sequence) const;
   void AppendRows(Sequence* sequence, Batch* batch);
   void CountStep(const Batch& batch);
 

@@ -52,6 +52,7 @@ struct Scheduler::Sequence {
   int32_t computed = 0;                        // tokens whose K and V are in `pages`
   int32_t cached_tokens = 0;                   // of the prompt, found at the first admission
   int32_t planned = 0;                         // rows of the step in flight
+  std::vector<int32_t> forbidden;              // at the row planned
   std::vector<TokenLogprobs> prompt_logprobs;  // of tokens 1, 2, ... so far
   int32_t prompt_logprobs_done = 0;            // entries collected, sent ones included
 };

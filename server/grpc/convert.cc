@@ -19,6 +19,7 @@ SamplingParams ToSampling(const v1::SamplingParams& proto) {
   if (proto.has_repetition_penalty()) params.repetition_penalty = proto.repetition_penalty();
   params.presence_penalty = proto.presence_penalty();
   params.frequency_penalty = proto.frequency_penalty();
+  params.logit_bias.assign(proto.logit_bias().begin(), proto.logit_bias().end());
   return params;
 }
 
@@ -48,6 +49,33 @@ absl::Status SetPrompt(v1::GenerateRequest& request, GenerationInput* input) {
       break;
   }
   return absl::InvalidArgumentError("prompt: not set; send text, chat or token_ids");
+}
+
+absl::Status SetForm(const v1::Form& form, std::optional<GrammarSource>* grammar) {
+  using Kind = GrammarSource::Kind;
+  switch (form.form_case()) {
+    case v1::Form::kJsonSchema:
+      *grammar = {Kind::kJsonSchema, form.json_schema()};
+      break;
+    case v1::Form::kJsonObject:
+      if (form.json_object()) *grammar = {Kind::kJsonObject, {}};
+      break;
+    case v1::Form::kRegex:
+      *grammar = {Kind::kRegex, form.regex()};
+      break;
+    case v1::Form::kLark:
+      *grammar = {Kind::kLark, form.lark()};
+      break;
+    case v1::Form::kChoices: {
+      const auto& texts = form.choices().texts();
+      if (texts.empty()) return absl::InvalidArgumentError("form.choices: empty; at least one");
+      *grammar = ChoiceGrammar(std::vector<std::string>(texts.begin(), texts.end()));
+      break;
+    }
+    case v1::Form::FORM_NOT_SET:
+      break;
+  }
+  return absl::OkStatus();
 }
 
 void SetLogprobs(const TokenLogprobs& from, v1::TokenLogprobs* to) {
@@ -92,6 +120,13 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   input.stop_token_ids.assign(stop.token_ids().begin(), stop.token_ids().end());
   input.ignore_eos = stop.ignore_eos();
   input.echo = request.echo();
+  input.sampling.min_tokens = stop.min_tokens();
+  input.include_stop_string = stop.include_string();
+  const auto& words = request.sampling().bad_words();
+  input.bad_words.assign(words.begin(), words.end());
+  if (request.n() != 0) input.choices = request.n();
+  input.best_of = request.best_of();
+  LK_RETURN_IF_ERROR(SetForm(request.form(), &input.grammar));
   if (input.echo && request.has_logprobs()) input.prompt_logprobs = request.logprobs();
   input.cache_salt = std::move(*request.mutable_cache_salt());
   input.skip_prefix_cache = request.skip_prefix_cache();
@@ -113,6 +148,7 @@ void AppendDelta(const GenerationDelta& delta, v1::GenerateResponse* response) {
     SetLogprobs(logprobs, response->add_logprobs());
   }
   if (delta.end) SetFinish(*delta.end, response->mutable_finish());
+  response->set_choice(delta.choice);
 }
 
 v1::Adapter ToProto(const AdapterInfo& info) {

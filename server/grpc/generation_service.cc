@@ -118,7 +118,7 @@ class StreamCall final : public CallBase, public grpc::ServerWriteReactor<grpc::
     v1::GenerateResponse response;
     AppendDelta(delta, &response);
     message_ = EncodeResponse(response);
-    if (delta.end) {
+    if (delta.last) {
       finished_ = true;
       StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
     } else {
@@ -154,10 +154,13 @@ class UnaryCall final : public CallBase, public grpc::ServerUnaryReactor {
   void Pump() override {
     if (finished_ || !generation_) return;
     if (canceled_) return Fail(absl::CancelledError("the client closed the call"));
-    const GenerationDelta delta = generation_->Poll();
-    if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
-    AppendDelta(delta, &response_);
-    if (!delta.end) return;
+    while (true) {
+      const GenerationDelta delta = generation_->Poll();
+      if (delta.empty()) return;
+      if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
+      AppendDelta(delta, ResponseOf(delta.choice));
+      if (delta.last) break;
+    }
     finished_ = true;
     *bytes_ = EncodeResponse(response_);
     Finish(grpc::Status::OK);
@@ -167,6 +170,12 @@ class UnaryCall final : public CallBase, public grpc::ServerUnaryReactor {
     finished_ = true;
     generation_.reset();
     Finish(ToGrpcStatus(status));
+  }
+
+  v1::GenerateResponse* ResponseOf(int32_t choice) {
+    if (choice == 0) return &response_;
+    while (response_.more_choices_size() < choice) response_.add_more_choices();
+    return response_.mutable_more_choices(choice - 1);
   }
 
   std::shared_ptr<CallBase> self_;     // until gRPC is done

@@ -10,6 +10,7 @@
 #include "engine/base/status_macros.h"
 #include "server/generation_request.h"
 #include "server/http/errors.h"
+#include "server/openai/adapter_admin.h"
 #include "server/openai/generate.h"
 #include "server/openai/request.h"
 #include "server/version.h"
@@ -48,6 +49,10 @@ const HttpApi::Route HttpApi::kRoutes[] = {
     {"GET", "/v1/models", &HttpApi::Models, true},
     {"POST", "/tokenize", &HttpApi::Tokenize, true},
     {"POST", "/detokenize", &HttpApi::Detokenize, true},
+    {"POST", "/v1/load_lora_adapter", &HttpApi::LoadVllm, true},
+    {"POST", "/v1/unload_lora_adapter", &HttpApi::UnloadVllm, true},
+    {"POST", "/load_lora_adapter", &HttpApi::LoadSglang, true},
+    {"POST", "/unload_lora_adapter", &HttpApi::UnloadSglang, true},
 };
 
 void HttpApi::Serve(const Serving& serving) {
@@ -166,6 +171,38 @@ HttpApi::Answer HttpApi::Detokenize(const HttpRequest& request, const Wake&) con
   LK_ASSIGN_OR_RETURN(const std::string text,
                       serving_.context->tokenizer->Decode(ids, /*skip_special=*/false));
   return RespondJson({{"prompt", text}});
+}
+
+HttpApi::Answer HttpApi::LoadVllm(const HttpRequest& request, const Wake& wake) const {
+  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseLoad(request.body));
+  return StartLoad(*serving_.registry, serving_.context->metrics, order, wake,
+                   [order](const absl::StatusOr<AdapterInfo>& info) {
+                     return VllmAnswer(info.status(), order.name, "added");
+                   });
+}
+
+HttpApi::Answer HttpApi::UnloadVllm(const HttpRequest& request, const Wake& wake) const {
+  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseUnload(request.body));
+  return StartUnload(*serving_.registry, serving_.unload_drain, order, wake,
+                     [order](const absl::StatusOr<UnloadResult>& result) {
+                       return VllmAnswer(result.status(), order.name, "removed");
+                     });
+}
+
+HttpApi::Answer HttpApi::LoadSglang(const HttpRequest& request, const Wake& wake) const {
+  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseLoad(request.body));
+  return StartLoad(*serving_.registry, serving_.context->metrics, order, wake,
+                   [registry = serving_.registry](const absl::StatusOr<AdapterInfo>& info) {
+                     return SglangAnswer(info.status(), *registry);
+                   });
+}
+
+HttpApi::Answer HttpApi::UnloadSglang(const HttpRequest& request, const Wake& wake) const {
+  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseUnload(request.body));
+  return StartUnload(*serving_.registry, serving_.unload_drain, order, wake,
+                     [registry = serving_.registry](const absl::StatusOr<UnloadResult>& result) {
+                       return SglangAnswer(result.status(), *registry);
+                     });
 }
 
 }  // namespace lorikeet

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -26,6 +27,7 @@ class HttpApi {
   struct Serving {
     const ServingContext* context = nullptr;
     AdapterRegistry* registry = nullptr;
+    std::chrono::microseconds unload_drain{0};
   };
 
   explicit HttpApi(Probes probes) : probes_(std::move(probes)) {}
@@ -55,6 +57,10 @@ class HttpApi {
   Answer Models(const HttpRequest& request, const Wake& wake) const;
   Answer Tokenize(const HttpRequest& request, const Wake& wake) const;
   Answer Detokenize(const HttpRequest& request, const Wake& wake) const;
+  Answer LoadVllm(const HttpRequest& request, const Wake& wake) const;
+  Answer UnloadVllm(const HttpRequest& request, const Wake& wake) const;
+  Answer LoadSglang(const HttpRequest& request, const Wake& wake) const;
+  Answer UnloadSglang(const HttpRequest& request, const Wake& wake) const;
 
   const Probes probes_;
   Serving serving_;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/json.h"
@@ -24,6 +25,86 @@ void ReadSampling(Fields& fields, SamplingParams* sampling) {
   std::optional<int64_t> seed;
   fields.Read("seed", &seed);
   sampling->seed = seed ? static_cast<uint64_t>(*seed) : RandomSeed();
+}
+
+// {"17": -100}: token ids as text.
+void ReadBias(Fields& fields, SamplingParams* sampling) {
+  const Json* biases = fields.Take("logit_bias");
+  if (biases == nullptr) return;
+  if (!biases->is_object()) return fields.Note(FieldError("logit_bias", "not an object"));
+  for (const auto& [key, value] : biases->items()) {
+    int32_t id = 0;
+    if (!absl::SimpleAtoi(key, &id) || !value.is_number()) {
+      const std::string what = "not a token id with a number";
+      return fields.Note(FieldError(absl::StrCat("logit_bias.", key), what));
+    }
+    sampling->logit_bias.emplace_back(id, value.get<float>());
+  }
+}
+
+absl::StatusOr<GrammarSource> ResponseFormat(const Json& format, bool* constrained) {
+  if (!format.is_object()) return FieldError("response_format", "not an object");
+  Fields fields(format, "response_format.");
+  std::string type;
+  fields.Read("type", &type);
+  const Json* schema = fields.Take("json_schema");
+  LK_RETURN_IF_ERROR(fields.Finish());
+  *constrained = type != "text";
+  if (type == "text") return GrammarSource{};
+  if (type == "json_object") return GrammarSource{GrammarSource::Kind::kJsonObject, {}};
+  if (type != "json_schema") {
+    return FieldError("response_format.type",
+                      absl::StrCat("'", type, "' is none of text, json_object, json_schema"));
+  }
+  if (schema == nullptr || !schema->is_object() || !schema->contains("schema")) {
+    return FieldError("response_format.json_schema.schema", "missing");
+  }
+  return GrammarSource{GrammarSource::Kind::kJsonSchema, Dump((*schema)["schema"])};
+}
+
+// OpenAI's response_format and vLLM's structured_outputs (and guided_*, its older names): one of
+// them at most.
+void ReadGrammar(Fields& fields, std::optional<GrammarSource>* grammar) {
+  using Kind = GrammarSource::Kind;
+  const auto set = [&](const std::string& name, GrammarSource source) {
+    if (*grammar) return fields.Note(FieldError(name, "the answer has a form already"));
+    *grammar = std::move(source);
+  };
+  if (const Json* format = fields.Take("response_format")) {
+    bool constrained = false;
+    absl::StatusOr<GrammarSource> source = ResponseFormat(*format, &constrained);
+    fields.Note(source.status());
+    if (source.ok() && constrained) set("response_format", *std::move(source));
+  }
+  const auto read = [&](Fields& from, const std::string& prefix) {
+    const auto text = [](const Json& json) {
+      return json.is_string() ? json.get<std::string>() : Dump(json);
+    };
+    if (const Json* json = from.Take((prefix + "json").c_str())) {
+      set(prefix + "json", {Kind::kJsonSchema, text(*json)});
+    }
+    if (const Json* json = from.Take((prefix + "regex").c_str())) {
+      set(prefix + "regex", {Kind::kRegex, text(*json)});
+    }
+    if (const Json* json = from.Take((prefix + "grammar").c_str())) {
+      set(prefix + "grammar", {Kind::kLark, text(*json)});
+    }
+    std::vector<std::string> choices;
+    from.Read((prefix + "choice").c_str(), &choices);
+    if (!choices.empty()) set(prefix + "choice", ChoiceGrammar(choices));
+  };
+  read(fields, "guided_");
+  const Json* structured = fields.Take("structured_outputs");
+  if (structured == nullptr) return;
+  if (!structured->is_object()) {
+    return fields.Note(FieldError("structured_outputs", "not an object"));
+  }
+  Fields inner(*structured, "structured_outputs.");
+  read(inner, "");
+  bool object = false;
+  inner.Read("json_object", &object);
+  if (object) set("structured_outputs.json_object", {Kind::kJsonObject, {}});
+  fields.Note(inner.Finish());
 }
 
 void ReadStops(Fields& fields, GenerationInput* input) {
@@ -51,6 +132,22 @@ void ReadStream(Fields& fields, OutputOptions* output) {
   fields.Note(inner.Finish());
 }
 
+// A weighted sum of adapters over the base model, which `model` must name.
+void ReadAdapters(Fields& fields, GenerationInput* input) {
+  const Json* list = fields.Take("adapters");
+  if (list == nullptr) return;
+  if (!list->is_array()) return fields.Note(FieldError("adapters", "not an array"));
+  for (size_t i = 0; i < list->size(); ++i) {
+    const std::string field = absl::StrCat("adapters[", i, "]");
+    if (!(*list)[i].is_object()) return fields.Note(FieldError(field, "not an object"));
+    Fields term((*list)[i], field + ".");
+    WeightedAdapter& adapter = input->adapters.emplace_back();
+    term.Read("id", &adapter.name);
+    term.Read("weight", &adapter.weight);
+    fields.Note(term.Finish());
+  }
+}
+
 // What both bodies have.
 void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
   fields.Read("model", &output->model);
@@ -58,7 +155,12 @@ void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
     fields.Note(FieldError("model", "missing; the base model's or an adapter's name"));
   }
   input->model = output->model;
+  ReadAdapters(fields, input);
   ReadSampling(fields, &input->sampling);
+  ReadBias(fields, &input->sampling);
+  fields.Read("min_tokens", &input->sampling.min_tokens);
+  fields.Read("bad_words", &input->bad_words);
+  ReadGrammar(fields, &input->grammar);
   ReadStops(fields, input);
   ReadStream(fields, output);
   fields.Read("n", &input->choices);

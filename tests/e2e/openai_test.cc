@@ -90,6 +90,17 @@ TEST_F(OpenAiTest, TheModelChoosesTheAdapter) {
   }
 }
 
+TEST_F(OpenAiTest, AdaptersWithWeightsAreSummed) {
+  Serve();
+  ASSERT_TRUE(Load("plain", "lora").ok());
+  const json sum = {{{"id", "plain"}, {"weight", 0.5}}};
+  const json base = Post("/v1/completions", Completion())["choices"][0]["text"];
+  EXPECT_NE(Post("/v1/completions", Completion({{"adapters", sum}}))["choices"][0]["text"], base);
+  Post("/v1/completions", Completion({{"adapters", sum}, {"model", "plain"}}), 400);
+  Post("/v1/completions", Completion({{"adapters", {{{"id", "nobody"}}}}}), 404);
+  Post("/v1/completions", Completion({{"adapters", {{{"id", "plain"}, {"mass", 1}}}}}), 400);
+}
+
 TEST_F(OpenAiTest, AStreamAddsUpToTheWholeAnswer) {
   Serve();
   for (const bool chat : {false, true}) {
@@ -229,6 +240,34 @@ TEST_F(OpenAiTest, TokenizeIsUndoneByDetokenize) {
   const json chat = Post("/tokenize", {{"messages", {{{"role", "user"}, {"content", "hi"}}}}});
   EXPECT_EQ(Post("/v1/chat/completions", Chat())["usage"]["prompt_tokens"], chat["count"]);
   EXPECT_EQ(client_->Get("/version").json()["version"], LORIKEET_VERSION);
+}
+
+TEST_F(OpenAiTest, AdaptersAreLoadedAndUnloadedAsOtherServersDo) {
+  Serve();
+  const json load = {{"lora_name", "extra"}, {"lora_path", "lora"}};
+  const HttpResult loaded = client_->Post("/v1/load_lora_adapter", load.dump());
+  EXPECT_EQ(loaded.status, 200);
+  EXPECT_EQ(loaded.body, "Success: LoRA adapter 'extra' added successfully.");
+  Post("/v1/completions", Completion({{"model", "extra"}}));
+  Post("/v1/load_lora_adapter", {{"lora_name", "extra"}, {"lora_path", "dora"}}, 400);
+  Post("/v1/load_lora_adapter", {{"lora_name", "out"}, {"lora_path", "/etc"}}, 403);
+  Post("/v1/load_lora_adapter", {{"lora_name", "gone"}, {"lora_path", "not_there"}}, 404);
+  EXPECT_EQ(Post("/v1/load_lora_adapter", {{"lora_path", "lora"}}, 400)["error"]["param"],
+            "lora_name");
+  EXPECT_EQ(client_->Post("/v1/unload_lora_adapter", R"({"lora_name": "extra"})").body,
+            "Success: LoRA adapter 'extra' removed successfully.");
+  Post("/v1/completions", Completion({{"model", "extra"}}), 404);
+  Post("/v1/unload_lora_adapter", {{"lora_name", "extra"}}, 404);
+
+  json answer = Post("/load_lora_adapter", load);
+  EXPECT_EQ(answer["success"], true);
+  EXPECT_THAT(answer["loaded_adapters"], SizeIs(2));
+  EXPECT_THAT(answer["loaded_adapters"]["extra"].get<std::string>(), HasSubstr("lora"));
+  answer = Post("/unload_lora_adapter", {{"lora_name", "extra"}});
+  EXPECT_THAT(answer["loaded_adapters"], SizeIs(1));
+  answer = Post("/unload_lora_adapter", {{"lora_name", "extra"}}, 404);
+  EXPECT_EQ(answer["success"], false);
+  EXPECT_THAT(answer["error_message"].get<std::string>(), HasSubstr("extra"));
 }
 
 struct BadField {

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "engine/runner/model_runner.h"
 #include "tests/e2e/http_get.h"
 
 namespace lorikeet {
@@ -40,6 +41,16 @@ ServedModel ServiceTest::MakeModel() {
   model.tokenizer = *Tokenizer::FromDirectory(kGoldenModel);
   model.chat_template =
       *ChatTemplate::Create(model.tokenizer->chat_template(), model.tokenizer->named());
+  if (real_runner_) {
+    RunnerOptions options;
+    options.device = "cpu";
+    options.kv_bytes = 8 << 20;
+    auto runner = *ModelRunner::Create(source_, options);
+    model.kv = runner->kv();
+    model.pages = runner->pages();
+    model.runner = std::move(runner);
+    return model;
+  }
   auto runner = std::make_unique<FakeRunner>(FakeModel{shape.vocab}, model.kv, model.pages);
   runner->on_run = [this](const Batch& batch, StepResult* result) { return OnRun(batch, result); };
   model.runner = std::move(runner);

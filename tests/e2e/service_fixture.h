@@ -67,6 +67,7 @@ class ServiceTest : public ::testing::Test {
   static void WaitFor(const std::function<bool()>& condition);
 
   ServerConfig config_;
+  bool real_runner_ = false;  // the golden model itself answers; nothing can be scripted or held
   std::unique_ptr<Service> service_;
   std::shared_ptr<grpc::Channel> channel_;
 

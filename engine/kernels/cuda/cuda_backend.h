@@ -18,6 +18,7 @@
 #include "engine/kernels/cuda/device_sampler.h"
 #include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/step_arrays.h"
+#include "engine/kernels/sampler.h"
 
 namespace lorikeet::cuda {
 
@@ -92,6 +93,8 @@ class CudaBackend final : public Backend {
   DeviceImages adapters_;
   StepArrays arrays_;
   DeviceSampler sampler_;
+  std::vector<float> host_logits_;  // of a row that the host samples
+  SamplerScratch host_scratch_;
   DeviceMemory embedding_;
   KvLayout layout_;
   DeviceMemory pages_;

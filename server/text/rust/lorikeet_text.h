@@ -1,4 +1,5 @@
-// C interface of the Rust library `lorikeet_text`: tokenizers of Hugging Face and chat templates.
+// C interface of the Rust library `lorikeet_text`: tokenizers of Hugging Face, chat templates and
+// constrained decoding.
 //
 // Used only by server/text/*.cc; everything else goes through the C++ headers of server/text.
 // - Strings are UTF-8 bytes with a length, never NUL-terminated.
@@ -106,6 +107,29 @@ typedef struct {
 bool lk_chat_template_render(const LkChatTemplate* chat_template, const LkVariable* variables,
                              size_t variables_size, int64_t now_unix_s, LkBytes* text,
                              LkBytes* error);
+
+// ---- Constrained decoding ----------------------------------------------------------------------
+
+typedef struct LkGrammars LkGrammars;
+typedef struct LkMatcher LkMatcher;
+
+// A model's tokens, ready for any number of grammars. Pieces as in LkPieces, [flags_size] of them;
+// `vocab`, at least as many, is the width of masks. `end_ids` may come where a grammar may end.
+bool lk_grammars_create(const uint8_t* bytes, const uint32_t* begin, const uint8_t* flags,
+                        size_t flags_size, size_t vocab, const uint32_t* end_ids,
+                        size_t end_ids_size, LkGrammars** out, LkBytes* error);
+void lk_grammars_free(LkGrammars* grammars);
+
+// `kind`: "json_schema", "json_object", "regex" or "lark". A matcher is for one thread at a time,
+// and may outlive `grammars`.
+bool lk_matcher_create(const LkGrammars* grammars, const uint8_t* kind, size_t kind_size,
+                       const uint8_t* text, size_t text_size, LkMatcher** out, LkBytes* error);
+LkMatcher* lk_matcher_clone(const LkMatcher* matcher);
+void lk_matcher_free(LkMatcher* matcher);
+// Bit t % 32 of allowed[t / 32]: token t may come next.
+bool lk_matcher_mask(LkMatcher* matcher, uint32_t* allowed, size_t allowed_size, LkBytes* error);
+bool lk_matcher_accept(LkMatcher* matcher, uint32_t token, LkBytes* error);
+bool lk_matcher_stopped(const LkMatcher* matcher);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
 //! bytes across the boundary and keeps panics on this side of it.
 
 mod chat;
+mod grammar;
 mod pieces;
 mod python;
 
@@ -9,6 +10,8 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::str::FromStr;
 
 use chat::ChatTemplate;
+use grammar::Grammars;
+use llguidance::Matcher;
 use pieces::Pieces;
 use tokenizers::Tokenizer;
 
@@ -253,4 +256,93 @@ pub unsafe extern "C" fn lk_chat_template_render(
         }
         Ok(LkBytes::new((*chat_template).render(&named, now_unix_s)?.into_bytes()))
     })
+}
+
+/// `begin`: [flags_size + 1] piece i is bytes[begin[i], begin[i + 1]).
+#[no_mangle]
+#[allow(clippy::too_many_arguments)]
+pub unsafe extern "C" fn lk_grammars_create(
+    bytes: *const u8,
+    begin: *const u32,
+    flags: *const u8,
+    flags_size: usize,
+    vocab: usize,
+    end_ids: *const u32,
+    end_ids_size: usize,
+    out: *mut *mut Grammars,
+    error: *mut LkBytes,
+) -> bool {
+    guard(out, error, || {
+        let begin = slice(begin, flags_size + 1);
+        let bytes = slice(bytes, begin[flags_size] as usize);
+        let pieces: Vec<&[u8]> =
+            begin.windows(2).map(|ends| &bytes[ends[0] as usize..ends[1] as usize]).collect();
+        let flags = slice(flags, flags_size);
+        let grammars = Grammars::new(&pieces, flags, vocab, slice(end_ids, end_ids_size))?;
+        Ok(Box::into_raw(Box::new(grammars)))
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_grammars_free(grammars: *mut Grammars) {
+    if !grammars.is_null() {
+        drop(Box::from_raw(grammars));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_matcher_create(
+    grammars: *const Grammars,
+    kind: *const u8,
+    kind_size: usize,
+    text: *const u8,
+    text_size: usize,
+    out: *mut *mut Matcher,
+    error: *mut LkBytes,
+) -> bool {
+    guard(out, error, || {
+        let kind = utf8(slice(kind, kind_size), "kind")?;
+        let text = utf8(slice(text, text_size), kind)?;
+        Ok(Box::into_raw(Box::new((*grammars).matcher(kind, text)?)))
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_matcher_clone(matcher: *const Matcher) -> *mut Matcher {
+    Box::into_raw(Box::new((*matcher).deep_clone()))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_matcher_free(matcher: *mut Matcher) {
+    if !matcher.is_null() {
+        drop(Box::from_raw(matcher));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_matcher_mask(
+    matcher: *mut Matcher,
+    allowed: *mut u32,
+    allowed_size: usize,
+    error: *mut LkBytes,
+) -> bool {
+    let mut done = ();
+    guard(&mut done, error, || {
+        grammar::mask(&mut *matcher, std::slice::from_raw_parts_mut(allowed, allowed_size))
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_matcher_accept(
+    matcher: *mut Matcher,
+    token: u32,
+    error: *mut LkBytes,
+) -> bool {
+    let mut done = ();
+    guard(&mut done, error, || (*matcher).consume_token(token).map_err(|e| e.to_string()))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn lk_matcher_stopped(matcher: *const Matcher) -> bool {
+    (*matcher).is_stopped()
 }
