@@ -13,10 +13,8 @@
 #include <vector>
 
 #include "bench/device.h"
-#include "bench/synthetic.h"
+#include "bench/synthetic_engine.h"
 #include "engine/base/check.h"
-#include "engine/engine.h"
-#include "engine/runner/model_runner.h"
 
 namespace lorikeet::bench {
 namespace {
@@ -27,18 +25,6 @@ struct Case {
   int32_t concurrency;
   int32_t distinct;
   std::vector<int32_t> ranks;
-};
-
-// Counts steps by kind, on the engine's thread.
-class Steps final : public StatsSink {
- public:
-  void OnStep(const StepStats& stats) override {
-    ++steps;
-    rows += stats.rows;
-    micros += stats.step_us;
-    preempted += stats.preempted;
-  }
-  std::atomic<int64_t> steps{0}, rows{0}, micros{0}, preempted{0};
 };
 
 struct Result {
@@ -124,25 +110,25 @@ class ClosedLoop {
   int64_t next_ = 0;
 };
 
-Result Measure(Engine* engine, Steps* steps, const Case& c, const SyntheticModel& model, bool quick) {
+Result Measure(Engine* engine, const StepSums& steps, const Case& c, const SyntheticModel& model, bool quick) {
   const auto adapters = SyntheticAdapters(model, c.distinct, c.ranks);
   ClosedLoop loop(engine, c, adapters);
   loop.Start();
   // Until every adapter has come to the device and requests are spread over their lives.
   for (int64_t tokens = 0; tokens < int64_t{c.concurrency} * kOutput * 3 / 2;) tokens += loop.Run(0.1);
   loop.Run(quick ? 1 : 3);
-  const int64_t steps_before = steps->steps, rows = steps->rows, micros = steps->micros;
-  const int64_t preempted = steps->preempted;
+  const int64_t steps_before = steps.steps, rows = steps.rows, micros = steps.micros;
+  const int64_t preempted = steps.preempted;
   const double start = Now();
   const int64_t tokens = loop.Run(quick ? 3 : 8);
   const double seconds = Now() - start;
   Result result;
-  const double count = static_cast<double>(steps->steps - steps_before);
+  const double count = static_cast<double>(steps.steps - steps_before);
   result.tokens_per_second = static_cast<double>(tokens) / seconds;
-  result.step_ms = static_cast<double>(steps->micros - micros) / count * 1e-3;
-  result.rows_per_step = static_cast<double>(steps->rows - rows) / count;
-  result.busy = static_cast<double>(steps->micros - micros) * 1e-6 / seconds;
-  result.preempted = steps->preempted - preempted;
+  result.step_ms = static_cast<double>(steps.micros - micros) / count * 1e-3;
+  result.rows_per_step = static_cast<double>(steps.rows - rows) / count;
+  result.busy = static_cast<double>(steps.micros - micros) * 1e-6 / seconds;
+  result.preempted = steps.preempted - preempted;
   loop.Stop();
   return result;
 }
@@ -150,24 +136,8 @@ Result Measure(Engine* engine, Steps* steps, const Case& c, const SyntheticModel
 int Run(bool quick) {
   const double bandwidth = ReadBandwidth();
   std::printf("%s, read bandwidth %.0f GB/s\n", DeviceName().c_str(), bandwidth / 1e9);
-  const auto source = std::make_shared<SyntheticModel>(Llama8B());
-  RunnerOptions options;
-  options.device = "cuda";
-  options.limits.max_batch_tokens = 768;
-  options.limits.max_running_requests = 256;
-  options.limits.max_context_tokens = 2048;
-  auto runner = ModelRunner::Create(source, options);
-  LK_CHECK_MSG(runner.ok(), runner.status().ToString());
-  EngineOptions engine_options;
-  engine_options.limits = options.limits;
-  engine_options.kv = (*runner)->kv();
-  engine_options.pages = (*runner)->pages();
-  engine_options.prefix_cache = false;
-  engine_options.vocab = source->config().vocab;
-  const SteadyClock clock;
-  Steps steps;
-  auto engine = Engine::Start(engine_options, runner->get(), &clock, &steps);
-  LK_CHECK_MSG(engine.ok(), engine.status().ToString());
+  SyntheticEngine engine(Llama8B());
+  const SyntheticModel& model = engine.model();
 
   const std::vector<int32_t> mixed = {64, 32, 16, 8};
   const std::vector<Case> cases = {{1, 0, {16}},     {32, 0, {16}},    {256, 0, {16}},
@@ -177,12 +147,12 @@ int Run(bool quick) {
   std::printf("%9s %9s %-12s %12s %9s %10s %9s %6s %9s\n", "requests", "adapters", "ranks",
               "tokens/s", "step ms", "rows/step", "floor ms", "busy", "preempted");
   for (const Case& c : cases) {
-    const Result r = Measure(engine->get(), &steps, c, *source, quick);
-    double bytes = static_cast<double>(source->step_bytes());
+    const Result r = Measure(engine.engine(), engine.sums(), c, model, quick);
+    double bytes = static_cast<double>(model.step_bytes());
     for (int32_t i = 0; i < c.distinct; ++i) {
-      bytes += static_cast<double>(AdapterBytes(*source, c.ranks[i % c.ranks.size()]));
+      bytes += static_cast<double>(AdapterBytes(model, c.ranks[i % c.ranks.size()]));
     }
-    const KvLayout& kv = engine_options.kv;
+    const KvLayout& kv = engine.options().kv;
     bytes += static_cast<double>(kv.layer_bytes()) * kv.layers / KvLayout::kPageTokens *
              c.concurrency * (kPrompt + kOutput / 2);
     std::printf("%9d %9d %-12s %12.0f %9.2f %10.0f %9.2f %5.0f%% %9ld\n", c.concurrency, c.distinct,

@@ -5,7 +5,6 @@
 // RANKS: comma-separated, taken in turn. One line for each of ADAPTERS; 0: the base alone. Adapters
 // of one rank have the same values in the host's memory; each is packed and copied for itself.
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -19,11 +18,8 @@
 #include <vector>
 
 #include "bench/device.h"
-#include "bench/synthetic.h"
+#include "bench/synthetic_engine.h"
 #include "engine/base/check.h"
-#include "engine/base/clock.h"
-#include "engine/engine.h"
-#include "engine/runner/model_runner.h"
 
 namespace lorikeet::bench {
 namespace {
@@ -31,18 +27,6 @@ namespace {
 constexpr int32_t kLeastTokens = 8, kMostTokens = 512;
 constexpr double kWarmUpSeconds = 8;
 constexpr double kSloSeconds = 6;  // to the first token
-
-class Steps final : public StatsSink {
- public:
-  void OnStep(const StepStats& stats) override {
-    ++steps;
-    rows += stats.rows;
-    micros += stats.step_us;
-    preempted += stats.preempted;
-    dropped += stats.images_dropped;
-  }
-  std::atomic<int64_t> steps{0}, rows{0}, micros{0}, preempted{0}, dropped{0};
-};
 
 struct Open {
   std::shared_ptr<TokenSink> sink;
@@ -137,7 +121,7 @@ class Trace {
   std::vector<Open> open_;
 };
 
-void Print(int32_t adapters, Measured result, const Steps& steps, int64_t steps_before,
+void Print(int32_t adapters, Measured result, const StepSums& steps, int64_t steps_before,
            int64_t micros_before, int64_t dropped_before) {
   const double count = static_cast<double>(steps.steps - steps_before);
   const auto within = std::count_if(result.first_ms.begin(), result.first_ms.end(),
@@ -156,35 +140,19 @@ void Print(int32_t adapters, Measured result, const Steps& steps, int64_t steps_
 
 int Run(const ModelConfig& config, double rate, double seconds, const std::vector<int32_t>& ranks,
         const std::vector<int32_t>& counts) {
-  const auto source = std::make_shared<SyntheticModel>(config);
-  RunnerOptions options;
-  options.device = "cuda";
-  options.limits.max_batch_tokens = 768;
-  options.limits.max_running_requests = 256;
-  options.limits.max_queued_requests = 4096;
-  options.limits.max_context_tokens = 2048;
-  auto runner = ModelRunner::Create(source, options);
-  LK_CHECK_MSG(runner.ok(), runner.status().ToString());
-  EngineOptions engine_options;
-  engine_options.limits = options.limits;
-  engine_options.kv = (*runner)->kv();
-  engine_options.pages = (*runner)->pages();
-  engine_options.prefix_cache = false;
-  engine_options.vocab = source->config().vocab;
-  const SteadyClock clock;
-  Steps steps;
-  auto engine = Engine::Start(engine_options, runner->get(), &clock, &steps);
-  LK_CHECK_MSG(engine.ok(), engine.status().ToString());
+  SyntheticEngine engine(config);
   std::printf("%s, %.1f GiB of pages, %.1f requests/s for %.0f s\n", DeviceName().c_str(),
-              static_cast<double>(engine_options.pages) *
-                  static_cast<double>(engine_options.kv.page_bytes()) / (1 << 30),
+              static_cast<double>(engine.options().pages) *
+                  static_cast<double>(engine.options().kv.page_bytes()) / (1 << 30),
               rate, seconds);
   std::printf("%8s %10s %8s %9s %9s %10s %10s %7s %8s %10s %9s\n", "adapters", "requests/s",
               "ITL p50", "ITL p90", "ITL p99", "TTFT p50", "TTFT p99", "SLO", "step ms",
               "drops/s", "preempted");
   for (const int32_t count : counts) {
-    Trace trace(engine->get(), &clock, rate, SyntheticAdapters(*source, count, ranks));
+    Trace trace(engine.engine(), &engine.clock(), rate,
+                SyntheticAdapters(engine.model(), count, ranks));
     trace.Run(kWarmUpSeconds);
+    const StepSums& steps = engine.sums();
     const int64_t steps_before = steps.steps, micros = steps.micros, dropped = steps.dropped;
     Print(count, trace.Run(seconds), steps, steps_before, micros, dropped);
   }

@@ -82,7 +82,8 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
     const bool pool = context_tokens < options.limits.max_context_tokens;
     return absl::InvalidArgumentError(absl::StrCat(
         "the prompt has ", prompt, " tokens",
-        virtual_tokens > 0 ? absl::StrCat(" with the adapter's ", virtual_tokens) : "", "; at most ", context_tokens - 1,
+        virtual_tokens > 0 ? absl::StrCat(" with the adapter's ", virtual_tokens) : "",
+        "; at most ", context_tokens - 1,
         " leave room for an answer (", pool ? "the page pool holds " : "the context is ",
         context_tokens, " tokens)"));
   }

@@ -132,6 +132,25 @@ absl::StatusOr<ResolvedModel> AcquireVersion(const ServingContext& context, std:
   return ResolvedModel{std::string(name), std::move(lease)};
 }
 
+absl::Status AcquireAdapters(const ServingContext& context, const GenerationInput& input,
+                                    Request* request) {
+  if (input.adapters.empty()) {
+    LK_ASSIGN_OR_RETURN(ResolvedModel model, ResolveModel(context, input.model));
+    request->adapter = std::move(model.lease);
+    request->adapter_name = std::move(model.adapter);
+    return absl::OkStatus();
+  }
+  if (!input.model.empty() && input.model != context.model_name) {
+    return Invalid("adapter and adapters are both set");
+  }
+  for (const WeightedAdapter& term : input.adapters) {
+    LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
+    absl::StrAppend(&request->adapter_name, request->adapter_name.empty() ? "" : "+", term.name);
+  }
+  LK_ASSIGN_OR_RETURN(request->adapter, context.mixer->Acquire(input.adapters));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
@@ -170,25 +189,6 @@ absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::s
   const size_t at = name.rfind('@');
   if (at == std::string_view::npos) return whole.status();
   return AcquireVersion(context, name.substr(0, at), name.substr(at + 1));
-}
-
-static absl::Status AcquireAdapters(const ServingContext& context, const GenerationInput& input,
-                                    Request* request) {
-  if (input.adapters.empty()) {
-    LK_ASSIGN_OR_RETURN(ResolvedModel model, ResolveModel(context, input.model));
-    request->adapter = std::move(model.lease);
-    request->adapter_name = std::move(model.adapter);
-    return absl::OkStatus();
-  }
-  if (!input.model.empty() && input.model != context.model_name) {
-    return Invalid("adapter and adapters are both set");
-  }
-  for (const WeightedAdapter& term : input.adapters) {
-    LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
-    absl::StrAppend(&request->adapter_name, request->adapter_name.empty() ? "" : "+", term.name);
-  }
-  LK_ASSIGN_OR_RETURN(request->adapter, context.mixer->Acquire(input.adapters));
-  return absl::OkStatus();
 }
 
 absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationInput& input) {

@@ -23,17 +23,16 @@ constexpr int64_t kBlockCost = 12;
 
 }  // namespace
 
-// Pages that could be free for `keep`'s sake: all but running requests', images on their way and
-// `keep`'s own.
-int64_t Scheduler::Available(const Group* keep) const {
+// Pages that are free or can be: prefixes nobody uses and images that Evictable allows.
+int64_t Scheduler::Available(const Group* keep, bool wanted) const {
   int64_t pages = cache_.available();
   for (const auto& [serial, group] : groups_) {
-    if (Evictable(*group, keep, true)) pages += group->image_pages;
+    if (Evictable(*group, keep, wanted)) pages += group->image_pages;
   }
   return pages;
 }
 
-// `wanted`: even if requests wait for it.
+// Neither in use, nor on its way, nor `keep`'s. `wanted`: even if requests wait for it.
 bool Scheduler::Evictable(const Group& group, const Group* keep, bool wanted) const {
   return group.image == ImageState::kReady && !group.pages.empty() && group.running == 0 &&
          &group != keep && (wanted || group.open == 0);
@@ -55,11 +54,7 @@ Scheduler::Group* Scheduler::Coldest(const Group* keep, bool wanted) const {
 // Frees `count` pages, of images and of prefixes, what is cheapest to bring back for its age first.
 // False, and nothing changed, if there are not so many.
 bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
-  int64_t most = cache_.available();
-  for (const auto& [serial, group] : groups_) {
-    if (Evictable(*group, keep, wanted)) most += group->image_pages;
-  }
-  if (count > most) return false;
+  if (count > Available(keep, wanted)) return false;
   while (pool_.free() < count) {
     Group* group = Coldest(keep, wanted);
     const PrefixCache::Block* block = cache_.coldest();
@@ -90,9 +85,7 @@ void Scheduler::DropImage(Group* group) {
 void Scheduler::DropUnloaded() {
   std::vector<Group*> gone;
   for (const auto& [serial, group] : groups_) {
-    if (group->open == 0 && Evictable(*group, nullptr, false) && group->unloaded()) {
-      gone.push_back(group.get());
-    }
+    if (group->unloaded() && Evictable(*group, nullptr, false)) gone.push_back(group.get());
   }
   for (Group* group : gone) DropImage(group);
 }

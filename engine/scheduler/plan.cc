@@ -119,10 +119,10 @@ bool Scheduler::TakePages(Sequence* sequence) {
   const int64_t block = options_.kv.pages_per_block;
   const int64_t headroom = running_.empty() ? 0 : (running() + 1) * block;
   const Group* group = sequence->group;
-  if (headroom + block > Available(group)) return false;  // one block at least is its own
+  if (headroom + block > Available(group, true)) return false;  // one block at least is its own
   AdoptPrefix(sequence);
   const int64_t missing = options_.kv.PagesFor(sequence->length()) - sequence->pages.count();
-  if (missing + headroom <= Available(group)) {
+  if (missing + headroom <= Available(group, true)) {
     LK_CHECK(MakeRoom(missing, group, true));
     LK_CHECK(sequence->pages.Reserve(sequence->length()));
     return true;

@@ -131,7 +131,7 @@ class Scheduler {
   void PlanPrefill(Sequence* sequence);
   bool Admit();
   bool TakePages(Sequence* sequence);
-  int64_t Available(const Group* keep) const;
+  int64_t Available(const Group* keep, bool wanted) const;
   bool Evictable(const Group& group, const Group* keep, bool wanted) const;
   Group* Coldest(const Group* keep, bool wanted) const;
   bool MakeRoom(int64_t count, const Group* keep, bool wanted);
