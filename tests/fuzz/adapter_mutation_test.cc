@@ -42,8 +42,11 @@ TEST(AdapterMutations, GetAStatusOrAnAdapterThatFits) {
     SCOPED_TRACE(entry.path());
     ++adapters;
     const std::string config = ReadFile(entry.path() / "adapter_config.json");
-    const std::string weights = ReadFile(entry.path() / "adapter_model.safetensors");
-    const std::string name = nlohmann::json::parse(config)["base_model_name_or_path"];
+    const auto json = nlohmann::json::parse(config);
+    const bool hub = !json.contains("peft_type");
+    const std::string weights =
+        ReadFile(entry.path() / (hub ? "adapter.safetensors" : "adapter_model.safetensors"));
+    const std::string name = json[hub ? "model_name" : "base_model_name_or_path"];
     auto& base = bases[name];
     if (!base) {
       auto source = ModelSource::Open(kRoot / "models" / name);
