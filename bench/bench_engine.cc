@@ -156,14 +156,13 @@ int Run(bool quick) {
   options.limits.max_batch_tokens = 768;
   options.limits.max_running_requests = 256;
   options.limits.max_context_tokens = 2048;
-  options.kv_bytes = int64_t{18} << 30;
   auto runner = ModelRunner::Create(source, options);
   LK_CHECK_MSG(runner.ok(), runner.status().ToString());
   EngineOptions engine_options;
   engine_options.limits = options.limits;
   engine_options.kv = (*runner)->kv();
   engine_options.pages = (*runner)->pages();
-  engine_options.adapter_bytes = (*runner)->adapter_bytes();
+  engine_options.prefix_cache = false;
   engine_options.vocab = source->config().vocab;
   const SteadyClock clock;
   Steps steps;

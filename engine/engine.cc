@@ -17,11 +17,21 @@
 namespace lorikeet {
 namespace {
 
-SchedulerOptions ForScheduler(const EngineOptions& options) {
+// Requests were asked at the door whether their adapter has an image at all.
+std::function<int32_t(const Adapter&)> ImagePages(const AdapterImages* images) {
+  if (images == nullptr) return nullptr;
+  return [images](const Adapter& adapter) {
+    const absl::StatusOr<int32_t> pages = images->Pages(adapter);
+    LK_CHECK_MSG(pages.ok(), pages.status().ToString());
+    return *pages;
+  };
+}
+
+SchedulerOptions ForScheduler(const EngineOptions& options, const AdapterImages* images) {
   return {.limits = options.limits,
           .kv = options.kv,
           .pages = options.pages,
-          .adapter_bytes = options.adapter_bytes,
+          .image_pages = ImagePages(images),
           .prefix_cache = options.prefix_cache,
           .eos_ids = options.eos_ids};
 }
@@ -49,6 +59,19 @@ absl::Status CheckToken(const char* field, size_t index, int32_t id, int32_t voc
                                                  "; the vocabulary has ids 0 to ", vocab - 1));
 }
 
+// Tokens that the pool holds beside the request's adapter.
+absl::StatusOr<int32_t> TokensBeside(const Request& request, const SchedulerOptions& options,
+                                     const AdapterImages* images) {
+  const Adapter* adapter = request.adapter.get();
+  if (adapter == nullptr || images == nullptr) return ContextTokens(options);
+  LK_ASSIGN_OR_RETURN(const int32_t pages, images->Pages(*adapter));
+  const int32_t tokens = ContextTokens(options, pages);
+  if (tokens >= 2) return tokens;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "adapter '", request.adapter_name, "' takes ", pages, " pages of ",
+      options.kv.page_bytes(), " bytes; the pool has ", options.pages));
+}
+
 absl::Status CheckRequest(const Request& request, const EngineOptions& options,
                           int32_t context_tokens) {
   if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
@@ -67,12 +90,6 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
     LK_RETURN_IF_ERROR(CheckToken("prompt", i, request.prompt[i], options.vocab));
   }
   LK_RETURN_IF_ERROR(AtLeast("max_new_tokens", request.max_new_tokens, 1));
-  const Adapter* adapter = request.adapter.get();
-  if (adapter != nullptr && options.adapter_bytes > 0 && adapter->bytes > options.adapter_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("adapter '", request.adapter_name, "' has ", adapter->bytes,
-                     " bytes; the device has ", options.adapter_bytes, " for adapters"));
-  }
   if (request.cache_salt.size() > Limits::kMaxCacheSaltBytes) {
     return absl::InvalidArgumentError(absl::StrCat("cache_salt has ", request.cache_salt.size(),
                                                    " bytes; at most ",
@@ -100,22 +117,31 @@ struct Engine::Impl {
 
   Impl(const EngineOptions& options, Runner* runner, const Clock* clock, StatsSink* stats)
       : options(options),
-        context_tokens(ContextTokens(ForScheduler(options))),
+        images(runner->images()),
+        scheduler_options(ForScheduler(options, images)),
         max_open(int64_t{options.limits.max_running_requests} + options.limits.max_queued_requests),
         runner(runner),
         clock(clock),
         stats(stats),
-        scheduler(ForScheduler(options)) {}
+        scheduler(scheduler_options) {
+    if (images != nullptr) images->SetWake([this] { WakeForImages(); });
+  }
+  ~Impl() {
+    if (images != nullptr) images->SetWake(nullptr);
+  }
 
   void Loop();
   bool TakeInbox();
   void Enqueue(Submission submission);
   void Step();
+  void WakeForImages();
+  void TakeLoaded();
   void CountRunning();
   void Deliver();
 
   const EngineOptions options;
-  const int32_t context_tokens;
+  AdapterImages* const images;  // nullptr: none are needed
+  const SchedulerOptions scheduler_options;
   const int64_t max_open;
   Runner* const runner;
   const Clock* const clock;
@@ -132,9 +158,11 @@ struct Engine::Impl {
   int64_t drain_until_us = std::numeric_limits<int64_t>::max();
   absl::Status device;  // written by the engine thread alone
   int32_t running = 0;
+  bool images_came = false;
 
   // The engine thread's own.
   Scheduler scheduler;
+  bool blocked = false;  // all requests wait for images
   std::unordered_map<RequestId, std::shared_ptr<TokenSink>> sinks;
   std::vector<Submission> taken_submissions;
   std::vector<RequestId> taken_cancels;
@@ -155,8 +183,10 @@ bool Engine::Impl::TakeInbox() {
   {
     std::unique_lock lock(mutex);
     wake.wait(lock, [this] {
-      return draining || !scheduler.empty() || !submissions.empty() || !cancels.empty();
+      return draining || images_came || !submissions.empty() || !cancels.empty() ||
+             (!scheduler.empty() && !blocked);
     });
+    images_came = false;
     taken_submissions.swap(submissions);
     taken_cancels.swap(cancels);
     stop = draining && clock->NowMicros() >= drain_until_us;
@@ -182,7 +212,12 @@ void Engine::Impl::Step() {
   const int64_t start_us = clock->NowMicros();
   scheduler.Expire(start_us, &events);
   if (!device.ok()) scheduler.FailAll(device, start_us, &events);
-  if (scheduler.Plan(&batch)) {
+  TakeLoaded();
+  const bool planned = scheduler.Plan(&batch);
+  blocked = !planned;
+  AdapterMoves moves = scheduler.TakeMoves();
+  if (!moves.empty()) images->Move(std::move(moves));
+  if (planned) {
     CountRunning();
     absl::StatusOr<StepResult> result = runner->Run(batch);
     const int64_t end_us = clock->NowMicros();
@@ -200,6 +235,21 @@ void Engine::Impl::Step() {
     }
   }
   Deliver();
+}
+
+void Engine::Impl::WakeForImages() {
+  {
+    std::lock_guard lock(mutex);
+    images_came = true;
+  }
+  wake.notify_one();
+}
+
+void Engine::Impl::TakeLoaded() {
+  if (images == nullptr) return;
+  for (const AdapterLoaded& loaded : images->TakeLoaded()) {
+    scheduler.Loaded(loaded, clock->NowMicros(), &events);
+  }
 }
 
 void Engine::Impl::CountRunning() {
@@ -240,8 +290,10 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() { Shutdown(0); }
 
 absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenSink> sink) {
-  LK_RETURN_IF_ERROR(CheckRequest(request, impl_->options, impl_->context_tokens));
-  const int64_t room = impl_->context_tokens - static_cast<int64_t>(request.prompt.size());
+  LK_ASSIGN_OR_RETURN(const int32_t tokens,
+                      TokensBeside(request, impl_->scheduler_options, impl_->images));
+  LK_RETURN_IF_ERROR(CheckRequest(request, impl_->options, tokens));
+  const int64_t room = tokens - static_cast<int64_t>(request.prompt.size());
   LK_CHECK_MSG(sink->capacity() >= std::min<int64_t>(request.max_new_tokens, room) + 2,
                "the sink is too small for the request");
   RequestId id = 0;

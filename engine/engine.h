@@ -50,7 +50,6 @@ struct EngineOptions {
   Limits limits;                 // max_context_tokens resolved: > 0
   KvLayout kv;
   int32_t pages = 0;             // in the pool
-  int64_t adapter_bytes = 0;     // of the adapters in a step; 0: no bound
   bool prefix_cache = true;      // requests begin behind what earlier ones computed
   int32_t vocab = 0;
   std::vector<int32_t> eos_ids;
@@ -66,10 +65,9 @@ class Engine {
   ~Engine();  // Shutdown(0) if still running
 
   // Any thread. INVALID_ARGUMENT: empty prompt, token id out of range, prompt too long for the
-  // context or the pool, bad sampling values; RESOURCE_EXHAUSTED: max_running_requests +
-  // max_queued_requests are open already, or the adapter alone is more than the device has for
-  // adapters; UNAVAILABLE: draining or the device failed. Each names
-  // value and bound. After OK the sink gets exactly one kFinished, last.
+  // context or the pool beside its adapter, bad sampling values; RESOURCE_EXHAUSTED:
+  // max_running_requests + max_queued_requests are open already; UNAVAILABLE: draining or the device
+  // failed. Each names value and bound. After OK the sink gets exactly one kFinished, last.
   absl::StatusOr<RequestId> Submit(Request request, std::shared_ptr<TokenSink> sink);
 
   // Any thread; unknown or finished ids are ignored. The sink gets kFinished/kCanceled, unless the

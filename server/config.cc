@@ -108,15 +108,20 @@ OptionTable ServerOptions(ServerConfig* c) {
                &c->allow_dense);
   table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
   table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
-  table.Int("http-port", 0, 65535, "", "port of /health, /ready, /metrics; 0: any free one",
+  table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
             &c->http_port);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
   table.Choice("precision", {"auto", "exact", "fast"},
                "exact computes in f32; fast may round activations", &c->precision);
   table.Int("threads", 0, 1024, "threads", "CPU threads of the model; 0: all cores", &c->threads);
   table.Int("kv-cache-mib", 0, 1 << 24, "MiB",
-            "memory for keys and values; 0: 1024 on the CPU, on a GPU most of what is free",
+            "memory for keys and values, and on a GPU for adapters; 0: 1024 on the CPU, on a GPU "
+            "all that is free",
             &c->kv_cache_mib);
+  table.Int("pinned-mib", 0, 1 << 24, "MiB",
+            "host memory for adapters ready to be copied to a GPU, taken as needed; 0: a quarter of "
+            "the machine's, at most 32768",
+            &c->pinned_mib);
   table.Switch("no-prefix-cache", "computes every prompt in full, shared beginnings too",
                &c->no_prefix_cache);
   table.Int("max-context-tokens", 0, 1 << 24, "tokens",
@@ -127,6 +132,8 @@ OptionTable ServerOptions(ServerConfig* c) {
             &limits.max_running_requests);
   table.Int("max-queued-requests", 0, 1 << 20, "requests", "requests waiting behind them",
             &limits.max_queued_requests);
+  table.Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
+            &c->http_limits.connections);
   table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
             &c->drain_s);
   return table;

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/api/limits.h"
+#include "server/http/limits.h"
 #include "server/options.h"
 
 namespace lorikeet {
@@ -25,9 +26,11 @@ struct ServerConfig {
   std::string precision = "auto";
   int32_t threads = 0;  // 0: all cores
   int32_t kv_cache_mib = 0;
+  int32_t pinned_mib = 0;  // 0: BackendOptions' choice
   bool allow_dense = false;  // AdapterRegistry::Options
   bool no_prefix_cache = false;
   Limits limits;
+  HttpLimits http_limits;
   int32_t drain_s = 30;
 };
 

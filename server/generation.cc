@@ -1,261 +1,143 @@
 #include "server/generation.h"
 
 #include <algorithm>
-#include <chrono>
+#include <numeric>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "server/text/utf8.h"
+#include "server/choice.h"
+#include "server/generation_request.h"
 
 namespace lorikeet {
 namespace {
 
-absl::Status Invalid(const std::string& message) { return absl::InvalidArgumentError(message); }
-
-absl::Status ValidateStops(const GenerationInput& input) {
-  if (input.stop_strings.size() > Limits::kMaxStopStrings) {
-    return Invalid(absl::StrCat("stop.strings: ", input.stop_strings.size(), " strings; at most ",
-                                Limits::kMaxStopStrings));
-  }
-  for (size_t i = 0; i < input.stop_strings.size(); ++i) {
-    const std::string& stop = input.stop_strings[i];
-    if (stop.empty() || stop.size() > Limits::kMaxStopStringBytes) {
-      return Invalid(absl::StrCat("stop.strings[", i, "]: ", stop.size(), " bytes; 1 to ",
-                                  Limits::kMaxStopStringBytes));
-    }
-  }
-  if (input.stop_token_ids.size() > Limits::kMaxStopTokenIds) {
-    return Invalid(absl::StrCat("stop.token_ids: ", input.stop_token_ids.size(), " ids; at most ",
-                                Limits::kMaxStopTokenIds));
-  }
-  return absl::OkStatus();
+template <typename T>
+void MoveAppend(std::vector<T>&& from, std::vector<T>* to) {
+  to->insert(to->end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
 }
 
-absl::Status ValidateIds(const std::vector<int32_t>& ids, const char* what, int32_t vocab_size) {
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= vocab_size) {
-      return Invalid(absl::StrCat(what, "[", i, "]: ", ids[i], " is not in [0, ", vocab_size, ")"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
-                                                const std::vector<ChatMessage>& messages) {
-  if (messages.empty()) return Invalid("chat.messages: empty; at least one message");
-  if (context.chat_template == nullptr) {
-    return Invalid(absl::StrCat("chat: the model '", context.model_name,
-                                "' has no chat template; send text or token_ids"));
-  }
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const std::string field = absl::StrCat("chat.messages[", i, "]");
-    LK_RETURN_IF_ERROR(ValidateUtf8(messages[i].role, field + ".role"));
-    LK_RETURN_IF_ERROR(ValidateUtf8(messages[i].content, field + ".content"));
-  }
-  ChatRequest request;
-  request.messages_json = MessagesJson(messages);
-  request.now_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
-                           std::chrono::system_clock::now().time_since_epoch())
-                           .count();
-  LK_ASSIGN_OR_RETURN(const std::string text, context.chat_template->Render(request));
-  return context.tokenizer->Encode(text, /*add_special=*/false);
-}
-
-absl::StatusOr<std::vector<int32_t>> EncodePrompt(const ServingContext& context,
-                                                  GenerationInput& input) {
-  if (auto* ids = std::get_if<std::vector<int32_t>>(&input.prompt)) {
-    if (ids->empty()) return Invalid("token_ids: empty; at least one token");
-    LK_RETURN_IF_ERROR(ValidateIds(*ids, "token_ids", context.vocab_size));
-    return std::move(*ids);
-  }
-  if (const auto* messages = std::get_if<std::vector<ChatMessage>>(&input.prompt)) {
-    return EncodeChat(context, *messages);
-  }
-  const std::string& text = std::get<std::string>(input.prompt);
-  if (text.empty()) return Invalid("text: empty; at least one character");
-  LK_RETURN_IF_ERROR(ValidateUtf8(text, "text"));
-  LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                      context.tokenizer->Encode(text, /*add_special=*/true));
-  if (ids.empty()) return Invalid("text: has no tokens; at least one");
-  return ids;
-}
-
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationInput& input) {
-  Request request;
-  request.sampling = input.sampling;
-  request.sampling.prompt_logprobs = input.echo && input.sampling.top_logprobs >= 0;
-  LK_RETURN_IF_ERROR(ValidateSampling(request.sampling));
-  LK_RETURN_IF_ERROR(ValidateStops(input));
-  LK_RETURN_IF_ERROR(ValidateIds(input.stop_token_ids, "stop.token_ids", context.vocab_size));
-  if (input.max_tokens && *input.max_tokens < 1) {
-    return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
-  }
-  LK_RETURN_IF_ERROR(ValidateUtf8(input.adapter, "adapter"));
-  if (!input.adapters.empty()) {
-    if (!input.adapter.empty()) return Invalid("adapter and adapters are both set");
-    for (const WeightedAdapter& term : input.adapters) {
-      LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
-      absl::StrAppend(&request.adapter_name, request.adapter_name.empty() ? "" : "+", term.name);
-    }
-    LK_ASSIGN_OR_RETURN(request.adapter, context.mixer->Acquire(input.adapters));
-  } else if (!input.adapter.empty() && input.adapter != context.model_name) {
-    LK_ASSIGN_OR_RETURN(request.adapter, context.adapters->Acquire(input.adapter));
-    request.adapter_name = input.adapter;
-  }
-  LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
-  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  const int64_t room = context.max_context_tokens - prompt_tokens;
-  if (room < 1) {
-    return Invalid(absl::StrCat("prompt: ", prompt_tokens, " tokens; at most ",
-                                context.max_context_tokens - 1, " leave room for an answer"));
-  }
-  request.max_new_tokens =
-      static_cast<int32_t>(std::min<int64_t>(room, input.max_tokens.value_or(room)));
-  request.stop_token_ids = input.stop_token_ids;
-  request.ignore_eos = input.ignore_eos;
-  request.cache_salt = input.cache_salt;
-  request.skip_prefix_cache = input.skip_prefix_cache;
-  request.deadline_us = input.deadline_us;
-  return request;
+double TotalLogprob(const GenerationDelta& whole) {
+  return std::accumulate(whole.logprobs.begin(), whole.logprobs.end(), 0.0,
+                         [](double sum, const TokenLogprobs& one) { return sum + one.logprob; });
 }
 
 }  // namespace
 
-GenerationCall::GenerationCall(const ServingContext& context, int64_t arrival_us,
-                               const GenerationInput& input, const Request& request,
-                               StopMatcher stops, std::shared_ptr<TokenSink> sink)
-    : context_(context),
-      arrival_us_(arrival_us),
-      logprobs_(request.sampling.top_logprobs >= 0),
-      adapter_version_(request.adapter.version()),
-      prompt_tokens_(static_cast<int32_t>(request.prompt.size())),
-      sink_(std::move(sink)),
-      // An answer to a conversation is a text of its own; everything else continues the prompt.
-      detokenizer_(*context.tokenizer, /*skip_special=*/true,
-                   std::holds_alternative<std::vector<ChatMessage>>(input.prompt)
-                       ? Detokenizer::Start::kText
-                       : Detokenizer::Start::kContinuation),
-      stops_(std::move(stops)) {
-  if (input.echo) echo_.emplace().tokens = request.prompt;
+void GenerationDelta::Append(GenerationDelta next) {
+  if (next.prompt) prompt = std::move(next.prompt);
+  MoveAppend(std::move(next.tokens), &tokens);
+  text += next.text;
+  MoveAppend(std::move(next.logprobs), &logprobs);
+  if (next.end) end = std::move(next.end);
+  last = next.last;
 }
+
+GenerationCall::GenerationCall(const ServingContext& context) : context_(context) {}
 
 absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const ServingContext& context,
                                                                       GenerationInput input,
                                                                       std::function<void()> wake) {
-  const int64_t arrival_us = context.clock->NowMicros();
-  auto start = [&]() -> absl::StatusOr<std::unique_ptr<GenerationCall>> {
-    LK_ASSIGN_OR_RETURN(Request request, BuildRequest(context, input));
-    LK_ASSIGN_OR_RETURN(StopMatcher stops,
-                        StopMatcher::Create(input.stop_strings, /*include_stop=*/false));
-    // max_new_tokens, the prompt's log-probabilities and the end.
-    auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, std::move(wake));
-    std::unique_ptr<GenerationCall> call(
-        new GenerationCall(context, arrival_us, input, request, std::move(stops), sink));
-    if (call->echo_) {
-      LK_ASSIGN_OR_RETURN(call->echo_->text,
-                          context.tokenizer->Decode(request.prompt, /*skip_special=*/true));
-    }
-    const int32_t prompt_tokens = call->prompt_tokens_;
-    call->ended_ = true;  // nothing to cancel unless Submit takes it
-    LK_ASSIGN_OR_RETURN(call->id_, context.engine->Submit(std::move(request), std::move(sink)));
-    call->ended_ = false;
-    context.metrics->OnPrompt(prompt_tokens);
-    return call;
-  };
-  auto call = start();
-  if (!call.ok()) context.metrics->OnRequestDone(call.status());
-  return call;
+  std::unique_ptr<GenerationCall> call(new GenerationCall(context));
+  const absl::Status status = call->Submit(std::move(input), wake);
+  if (status.ok()) return call;
+  call->done_ = true;
+  context.metrics->OnRequestDone(status);
+  return status;
+}
+
+absl::Status GenerationCall::Submit(GenerationInput input, const std::function<void()>& wake) {
+  ChoiceOptions options;
+  options.arrival_us = context_.clock->NowMicros();
+  options.chat = std::holds_alternative<ChatRequest>(input.prompt);
+  LK_ASSIGN_OR_RETURN(Request request, BuildRequest(context_, input));
+  wanted_ = input.choices;
+  best_ = input.best_of > input.choices;
+  logprobs_wanted_ = input.sampling.top_logprobs >= 0;
+  options.top_logprobs = best_ ? std::max(input.sampling.top_logprobs, 0)
+                               : input.sampling.top_logprobs;
+  options.prompt_logprobs = input.prompt_logprobs;
+  options.stop_strings = std::move(input.stop_strings);
+  options.include_stop_string = input.include_stop_string;
+  if (input.echo || input.prompt_logprobs) {
+    options.echo.emplace().tokens = request.prompt;
+    LK_ASSIGN_OR_RETURN(options.echo->text,
+                        context_.tokenizer->Decode(request.prompt, /*skip_special=*/true));
+  }
+  const int32_t count = std::max(input.choices, input.best_of);
+  for (int32_t i = 0; i < count; ++i) {
+    Request one = request;
+    one.sampling.seed += i;
+    LK_ASSIGN_OR_RETURN(std::unique_ptr<Choice> choice,
+                        Choice::Start(context_, options, std::move(one), wake));
+    choices_.push_back(std::move(choice));
+  }
+  open_ = choices_.size();
+  if (best_) whole_.resize(count);
+  context_.metrics->OnPrompt(static_cast<int32_t>(request.prompt.size()));
+  return absl::OkStatus();
 }
 
 GenerationCall::~GenerationCall() {
-  if (ended_) return;
-  context_.engine->Cancel(id_);
-  context_.metrics->OnRequestDone(absl::CancelledError("the call was dropped"));
+  if (!done_) context_.metrics->OnRequestDone(absl::CancelledError("the call was dropped"));
 }
 
 void GenerationCall::Cancel() {
-  if (!ended_) context_.engine->Cancel(id_);
+  for (const auto& choice : choices_) choice->Cancel();
 }
 
 GenerationDelta GenerationCall::Poll() {
-  GenerationDelta delta;
-  TokenEvent event;
-  while (!ended_ && sink_->Pop(&event)) {
-    cached_tokens_ = event.cached_tokens;
-    switch (event.kind) {
-      case TokenEvent::Kind::kPromptLogprobs:
-        if (echo_) echo_->logprobs = std::move(event.prompt_logprobs);
-        break;
-      case TokenEvent::Kind::kToken:
-        OnToken(event, &delta);
-        break;
-      case TokenEvent::Kind::kFinished:
-        OnFinished(event, &delta);
-        break;
-    }
+  if (done_) return {};
+  GenerationDelta delta = best_ ? PollBest() : PollStreaming();
+  if (delta.end && !delta.end->status.ok()) delta.last = true;
+  if (delta.last) {
+    done_ = true;
+    context_.metrics->OnRequestDone(delta.end->status);
   }
-  // The prompt's log-probabilities come before the first token, so by now they are there.
-  if (echo_ && !delta.empty()) delta.prompt = std::exchange(echo_, std::nullopt);
   return delta;
 }
 
-void GenerationCall::OnToken(TokenEvent& event, GenerationDelta* delta) {
-  if (completion_tokens_ == 0) {
-    context_.metrics->OnFirstToken(event.time_us - arrival_us_);
-  } else {
-    context_.metrics->OnNextToken(event.time_us - last_token_us_);
+GenerationDelta GenerationCall::PollStreaming() {
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    const size_t index = std::exchange(next_, (next_ + 1) % choices_.size());
+    GenerationDelta delta = choices_[index]->Poll();
+    if (delta.empty()) continue;
+    delta.choice = static_cast<int32_t>(index);
+    if (delta.end) delta.last = --open_ == 0;
+    return delta;
   }
-  ++completion_tokens_;
-  last_token_us_ = event.time_us;
-  last_token_ = event.token;
-  delta->tokens.push_back(event.token);
-  if (logprobs_) delta->logprobs.push_back(std::move(event.logprobs));
-  std::string text;
-  detokenizer_.Append(event.token, &text);
-  if (stops_.Push(text, &delta->text)) {
-    context_.engine->Cancel(id_);
-    GenerationEnd end;
-    end.stop_string = *stops_.matched();
-    End(std::move(end), delta);
-  }
+  return {};
 }
 
-void GenerationCall::OnFinished(const TokenEvent& event, GenerationDelta* delta) {
-  std::string rest;
-  detokenizer_.Finish(&rest);
-  const bool stopped = stops_.Push(rest, &delta->text);
-  stops_.Finish(&delta->text);
-  GenerationEnd end;
-  if (stopped) end.stop_string = *stops_.matched();
-  switch (event.finish) {
-    case FinishReason::kLength:
-      end.length = !stopped;
-      break;
-    case FinishReason::kEos:
-    case FinishReason::kStop:
-      if (!stopped) end.stop_token = last_token_;
-      break;
-    case FinishReason::kCanceled:
-      end.status = absl::CancelledError("the request was cancelled");
-      break;
-    case FinishReason::kError:
-    case FinishReason::kNone:
-      end.status = event.status;
-      if (end.status.ok()) end.status = absl::InternalError("the request ended without a reason");
-      break;
+GenerationDelta GenerationCall::PollBest() {
+  while (open_ > 0) {
+    GenerationDelta delta = PollStreaming();
+    if (delta.empty() || (delta.end && !delta.end->status.ok())) return delta;
+    whole_[delta.choice].Append(std::move(delta));
+    if (open_ == 0) RankBest();
   }
-  End(std::move(end), delta);
+  GenerationDelta delta = std::move(whole_[next_]);
+  delta.choice = static_cast<int32_t>(next_++);
+  delta.last = next_ == whole_.size();
+  return delta;
 }
 
-void GenerationCall::End(GenerationEnd end, GenerationDelta* delta) {
-  end.prompt_tokens = prompt_tokens_;
-  end.cached_tokens = cached_tokens_;
-  end.completion_tokens = completion_tokens_;
-  end.adapter_version = adapter_version_;
-  context_.metrics->OnRequestDone(end.status);
-  ended_ = true;
-  delta->end = std::move(end);
+// Leaves the likeliest, best first.
+void GenerationCall::RankBest() {
+  std::stable_sort(whole_.begin(), whole_.end(),
+                   [](const GenerationDelta& a, const GenerationDelta& b) {
+                     return TotalLogprob(a) > TotalLogprob(b);
+                   });
+  int32_t all_tokens = 0;
+  for (const GenerationDelta& whole : whole_) all_tokens += whole.end->completion_tokens;
+  whole_.resize(wanted_);
+  // Every candidate was computed: their tokens are in the sum that a client is told.
+  int32_t given = 0;
+  for (const GenerationDelta& whole : whole_) given += whole.end->completion_tokens;
+  whole_.front().end->completion_tokens += all_tokens - given;
+  if (!logprobs_wanted_) {
+    for (GenerationDelta& whole : whole_) whole.logprobs.clear();
+  }
+  next_ = 0;
 }
 
 }  // namespace lorikeet

@@ -19,6 +19,7 @@
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
 #include "server/metrics.h"
+#include "server/openai/http_api.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
 
@@ -31,7 +32,6 @@ struct ServedModel {
   const BaseModel* base = nullptr;  // owned by whoever owns the runner's weights: lives as long
   KvLayout kv;
   int32_t pages = 0;
-  int64_t adapter_bytes = 0;  // EngineOptions::adapter_bytes
   int32_t vocab_size = 0;
   int32_t context_tokens = 0;  // the model's own
   std::vector<int32_t> eos_ids;
@@ -78,6 +78,7 @@ class Service {
   std::unique_ptr<Engine> engine_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> started_{false};  // registry_ and engine_ are there for good
+  std::unique_ptr<HttpApi> http_api_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<GrpcServer> grpc_;
 };

@@ -18,6 +18,7 @@ class AdapterLease {
   explicit AdapterLease(std::shared_ptr<const Adapter> adapter) : adapter_(std::move(adapter)) {}
 
   const Adapter* get() const { return adapter_.get(); }  // nullptr: base model
+  const std::shared_ptr<const Adapter>& share() const { return adapter_; }
   std::string_view version() const {
     return adapter_ ? std::string_view(adapter_->version) : std::string_view();
   }

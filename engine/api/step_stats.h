@@ -18,7 +18,10 @@ struct StepStats {
   int32_t cached_tokens = 0;      // of them, those that earlier requests had computed
   int32_t pages_used = 0;         // by requests
   int32_t pages_cached = 0;       // of earlier requests, free once they are needed
+  int32_t pages_images = 0;       // of adapters' images
   int32_t pages_total = 0;
+  int32_t images_loading = 0;     // on their way after planning
+  int32_t images_dropped = 0;     // by this step
   int32_t tokens_sampled = 0;
   int64_t step_us = 0;
 };

@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/api/adapter_images.h"
 #include "engine/api/logit_row.h"
 #include "engine/kernels/args.h"
 #include "engine/memory/kv_layout.h"
@@ -33,6 +34,8 @@ struct BackendOptions {
   DType stored = DType::kBF16;  // of the model's linears, for the choice of activations
   int32_t threads = 0;   // of the host; 0: as many as there are cores
   int32_t max_rows = 0;  // of a step
+  int64_t pinned_bytes = 0;  // of host memory, for adapters on their way to a GPU; 0: a quarter
+                             // of it, at most 32 GiB
   bool record = true;    // steps, where the backend can replay them
 };
 
@@ -59,12 +62,13 @@ class Backend {
   virtual std::unique_ptr<LinearWeight> LoadLinear(ModuleId first_module,
                                                    std::span<const LinearSource> parts) = 0;
   virtual void LoadEmbedding(const TensorView& table) = 0;  // [vocab, D]
-  // KV pages of `layout` in `bytes` of memory, 0 meaning all that can be spared; returns their
+  // Pages of `layout` in `bytes` of memory, 0 meaning all that can be spared; returns their
   // number. Once, after all weights.
   virtual int32_t AllocatePages(const KvLayout& layout, int64_t bytes) = 0;
   virtual std::byte* pages() = 0;  // page p at pages() + p * layout.page_bytes()
-  // Sum of Adapter::bytes that a step's adapters may come to; 0: no bound. After AllocatePages.
-  virtual int64_t adapter_bytes() const = 0;
+  // Of adapters, in pages of AllocatePages', which must come first: a step's must be there. nullptr:
+  // adapters are used where the host has them.
+  virtual AdapterImages* images() = 0;
   // The first failure of anything above: RESOURCE_EXHAUSTED says what did not fit.
   virtual absl::Status status() const = 0;
   // fn(task, thread) for task in [0, n) on the host's threads, thread in [0, threads()).

@@ -71,6 +71,7 @@ void PrefixCache::Drop(Block* block) {
   LK_CHECK(block->users > 0);
   if (--block->users > 0) return;
   block->cold = cold_.insert(cold_.end(), block);
+  block->last_use = now_;
   cold_pages_ += static_cast<int32_t>(block->pages.size());
 }
 

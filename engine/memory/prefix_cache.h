@@ -43,6 +43,7 @@ class PrefixCache {
     std::array<int32_t, KvLayout::kPageTokens> tokens;
     std::vector<int32_t> pages;  // [pages_per_block]
     int32_t users = 0;
+    int64_t last_use = 0;  // in now(), when it became cold
     int32_t children = 0;                // blocks whose parent it is
     std::list<Block*>::iterator cold{};  // its place in `cold_` while nobody uses it
   };
@@ -59,6 +60,14 @@ class PrefixCache {
   // changed, if those are too few as well.
   bool Alloc(int32_t count, std::vector<int32_t>* out);
   void Free(std::span<const int32_t> pages) { pool_->Free(pages); }
+
+  // The cold block used longest ago, or nullptr. REQUIRES for the other: there is one.
+  const Block* coldest() const { return cold_.empty() ? nullptr : cold_.front(); }
+  void EvictColdest();
+
+  // Steps so far, to tell how long ago something was used.
+  void Tick() { ++now_; }
+  int64_t now() const { return now_; }
 
   // Forgets every cold block.
   void Clear();
@@ -85,12 +94,11 @@ class PrefixCache {
   };
   static Key KeyOf(const Block& block) { return {block.parent, *block.identity, block.tokens}; }
 
-  void EvictColdest();
-
   PagePool* const pool_;
   std::unordered_set<std::unique_ptr<Block>, Hash, Equal> blocks_;
   std::list<Block*> cold_;  // the one used longest ago first
   int32_t cold_pages_ = 0;
+  int64_t now_ = 0;
 };
 
 }  // namespace lorikeet

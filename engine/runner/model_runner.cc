@@ -45,7 +45,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   const BackendOptions backend_options{.precision = precision,
                                        .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
                                        .threads = options.threads,
-                                       .max_rows = options.limits.max_batch_tokens};
+                                       .max_rows = options.limits.max_batch_tokens,
+                                       .pinned_bytes = options.pinned_bytes};
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                       MakeBackend(options.device, backend_options));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,

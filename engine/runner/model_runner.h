@@ -20,7 +20,8 @@ struct RunnerOptions {
   std::string device = "auto";     // auto, cpu, cuda
   std::string precision = "auto";  // exact, fast; auto: exact for float32 models, else fast
   int32_t threads = 0;             // 0: as many as there are cores
-  int64_t kv_bytes = 0;  // for the KV pages; 0: 1 GiB on the CPU, what can be spared on a GPU
+  int64_t kv_bytes = 0;      // of the pool; 0: 1 GiB on the CPU, what can be spared on a GPU
+  int64_t pinned_bytes = 0;  // see BackendOptions
   Limits limits;
 };
 
@@ -35,7 +36,7 @@ class ModelRunner final : public Runner {
 
   const KvLayout& kv() const { return kv_; }
   int32_t pages() const { return pages_; }
-  int64_t adapter_bytes() const { return backend_->adapter_bytes(); }  // see Backend
+  AdapterImages* images() override { return backend_->images(); }
   const BaseModel& base_model() const { return base_model_; }
   Precision precision() const { return precision_; }
   std::string Describe() const { return backend_->Describe(); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "absl/status/statusor.h"
+#include "engine/api/adapter_images.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/scheduler/batch.h"
 
@@ -14,6 +15,9 @@ class Runner {
   // Computes every row, writes its K and V into its sequence's pages and samples the logit rows.
   // A failure is the device's: no request can be served after it.
   virtual absl::StatusOr<StepResult> Run(const Batch& batch) = 0;
+
+  // nullptr: adapters are used where the host has them.
+  virtual AdapterImages* images() { return nullptr; }
 };
 
 }  // namespace lorikeet

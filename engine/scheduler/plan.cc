@@ -12,35 +12,46 @@ bool Scheduler::Plan(Batch* batch) {
   stats_ = StepStats();
   if (empty()) return false;
   budget_ = options_.limits.max_batch_tokens;
-  PlanDecodes();
-  for (Sequence* sequence : running_) {
-    if (sequence->planned == 0) PlanPrefill(sequence);
+  cache_.Tick();
+  DropUnloaded();
+  if (PlanDecodes()) {
+    for (Sequence* sequence : running_) {
+      if (sequence->planned == 0) PlanPrefill(sequence);
+    }
+    StartLoads();
+    while (budget_ > 0 && Admit()) PlanPrefill(running_.back());
   }
-  while (budget_ > 0 && Admit()) PlanPrefill(running_.back());
+  stats_.images_loading = loading_;
   BuildBatch(batch);
-  LK_CHECK_MSG(batch->rows() > 0, "requests are open but none can run");
+  LK_CHECK_MSG(batch->rows() > 0 || loading_ > 0, "requests are open but none can run");
+  if (batch->rows() == 0) return false;
   CountStep(*batch);
   step_.planned = true;
   return true;
 }
 
-void Scheduler::PlanDecodes() {
+// False: the only request running waits for pages that images on their way hold.
+bool Scheduler::PlanDecodes() {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence* sequence = running_[i];
     if (!sequence->decoding()) continue;
-    if (!ReserveOrPreempt(sequence)) return;  // it was the youngest itself
+    if (!ReserveOrPreempt(sequence)) return sequence->state != SequenceState::kRunning;
     sequence->planned = 1;
     --budget_;
   }
+  return true;
 }
 
-// Pages for all of the sequence's tokens, taken from younger sequences if need be. False if it
-// was preempted itself.
+// Pages for all of the sequence's tokens, taken from images, prefixes and younger sequences if need
+// be. False if it was preempted itself, or is alone and must wait.
 bool Scheduler::ReserveOrPreempt(Sequence* sequence) {
-  while (!sequence->pages.Reserve(sequence->length())) {
+  const int64_t missing = options_.kv.PagesFor(sequence->length()) - sequence->pages.count();
+  while (!MakeRoom(missing, nullptr, true)) {
+    if (running_.size() == 1 && loading_ > 0) return false;
     PreemptYoungest();
     if (sequence->state != SequenceState::kRunning) return false;
   }
+  LK_CHECK(sequence->pages.Reserve(sequence->length()));
   return true;
 }
 
@@ -72,8 +83,8 @@ void Scheduler::ShareBlocks(Sequence* sequence, int32_t tokens, bool replace) {
 bool Scheduler::Admit() {
   if (running() >= max_running_) return false;
   Sequence* sequence = NextWaiting();
-  if (sequence == nullptr || !AdapterFits(*sequence->group) || !TakePages(sequence)) return false;
-  PopWaiting();
+  if (sequence == nullptr || !TakePages(sequence)) return false;
+  PopWaiting(sequence);
   if (sequence->admission < 0) {
     sequence->admission = next_admission_++;
     sequence->cached_tokens = sequence->computed;
@@ -93,19 +104,13 @@ bool Scheduler::Admit() {
 
 void Scheduler::EnterRunning(Sequence* sequence) {
   running_.push_back(sequence);
-  Group* group = sequence->group;
-  if (group->running++ == 0 && group->adapter) adapter_bytes_ += group->adapter->bytes;
+  ++sequence->group->running;
 }
 
 void Scheduler::LeaveRunning(Sequence* sequence) {
   std::erase(running_, sequence);
-  Group* group = sequence->group;
-  if (--group->running == 0 && group->adapter) adapter_bytes_ -= group->adapter->bytes;
-}
-
-bool Scheduler::AdapterFits(const Group& group) const {
-  if (options_.adapter_bytes == 0 || !group.adapter || group.running > 0) return true;
-  return adapter_bytes_ + group.adapter->bytes <= options_.adapter_bytes;
+  --sequence->group->running;
+  sequence->group->last_use = cache_.now();
 }
 
 // Pages for all its tokens, if there is also one block more for it and for everybody who runs
@@ -113,10 +118,12 @@ bool Scheduler::AdapterFits(const Group& group) const {
 bool Scheduler::TakePages(Sequence* sequence) {
   const int64_t block = options_.kv.pages_per_block;
   const int64_t headroom = running_.empty() ? 0 : (running() + 1) * block;
-  if (headroom + block > cache_.available()) return false;  // one block at least is its own
+  const Group* group = sequence->group;
+  if (headroom + block > Available(group)) return false;  // one block at least is its own
   AdoptPrefix(sequence);
   const int64_t missing = options_.kv.PagesFor(sequence->length()) - sequence->pages.count();
-  if (missing + headroom <= cache_.available()) {
+  if (missing + headroom <= Available(group)) {
+    LK_CHECK(MakeRoom(missing, group, true));
     LK_CHECK(sequence->pages.Reserve(sequence->length()));
     return true;
   }
@@ -137,18 +144,27 @@ void Scheduler::AdoptPrefix(Sequence* sequence) {
       sequence->pages.Adopt(std::span(sequence->tokens).first(most), sequence->kv_identity);
 }
 
+// The first in line whose image is there. Who stands behind one that found no room must not take
+// what becomes free.
 Scheduler::Sequence* Scheduler::NextWaiting() {
-  if (!preempted_.empty()) return preempted_.front();
-  return turns_.empty() ? nullptr : turns_.front()->waiting.front();
+  if (!preempted_.empty()) {
+    Sequence* first = preempted_.front();
+    return first->group->image == ImageState::kReady ? first : nullptr;
+  }
+  for (Group* group : turns_) {
+    if (group->image == ImageState::kReady) return group->waiting.front();
+    if (group == no_room_) return nullptr;
+  }
+  return nullptr;
 }
 
-void Scheduler::PopWaiting() {
-  if (!preempted_.empty()) {
+void Scheduler::PopWaiting(Sequence* sequence) {
+  if (sequence->state == SequenceState::kPreempted) {
     preempted_.pop_front();
     return;
   }
-  Group* group = turns_.front();
-  turns_.pop_front();
+  Group* group = sequence->group;
+  std::erase(turns_, group);
   group->waiting.pop_front();
   --waiting_;
   if (!group->waiting.empty()) turns_.push_back(group);
@@ -234,6 +250,7 @@ void Scheduler::CountStep(const Batch& batch) {
   stats_.running = running();
   stats_.pages_used = pages_used();
   stats_.pages_cached = cache_.cold_pages();
+  stats_.pages_images = pages_images_;
   stats_.pages_total = pool_.total();
 }
 

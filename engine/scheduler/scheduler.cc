@@ -22,9 +22,9 @@ KvIdentity IdentityOf(const Request& request) {
 
 }  // namespace
 
-int32_t ContextTokens(const SchedulerOptions& options) {
-  const int64_t pool_tokens =
-      int64_t{options.pages / options.kv.pages_per_block} * KvLayout::kPageTokens;
+int32_t ContextTokens(const SchedulerOptions& options, int32_t image_pages) {
+  const int32_t pages = std::max(0, options.pages - image_pages);
+  const int64_t pool_tokens = int64_t{pages / options.kv.pages_per_block} * KvLayout::kPageTokens;
   return static_cast<int32_t>(std::min<int64_t>(options.limits.max_context_tokens, pool_tokens));
 }
 
@@ -69,7 +69,7 @@ void Scheduler::Enqueue(RequestId id, Request request) {
   const int32_t prompt =
       static_cast<int32_t>(request.prompt.size()) + Sequence::VirtualTokensOf(request);
   LK_CHECK(prompt >= 1 && prompt < context_tokens_ && request.max_new_tokens >= 1);
-  Group* group = GroupOf(request.adapter.get());
+  Group* group = GroupOf(request.adapter);
   earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);
   auto [slot, inserted] = sequences_.emplace(
       id, std::make_unique<Sequence>(id, std::move(request), group, &cache_, &options_.kv));
@@ -82,12 +82,18 @@ void Scheduler::Enqueue(RequestId id, Request request) {
   group->waiting.push_back(sequence);
 }
 
-Scheduler::Group* Scheduler::GroupOf(const Adapter* adapter) {
-  std::unique_ptr<Group>& group = groups_[adapter];
+Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease) {
+  const Adapter* adapter = lease.get();
+  const uint64_t serial = adapter ? adapter->serial : 0;
+  std::unique_ptr<Group>& group = groups_[serial];
   if (!group) {
     group = std::make_unique<Group>();
-    group->adapter = adapter;
+    group->serial = serial;
     group->order = adapter ? next_group_order_++ : 0;
+    group->adapter = adapter;
+    group->lease = lease.share();
+    if (adapter && options_.image_pages) group->image_pages = options_.image_pages(*adapter);
+    if (group->image_pages > 0) group->image = ImageState::kAbsent;
   }
   return group.get();
 }
@@ -201,7 +207,7 @@ FinishReason Scheduler::ReasonToFinish(const Sequence& sequence, int32_t token) 
   if (!sequence.request.ignore_eos && has(options_.eos_ids)) return FinishReason::kEos;
   if (has(sequence.request.stop_token_ids)) return FinishReason::kStop;
   if (sequence.generated() >= sequence.request.max_new_tokens ||
-      sequence.length() >= context_tokens_) {
+      sequence.length() >= ContextTokens(options_, sequence.group->image_pages)) {
     return FinishReason::kLength;
   }
   return FinishReason::kNone;
@@ -239,7 +245,7 @@ void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status sta
 
 void Scheduler::Remove(Sequence* sequence) {
   Group* group = sequence->group;
-  if (--group->open == 0) groups_.erase(group->adapter);
+  if (--group->open == 0 && group->pages.empty()) groups_.erase(group->serial);
   sequences_.erase(sequence->id);
 }
 

@@ -8,16 +8,21 @@
 //
 // Admission is round-robin over adapters (the base model counts as one) and first come, first
 // served within an adapter. A request takes pages for its whole prompt at once, and while others
-// run it leaves one block for each of them, so it is not preempted right away. Its adapter must fit
-// on the device beside those of the running requests. A request whose turn it is but that does not
-// fit yet is waited for, never skipped.
+// run it leaves one block for each of them, so it is not preempted right away. A request whose turn
+// it is but that does not fit yet is waited for, never skipped.
 //   Bound on waiting: a request with k others of its adapter ahead of it, while at most A adapters
 //   have requests waiting, is admitted after at most k + (k + 1)(A - 1) other requests.
+//
+// Adapters. Where the device needs an image of an adapter, it comes out of the same pool. Images are
+// fetched in the order of admission, ahead of it and beside the steps; whose image is on its way is
+// passed over until it is there, and keeps its turn. Whose image finds no room is waited for. An
+// image stays when its requests end, until its pages are needed.
 //
 // Preemption. When a running sequence needs a page and none is free, the one admitted last gives
 // its pages back and waits, ahead of all new requests; its tokens are kept and recomputed as
 // if they were prompt. So the running sequences are always older than the preempted ones, and the
-// oldest always advances: with everybody else preempted the pool holds a whole context.
+// oldest always advances: with everybody else preempted and no image but its own the pool holds a
+// whole context.
 //
 // Prefixes. Whole blocks of prompts and answers stay after their request, and a request begins
 // behind what earlier ones computed of its tokens under the same KV identity; a preempted request
@@ -31,11 +36,13 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/api/adapter_images.h"
 #include "engine/api/limits.h"
 #include "engine/api/request.h"
 #include "engine/api/step_stats.h"
@@ -51,13 +58,14 @@ struct SchedulerOptions {
   Limits limits;  // max_context_tokens resolved: > 0
   KvLayout kv;
   int32_t pages = 0;  // in the pool; at least two tokens' worth
-  int64_t adapter_bytes = 0;  // of the running requests' adapters together; 0: no bound
+  std::function<int32_t(const Adapter&)> image_pages;  // of the pool; empty: adapters need none
   bool prefix_cache = true;
   std::vector<int32_t> eos_ids;
 };
 
-// Prompt and output together: the smaller of max_context_tokens and what the whole pool holds.
-int32_t ContextTokens(const SchedulerOptions& options);
+// Prompt and output together: the smaller of max_context_tokens and what the pool holds beside an
+// image of `image_pages`.
+int32_t ContextTokens(const SchedulerOptions& options, int32_t image_pages = 0);
 
 struct RequestEvent {
   RequestId id = 0;
@@ -72,7 +80,8 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);
   ~Scheduler();
 
-  // REQUIRES: a new id; a prompt of 1 to ContextTokens() - 1 tokens; max_new_tokens >= 1.
+  // REQUIRES: a new id; a prompt of 1 to ContextTokens() - 1 tokens beside its adapter's image;
+  // max_new_tokens >= 1.
   void Enqueue(RequestId id, Request request);
   // Ends the request with kCanceled. Unknown ids are ignored.
   void Cancel(RequestId id, int64_t now_us, RequestEvents* events);
@@ -81,21 +90,29 @@ class Scheduler {
   // Ends every request with `status`, a planned step's included.
   void FailAll(const absl::Status& status, int64_t now_us, RequestEvents* events);
 
-  // Fills `batch` with the next step and returns true, or false when there is no request.
+  // Fills `batch` with the next step and returns true, or false when there is no request or all wait
+  // for images. Either way the moves it found are to be started before anything else.
   // `batch` points into the scheduler's sequences until Commit.
   bool Plan(Batch* batch);
   // `result` is of the planned step.
   void Commit(StepResult result, int64_t now_us, RequestEvents* events);
 
+  AdapterMoves TakeMoves();
+  // A load of TakeMoves has ended. If it failed, so do the adapter's requests.
+  void Loaded(const AdapterLoaded& loaded, int64_t now_us, RequestEvents* events);
+
   bool empty() const { return sequences_.empty(); }
   int32_t waiting() const { return waiting_ + static_cast<int32_t>(preempted_.size()); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
-  int32_t pages_used() const { return pool_.used() - cache_.cold_pages(); }  // by requests
+  int32_t pages_used() const {  // by requests
+    return pool_.used() - cache_.cold_pages() - pages_images_;
+  }
+  int32_t pages_images() const { return pages_images_; }
   const StepStats& stats() const { return stats_; }  // of the last Plan and Commit; no step_us
 
  private:
   struct Sequence;
-  struct Group;  // of one adapter
+  struct Group;  // of one adapter, while it has requests or an image
 
   // What a step's results mean.
   struct Step {
@@ -110,17 +127,24 @@ class Scheduler {
 
   bool ReserveOrPreempt(Sequence* sequence);
   void PreemptYoungest();
-  void PlanDecodes();
+  bool PlanDecodes();
   void PlanPrefill(Sequence* sequence);
   bool Admit();
   bool TakePages(Sequence* sequence);
+  int64_t Available(const Group* keep) const;
+  bool Evictable(const Group& group, const Group* keep, bool wanted) const;
+  Group* Coldest(const Group* keep, bool wanted) const;
+  bool MakeRoom(int64_t count, const Group* keep, bool wanted);
+  void FreeImage(Group* group);
+  void DropImage(Group* group);
+  void DropUnloaded();
+  void StartLoads();
   void AdoptPrefix(Sequence* sequence);
   void ShareBlocks(Sequence* sequence, int32_t tokens, bool replace);
-  bool AdapterFits(const Group& group) const;
   void EnterRunning(Sequence* sequence);
   void LeaveRunning(Sequence* sequence);
   Sequence* NextWaiting();
-  void PopWaiting();
+  void PopWaiting(Sequence* sequence);
 
   void BuildBatch(Batch* batch);
   void AppendRows(Sequence* sequence, Batch* batch);
@@ -131,7 +155,7 @@ class Scheduler {
   void Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
               RequestEvents* events);
   void Remove(Sequence* sequence);
-  Group* GroupOf(const Adapter* adapter);
+  Group* GroupOf(const AdapterLease& lease);
 
   const SchedulerOptions options_;
   const int32_t context_tokens_;
@@ -140,15 +164,19 @@ class Scheduler {
   PrefixCache cache_;
 
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
-  std::unordered_map<const Adapter*, std::unique_ptr<Group>> groups_;  // with open requests
+  std::unordered_map<uint64_t, std::unique_ptr<Group>> groups_;  // by serial; 0: the base's
   std::deque<Group*> turns_;         // groups with waiting requests; the front's turn is next
   std::deque<Sequence*> preempted_;  // oldest first
   std::vector<Sequence*> running_;   // oldest first
   int32_t waiting_ = 0;              // in the groups' queues
-  int64_t adapter_bytes_ = 0;        // of groups with running sequences
   int64_t next_group_order_ = 1;     // 0 is the base's
   int64_t next_admission_ = 0;
   int64_t earliest_deadline_us_;  // no deadline is earlier
+
+  AdapterMoves moves_;
+  int32_t loading_ = 0;       // images on their way
+  int32_t pages_images_ = 0;  // of images, there or on their way
+  const Group* no_room_ = nullptr;  // whose image finds none now
 
   int32_t budget_ = 0;  // rows left while planning
   Step step_;

@@ -56,8 +56,18 @@ struct Scheduler::Sequence {
   int32_t prompt_logprobs_done = 0;            // entries collected, sent ones included
 };
 
+enum class ImageState : uint8_t { kAbsent, kLoading, kReady };
+
 struct Scheduler::Group {
-  const Adapter* adapter = nullptr;
+  bool unloaded() const { return adapter != nullptr && lease.expired(); }
+
+  const Adapter* adapter = nullptr;   // valid while `open`
+  uint64_t serial = 0;                // 0: the base
+  std::weak_ptr<const Adapter> lease;
+  ImageState image = ImageState::kReady;  // stays so where none is needed
+  int32_t image_pages = 0;
+  std::vector<int32_t> pages;         // of the image, while it is there or on its way
+  int64_t last_use = 0;               // of the image, in PrefixCache::now()
   int64_t order = 0;              // of rows in a batch: the base first, then by first use
   int32_t open = 0;               // sequences in any state
   int32_t running = 0;            // sequences in `running_`

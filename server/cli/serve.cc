@@ -50,6 +50,7 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   options.precision = config.precision;
   options.threads = config.threads;
   options.kv_bytes = config.kv_cache_mib * kMiB;
+  options.pinned_bytes = config.pinned_mib * kMiB;
   options.limits = config.limits;
   ServedModel model;
   LK_ASSIGN_OR_RETURN(std::unique_ptr<ModelRunner> runner, ModelRunner::Create(source, options));
@@ -59,7 +60,6 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   model.base = &runner->base_model();
   model.kv = runner->kv();
   model.pages = runner->pages();
-  model.adapter_bytes = runner->adapter_bytes();
   model.vocab_size = source->config().vocab;
   model.context_tokens = source->config().context;
   model.eos_ids = source->config().eos_ids;

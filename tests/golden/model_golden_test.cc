@@ -132,7 +132,7 @@ TEST_F(ModelGolden, LogitsOfWholePromptsMatch) {
   for (const Case& c : *cases_) {
     GoldenModel& model = ModelOf(c);
     const AdapterLease adapter = model.Adapter(c.adapter);
-    Lane lane{c.prompt, 0, adapter.get()};
+    Lane lane{c.prompt, 0, adapter};
     const auto logits = model.harness.Run(&lane);
     ASSERT_EQ(logits.size(), c.logits.size());
     for (size_t t = 0; t < logits.size(); ++t) {
@@ -145,7 +145,7 @@ TEST_F(ModelGolden, GreedyTokensMatch) {
   for (const Case& c : *cases_) {
     GoldenModel& model = ModelOf(c);
     const AdapterLease adapter = model.Adapter(c.adapter);
-    Lane lane{c.prompt, 0, adapter.get()};
+    Lane lane{c.prompt, 0, adapter};
     for (size_t i = 0; i < c.greedy.size(); ++i) {
       const int32_t token = ArgMax(model.harness.Run(&lane).back());
       ASSERT_EQ(token, c.greedy[i]) << c.model << " adapter '" << c.adapter << "' prompt of "
@@ -162,11 +162,9 @@ TEST_F(ModelGolden, MixedChunkedBatchMatches) {
     for (const Case& c : *cases_) {
       if (c.model == name && cases.size() < 16) cases.push_back(&c);
     }
-    std::vector<AdapterLease> leases;
     std::vector<Lane> lanes;
     for (const Case* c : cases) {
-      leases.push_back(model->Adapter(c->adapter));
-      lanes.push_back({c->prompt, 0, leases.back().get()});
+      lanes.push_back({c->prompt, 0, model->Adapter(c->adapter)});
     }
     std::vector<Lane*> pointers;
     for (Lane& lane : lanes) pointers.push_back(&lane);

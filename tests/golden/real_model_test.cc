@@ -64,7 +64,7 @@ TEST(RealModel, GreedyTokensAndDistributionsMatch) {
     const std::vector<int32_t> greedy = c["greedy_ids"];
     ASSERT_GE(greedy.size(), 32u);
     // Each token given those before it: the same tokens as generating them one by one.
-    Lane lane{c["prompt_ids"].get<std::vector<int32_t>>(), 0, lease.get()};
+    Lane lane{c["prompt_ids"].get<std::vector<int32_t>>(), 0, lease};
     const size_t prompt = lane.tokens.size();
     lane.tokens.insert(lane.tokens.end(), greedy.begin(), greedy.end() - 1);
     const std::vector<std::vector<float>> rows = harness.Run(&lane);

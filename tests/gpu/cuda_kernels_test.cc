@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/kernels/backend.h"
+#include "tests/support/load_images.h"
 #include "tests/support/random_adapter.h"
 
 namespace lorikeet {
@@ -153,6 +154,13 @@ TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
         sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
       }
       const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
+      // Pages that hold fewer than sixteen rank rows of the widest linears.
+      if (seed == 0) backend->AllocatePages(KvLayout::Make(8, 2, 64, DType::kBF16), 128 << 20);
+      std::vector<std::shared_ptr<const Adapter>> adapters;
+      for (const auto& random : c.adapters) {  // not owned
+        adapters.emplace_back(std::shared_ptr<const Adapter>(), &random->adapter);
+      }
+      LoadImages(backend->images(), adapters, seed % 5);
       std::vector<float> x = RandomFloats(int64_t{c.rows} * c.in, rng);
       RoundTo(type.dtype, &x);
       const std::vector<int32_t> tokens(c.rows), positions(c.rows), begin = {0, c.rows};
@@ -190,6 +198,9 @@ TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
         }
         first_column += c.outs[m];
       }
+      AdapterMoves end;
+      for (const auto& adapter : adapters) end.drops.push_back(adapter->serial);
+      backend->images()->Move(std::move(end));
     }
   }
 }

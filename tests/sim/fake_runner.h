@@ -4,7 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <algorithm>
 #include <functional>
+#include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -41,12 +44,103 @@ struct FakeModel {
   }
 };
 
+// Images that are there `steps_to_load` calls of TakeLoaded after they were asked for. Every page
+// knows the image that lies in it, so that two users of a page are seen.
+class FakeImages final : public AdapterImages {
+ public:
+  explicit FakeImages(int32_t pages) : owner_(pages, 0) {}
+
+  static int32_t PagesOf(const Adapter& adapter) { return static_cast<int32_t>(adapter.bytes); }
+
+  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override { return PagesOf(adapter); }
+  void SetWake(std::function<void()> wake) override {
+    std::lock_guard lock(mutex_);
+    wake_ = std::move(wake);
+  }
+  void Move(AdapterMoves moves) override {
+    for (const uint64_t serial : moves.drops) {
+      EXPECT_EQ(there_.erase(serial), 1u) << "dropped what was not there";
+      Forget(serial);
+    }
+    for (AdapterLoad& load : moves.loads) {
+      const Adapter& adapter = *load.adapter.get();
+      EXPECT_EQ(int32_t(load.pages.size()), PagesOf(adapter));
+      for (const int32_t page : load.pages) {
+        EXPECT_EQ(owner_[page], 0u) << "page " << page << " has two images";
+        owner_[page] = adapter.serial;
+        written_.push_back(page);
+      }
+      ++loads;
+      coming_.push_back({adapter.serial, steps_to_load()});
+    }
+    Wake();
+  }
+  std::vector<AdapterLoaded> TakeLoaded() override {
+    std::vector<AdapterLoaded> loaded;
+    for (Coming& coming : coming_) {
+      if (coming.steps-- > 0) continue;
+      loaded.push_back({coming.serial, fail ? absl::ResourceExhaustedError("no memory")
+                                            : absl::OkStatus()});
+      if (!fail) there_.insert(coming.serial);
+      if (fail) Forget(coming.serial);
+    }
+    std::erase_if(coming_, [](const Coming& c) { return c.steps < 0; });
+    if (!coming_.empty()) Wake();
+    return loaded;
+  }
+
+  void Check(const Batch& batch) const {
+    for (const AdapterSegment& segment : batch.segments) {
+      if (PagesOf(*segment.adapter) == 0) continue;
+      EXPECT_TRUE(there_.contains(segment.adapter->serial)) << "a step before its adapter";
+    }
+    for (const int32_t page : batch.pages) {
+      EXPECT_EQ(owner_[page], 0u) << "page " << page << " has an image and keys and values";
+    }
+  }
+
+  // Pages that images were written to since the last call.
+  std::vector<int32_t> TakeWritten() { return std::exchange(written_, {}); }
+
+  std::function<int32_t()> steps_to_load = [] { return 0; };
+  bool fail = false;
+  int64_t loads = 0;
+
+ private:
+  struct Coming {
+    uint64_t serial;
+    int32_t steps;
+  };
+  void Forget(uint64_t serial) {
+    for (uint64_t& owner : owner_) owner = owner == serial ? 0 : owner;
+  }
+  void Wake() {
+    std::lock_guard lock(mutex_);
+    if (wake_) wake_();
+  }
+
+  std::mutex mutex_;
+  std::function<void()> wake_;
+  std::vector<uint64_t> owner_;  // [pages] serial of the image that lies there; 0: none
+  std::vector<int32_t> written_;
+  std::vector<Coming> coming_;
+  std::set<uint64_t> there_;
+};
+
 class FakeRunner final : public Runner {
  public:
-  FakeRunner(FakeModel model, KvLayout kv, int32_t pages)
-      : model_(model), kv_(kv), slots_(size_t(pages) * KvLayout::kPageTokens) {}
+  // `images` may be nullptr.
+  FakeRunner(FakeModel model, KvLayout kv, int32_t pages, FakeImages* images = nullptr)
+      : images_(images), model_(model), kv_(kv), slots_(size_t(pages) * KvLayout::kPageTokens) {}
 
   absl::StatusOr<StepResult> Run(const Batch& batch) override {
+    if (images_ != nullptr) {
+      images_->Check(batch);
+      for (const int32_t page : images_->TakeWritten()) {
+        std::fill_n(slots_.begin() + size_t(page) * KvLayout::kPageTokens, KvLayout::kPageTokens,
+                    Slot());
+      }
+    }
     Store(batch);
     StepResult result;
     for (const LogitRow& row : batch.logit_rows) result.sampled.push_back(Answer(batch, row));
@@ -56,6 +150,8 @@ class FakeRunner final : public Runner {
     }
     return result;
   }
+
+  AdapterImages* images() override { return images_; }
 
   // Called at the end of each step; may change the result or fail the device.
   std::function<absl::Status(const Batch&, StepResult*)> on_run;
@@ -117,6 +213,7 @@ class FakeRunner final : public Runner {
     return sampled;
   }
 
+  FakeImages* const images_;
   const FakeModel model_;
   const KvLayout kv_;
   std::vector<Slot> slots_;  // [pages, kPageTokens]

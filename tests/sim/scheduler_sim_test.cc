@@ -43,14 +43,22 @@ class Simulation {
       families_.emplace_back();
       for (int n = Pick(0, 50); n > 0; --n) families_.back().push_back(Pick(0, model_.vocab - 1));
     }
+    const bool with_images = Pick(0, 1) == 1;
+    if (with_images) {
+      options_.image_pages = FakeImages::PagesOf;
+      images_ = std::make_unique<FakeImages>(options_.pages);
+      images_->steps_to_load = [this] { return Pick(0, 3); };
+    }
     for (int i = Pick(0, 5); i >= 0; --i) {
       auto adapter = std::make_shared<Adapter>();
       adapter->version = "adapter " + std::to_string(i);
+      // Its image leaves a block of keys and values at least.
+      adapter->bytes = Pick(0, std::min(5, options_.pages - options_.kv.pages_per_block));
+      if (!with_images) adapter->bytes = 0;
       adapters_.push_back(i == 0 ? AdapterLease() : AdapterLease(adapter));
     }
-    context_ = ContextTokens(options_);
     scheduler_ = std::make_unique<Scheduler>(options_);
-    runner_ = std::make_unique<FakeRunner>(model_, options_.kv, options_.pages);
+    runner_ = std::make_unique<FakeRunner>(model_, options_.kv, options_.pages, images_.get());
   }
 
   void Run() {
@@ -76,6 +84,8 @@ class Simulation {
 
   int64_t preemptions() const { return preemptions_; }
   int64_t cached_tokens() const { return cached_tokens_; }
+  int64_t waits_for_images() const { return waits_for_images_; }
+  int64_t images_loaded() const { return images_ ? images_->loads : 0; }
 
  private:
   int32_t Pick(int32_t low, int32_t high) {
@@ -86,10 +96,12 @@ class Simulation {
     const RequestId id = clients_.size() + 1;
     Client& client = clients_[id];
     Request& request = client.request;
+    request.adapter = adapters_[Pick(0, static_cast<int32_t>(adapters_.size()) - 1)];
+    const int32_t context = Context(request);
     const std::vector<int32_t>& family = families_[Pick(0, int32_t(families_.size()) - 1)];
-    const int32_t shared = Pick(0, std::min<int32_t>(family.size(), context_ - 2));
+    const int32_t shared = Pick(0, std::min<int32_t>(family.size(), context - 2));
     request.prompt.assign(family.begin(), family.begin() + shared);
-    for (int32_t n = Pick(shared == 0, std::min(context_ - 1 - shared, 30)); n > 0; --n) {
+    for (int32_t n = Pick(shared == 0, std::min(context - 1 - shared, 30)); n > 0; --n) {
       request.prompt.push_back(Pick(0, model_.vocab - 1));
     }
     client.prompt = request.prompt;
@@ -100,7 +112,6 @@ class Simulation {
     request.sampling.prompt_logprobs = Pick(0, 3) == 0;
     request.skip_prefix_cache = Pick(0, 7) == 0;
     if (Pick(0, 3) == 0) request.cache_salt = "salt";
-    request.adapter = adapters_[Pick(0, static_cast<int32_t>(adapters_.size()) - 1)];
     if (Pick(0, 7) == 0) request.deadline_us = clock_.NowMicros() + Pick(0, 60);
 
     std::set<const Adapter*> distinct = {request.adapter.get()};
@@ -136,9 +147,16 @@ class Simulation {
       ASSERT_TRUE(client.finished || client.request.deadline_us > clock_.NowMicros())
           << "request " << id << " outlives its deadline";
     }
+    TakeLoaded();
     const bool planned = scheduler_->Plan(&batch_);
-    ASSERT_EQ(planned, !scheduler_->empty());
-    if (!planned) return;
+    if (images_ != nullptr) images_->Move(scheduler_->TakeMoves());
+    // All may wait for images, but then some are on their way.
+    if (!planned) {
+      ASSERT_TRUE(scheduler_->empty() || scheduler_->stats().images_loading > 0);
+      waits_for_images_ += !scheduler_->empty();
+      return;
+    }
+    ASSERT_FALSE(scheduler_->empty());
     CheckBatch();
     NoteAdmissions();
     preemptions_ += scheduler_->stats().preempted;
@@ -150,13 +168,28 @@ class Simulation {
     Take(std::move(events));
   }
 
+  void TakeLoaded() {
+    if (images_ == nullptr) return;
+    RequestEvents events;
+    for (const AdapterLoaded& loaded : images_->TakeLoaded()) {
+      scheduler_->Loaded(loaded, clock_.NowMicros(), &events);
+    }
+    ASSERT_TRUE(events.empty());
+  }
+
+  // Tokens that a request can come to.
+  int32_t Context(const Request& request) const {
+    const Adapter* adapter = request.adapter.get();
+    return ContextTokens(options_, adapter && images_ ? FakeImages::PagesOf(*adapter) : 0);
+  }
+
   void CheckBatch() {
     const int32_t rows = batch_.rows();
     ASSERT_GT(rows, 0);
     ASSERT_LE(rows, options_.limits.max_batch_tokens);
     ASSERT_LE(scheduler_->running(), options_.limits.max_running_requests);
     ASSERT_LE(batch_.sequences(), scheduler_->running());
-    ASSERT_LE(scheduler_->pages_used(), options_.pages);
+    ASSERT_LE(scheduler_->pages_used() + scheduler_->pages_images(), options_.pages);
     ASSERT_EQ(batch_.positions.size(), rows);
     ASSERT_EQ(batch_.sequence_begin.back(), rows);
     ASSERT_EQ(batch_.page_begin.back(), batch_.pages.size());
@@ -195,6 +228,7 @@ class Simulation {
     for (const RequestId id : admitted) {
       Client& client = clients_.at(id);
       client.admitted = true;
+      if (images_ != nullptr) continue;  // whose image is on its way is passed over
       const int64_t before = admissions_ - client.admissions_at_submit;
       const int64_t bound = client.ahead + int64_t{client.ahead + 1} * (client.most_adapters - 1);
       ASSERT_LE(before, bound) << "request " << id << " waited too long: " << client.ahead
@@ -215,7 +249,7 @@ class Simulation {
   // The oldest sequence always advances, so one request after the other is an upper bound, and a
   // preemption costs at most a whole context again: generous, but finite.
   int64_t MostSteps() const {
-    return int64_t{1000} * static_cast<int64_t>(clients_.size()) * context_;
+    return int64_t{5000} * static_cast<int64_t>(clients_.size()) * ContextTokens(options_);
   }
 
   struct Answer {
@@ -239,7 +273,7 @@ class Simulation {
       } else if (stops.count(token)) {
         answer.reason = FinishReason::kStop;
       } else if (static_cast<int32_t>(answer.tokens.size()) == request.max_new_tokens ||
-                 static_cast<int32_t>(history.size()) == context_) {
+                 static_cast<int32_t>(history.size()) == Context(request)) {
         answer.reason = FinishReason::kLength;
       }
     }
@@ -291,8 +325,8 @@ class Simulation {
   SchedulerOptions options_;
   FakeModel model_;
   FakeClock clock_;
-  int32_t context_ = 0;
   std::vector<AdapterLease> adapters_;
+  std::unique_ptr<FakeImages> images_;  // nullptr: adapters need none
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<FakeRunner> runner_;
   std::vector<std::vector<int32_t>> families_;  // beginnings that prompts share
@@ -301,10 +335,11 @@ class Simulation {
   int64_t admissions_ = 0;
   int64_t preemptions_ = 0;
   int64_t cached_tokens_ = 0;
+  int64_t waits_for_images_ = 0;
 };
 
 TEST(SchedulerSimulation, RandomHistoriesKeepEveryPromise) {
-  int64_t preemptions = 0, cached = 0;
+  int64_t preemptions = 0, cached = 0, waits = 0, loads = 0;
   for (uint64_t seed = 1; seed <= 4000; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Simulation simulation(seed);
@@ -312,10 +347,14 @@ TEST(SchedulerSimulation, RandomHistoriesKeepEveryPromise) {
     if (HasFailure()) return;
     preemptions += simulation.preemptions();
     cached += simulation.cached_tokens();
+    waits += simulation.waits_for_images();
+    loads += simulation.images_loaded();
   }
   // The histories must reach the hard cases, or they prove nothing.
   EXPECT_GT(preemptions, 1000);
   EXPECT_GT(cached, 10'000);
+  EXPECT_GT(waits, 1000);
+  EXPECT_GT(loads, 10'000);
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "tests/support/load_images.h"
+
 namespace lorikeet {
 
 ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precision, int32_t lanes,
@@ -22,16 +24,28 @@ ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precisi
   const ModelConfig& config = source_->config();
   layout_ = KvLayout::Make(config.layers, config.kv_heads, config.head_dim, backend_->kv_dtype());
   lane_blocks_ = layout_.PagesFor(max_tokens) / layout_.pages_per_block;
-  backend_->AllocatePages(layout_, int64_t{lanes} * lane_blocks_ * layout_.pages_per_block *
-                                       layout_.page_bytes());
+  next_page_ = lanes * lane_blocks_ * layout_.pages_per_block;
+  constexpr int64_t kImageBytes = int64_t{64} << 20;
+  const int64_t image_bytes = backend_->images() != nullptr ? kImageBytes : 0;
+  backend_->AllocatePages(layout_, next_page_ * layout_.page_bytes() + image_bytes);
+}
+
+void ModelHarness::LoadAdapters(const std::vector<Lane*>& lanes) {
+  for (const Lane* lane : lanes) {
+    const std::shared_ptr<const Adapter>& adapter = lane->adapter.share();
+    if (adapter == nullptr || !loaded_.emplace(adapter.get(), lane->adapter).second) continue;
+    next_page_ = LoadImages(backend_->images(), {&adapter, 1}, next_page_);
+  }
 }
 
 std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane*> lanes,
                                                                 const std::vector<int32_t>& rows) {
+  LoadAdapters(lanes);
+  const auto adapter_of = [&](int32_t i) { return lanes[i]->adapter.get(); };
   std::vector<int32_t> order(lanes.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return lanes[a]->adapter < lanes[b]->adapter; });
+                   [&](int32_t a, int32_t b) { return adapter_of(a) < adapter_of(b); });
   std::vector<int32_t> tokens, positions, sequence_begin = {0}, page_begin = {0};
   std::vector<int32_t> page_ids, logit_rows;
   std::vector<AdapterSegment> segments;
@@ -53,10 +67,11 @@ std::vector<std::vector<std::vector<float>>> ModelHarness::Step(std::vector<Lane
       }
     }
     page_begin.push_back(static_cast<int32_t>(page_ids.size()));
-    if (lane.adapter && !segments.empty() && segments.back().adapter == lane.adapter) {
+    const Adapter* adapter = adapter_of(i);
+    if (adapter && !segments.empty() && segments.back().adapter == adapter) {
       segments.back().row_end = end;
-    } else if (lane.adapter) {
-      segments.push_back({begin, end, lane.adapter});
+    } else if (adapter) {
+      segments.push_back({begin, end, adapter});
     }
   }
   logit_rows.resize(tokens.size());

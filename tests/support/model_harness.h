@@ -2,10 +2,12 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "engine/api/adapter_store.h"
 #include "engine/kernels/backend.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/model/model.h"
@@ -17,7 +19,7 @@ namespace lorikeet {
 struct Lane {
   std::vector<int32_t> tokens;
   int32_t computed = 0;
-  const Adapter* adapter = nullptr;  // nullptr: base
+  AdapterLease adapter;  // empty: base
 };
 
 // The backend under test: each test program links one definition.
@@ -44,11 +46,15 @@ class ModelHarness {
   std::vector<std::vector<float>> Run(Lane* lane);
 
  private:
+  void LoadAdapters(const std::vector<Lane*>& lanes);
+
   std::shared_ptr<const ModelSource> source_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   KvLayout layout_;
   int32_t lane_blocks_;
+  int32_t next_page_ = 0;  // behind the lanes' and the images
+  std::map<const Adapter*, AdapterLease> loaded_;
 };
 
 // Index of the largest value, the first of equals.

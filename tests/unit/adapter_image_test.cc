@@ -60,13 +60,18 @@ TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
     const RandomAdapter random(in, outs, kType, 70, rng);
     std::vector<ModuleWidths> widths;
     for (const int32_t out : outs) widths.push_back({in, out});
-    const int64_t page_bytes = 8192;  // a tile of 16 rows of up to 200 elements, and little more
-    const ImagePlan plan = PlanImage(random.adapter, widths, kType, page_bytes);
+    // Room for a tile of 16 rows of up to 200 elements, or for fewer.
+    const int64_t page_bytes = seed % 2 == 0 ? 8192 : 2048;
+    const absl::StatusOr<ImagePlan> planned = PlanImage(random.adapter, widths, kType, page_bytes);
+    ASSERT_TRUE(planned.ok()) << planned.status();
+    const ImagePlan& plan = *planned;
     const std::vector<std::byte> image = Image(plan, page_bytes);
     for (size_t m = 0; m < outs.size(); ++m) {
       const RankTile* tiles = &plan.tiles[m * plan.tiles_per_module];
       const int32_t rank = random.adapter.modules[m].low_rank.rank;
-      EXPECT_EQ(tiles[0].module_tiles, (rank + kTileRanks - 1) / kTileRanks);
+      const int64_t row_bytes = 2 * RowPitch(std::max(in, outs[m]));
+      const int32_t tile = static_cast<int32_t>(std::min<int64_t>(16, page_bytes / row_bytes));
+      EXPECT_EQ(tiles[0].module_tiles, (rank + tile - 1) / tile);
       int32_t ranks = 0;
       for (int32_t i = 0; i < plan.tiles_per_module; ++i) {
         for (int32_t k = 0; k < tiles[i].ranks; ++k, ++ranks) {
@@ -80,6 +85,14 @@ TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
       }
     }
   }
+}
+
+TEST(AdapterImage, ARankRowWiderThanAPageIsRefusedByName) {
+  std::mt19937 rng(1);
+  const RandomAdapter random(64, {600}, kType, 8, rng);
+  const absl::Status status = PlanImage(random.adapter, {{64, 600}}, kType, 1024).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("64 to 600"), std::string::npos) << status;
 }
 
 }  // namespace

@@ -37,14 +37,15 @@ Request MakeRequest(int32_t prompt, int32_t max_new, AdapterLease adapter = {}) 
 // One scheduler, its batch and its events by request. Every sampled token is `answer`.
 class Scheduling : public ::testing::Test {
  protected:
-  void Start(Limits limits, int32_t pages, int64_t adapter_bytes = 0) {
+  void Start(Limits limits, int32_t pages,
+             std::function<int32_t(const Adapter&)> image_pages = nullptr) {
     if (limits.max_context_tokens == 0) limits.max_context_tokens = 1000;
     SchedulerOptions options;
     options.limits = limits;
     options.kv = KvLayout::Make(2, 1, 64, DType::kF32);
     ASSERT_EQ(options.kv.pages_per_block, 1);
     options.pages = pages;
-    options.adapter_bytes = adapter_bytes;
+    options.image_pages = std::move(image_pages);
     options.eos_ids = {kEos};
     scheduler_ = std::make_unique<Scheduler>(options);
   }
@@ -108,24 +109,83 @@ TEST_F(Scheduling, DecodeRowsComeBeforePromptsAndPromptsFillTheRest) {
   EXPECT_EQ(Tokens(2).size(), 1u);
 }
 
-TEST_F(Scheduling, AdaptersThatDoNotFitTogetherWaitForOneAnother) {
-  Start({.max_batch_tokens = 64}, 100, 100);
-  const AdapterLease a = MakeAdapter("a", 60), b = MakeAdapter("b", 40), c = MakeAdapter("c", 1);
+TEST_F(Scheduling, ImagesAreFetchedInTurnAndThoseInUseStay) {
+  Start({.max_batch_tokens = 64}, 14, [](const Adapter& a) { return int32_t(a.bytes); });
+  const AdapterLease a = MakeAdapter("a", 5), b = MakeAdapter("b", 4), c = MakeAdapter("c", 3);
+  const auto loaded = [&](const AdapterLease& lease) {
+    RequestEvents events;
+    scheduler_->Loaded({lease.get()->serial, absl::OkStatus()}, now_, &events);
+  };
   scheduler_->Enqueue(1, MakeRequest(3, 2, a));
   scheduler_->Enqueue(2, MakeRequest(3, 4, b));
   scheduler_->Enqueue(3, MakeRequest(3, 1, c));  // fits only without one of the others
   scheduler_->Enqueue(4, MakeRequest(3, 1, a));  // a is there, but it is c's turn
+  EXPECT_FALSE(Plan()) << "no image is there";
+  AdapterMoves moves = scheduler_->TakeMoves();
+  ASSERT_EQ(moves.loads.size(), 2u);
+  EXPECT_EQ(moves.loads[0].adapter.get(), a.get());
+  EXPECT_EQ(moves.loads[0].pages.size(), 5u);
+  EXPECT_EQ(moves.loads[1].adapter.get(), b.get());
+  EXPECT_FALSE(Plan());
+  EXPECT_TRUE(scheduler_->TakeMoves().empty()) << "they are on their way";
+  loaded(b);
+  Step();
+  EXPECT_EQ(batch_.segments.size(), 1u) << "b runs though a's turn comes first";
+  loaded(a);
   Step();
   EXPECT_EQ(batch_.segments.size(), 2u);
   EXPECT_EQ(scheduler_->waiting(), 2);
   Step();
   EXPECT_EQ(Finish(1), FinishReason::kLength);
+  EXPECT_TRUE(scheduler_->TakeMoves().empty()) << "nothing in use was pushed out";
+  Step();
+  moves = scheduler_->TakeMoves();
+  EXPECT_THAT(moves.drops, ElementsAre(a.get()->serial));
+  ASSERT_EQ(moves.loads.size(), 1u);
+  EXPECT_EQ(moves.loads[0].adapter.get(), c.get());
+  EXPECT_EQ(Finish(2), FinishReason::kLength);
+  loaded(c);
   Step();
   EXPECT_EQ(Finish(3), FinishReason::kLength);
-  EXPECT_EQ(scheduler_->waiting(), 1) << "b and c leave no room for a";
+}
+
+TEST_F(Scheduling, AFailedLoadEndsItsOwnRequestsAndGivesThePagesBack) {
+  Start({.max_batch_tokens = 64}, 14, [](const Adapter& a) { return int32_t(a.bytes); });
+  const AdapterLease a = MakeAdapter("a", 5);
+  scheduler_->Enqueue(1, MakeRequest(3, 2, a));
+  scheduler_->Enqueue(2, MakeRequest(3, 1));
   Step();
   EXPECT_EQ(Finish(2), FinishReason::kLength);
-  EXPECT_EQ(Finish(4), FinishReason::kLength);
+  EXPECT_EQ(scheduler_->pages_images(), 5);
+  RequestEvents events;
+  scheduler_->Loaded({a.get()->serial, absl::ResourceExhaustedError("no memory")}, now_, &events);
+  Take(std::move(events));
+  EXPECT_EQ(Finish(1), FinishReason::kError);
+  EXPECT_EQ(scheduler_->pages_images(), 0);
+  EXPECT_TRUE(scheduler_->empty());
+}
+
+TEST_F(Scheduling, AnImageStaysForLaterRequestsAndGoesWithItsAdapter) {
+  Start({.max_batch_tokens = 64}, 14, [](const Adapter& a) { return int32_t(a.bytes); });
+  AdapterLease a = MakeAdapter("a", 5);
+  const uint64_t serial = a.get()->serial;
+  for (RequestId id = 1; id <= 2; ++id) {
+    scheduler_->Enqueue(id, MakeRequest(3, 1, a));
+    if (id == 1) {
+      EXPECT_FALSE(Plan());
+      EXPECT_EQ(scheduler_->TakeMoves().loads.size(), 1u);
+      RequestEvents events;
+      scheduler_->Loaded({serial, absl::OkStatus()}, now_, &events);
+    }
+    Step();
+    EXPECT_EQ(Finish(id), FinishReason::kLength);
+    EXPECT_TRUE(scheduler_->TakeMoves().empty());
+  }
+  a = AdapterLease();
+  scheduler_->Enqueue(3, MakeRequest(3, 1));
+  Step();
+  EXPECT_THAT(scheduler_->TakeMoves().drops, ElementsAre(serial));
+  EXPECT_EQ(scheduler_->pages_images(), 0);
 }
 
 TEST_F(Scheduling, RowsCarryTokensPositionsPagesAndHistory) {

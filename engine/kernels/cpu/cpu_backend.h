@@ -44,7 +44,7 @@ class CpuBackend final : public Backend {
   void LoadEmbedding(const TensorView& table) override { embedding_ = table; }
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
   std::byte* pages() override { return kv_.pages.data(); }
-  int64_t adapter_bytes() const override { return 0; }  // they are where they are
+  AdapterImages* images() override { return nullptr; }
   absl::Status status() const override { return absl::OkStatus(); }
   void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) override;
 

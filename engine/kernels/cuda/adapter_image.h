@@ -1,14 +1,15 @@
 // An adapter on the device as the low-rank kernels read it.
 //
-// The image can be cut into pages that lie anywhere (so far it is one page). Its unit is a rank row: row k of A or column k of
-// B, `width` elements of the backend's activation type, never across a page. Sixteen consecutive
-// ranks of a module, what a tensor-core product takes at a time, are a RankTile: as a tile is
-// smaller than a page, its rows of A lie in at most two places, and so do those of B.
+// The image is cut into pages that lie anywhere. Its unit is a rank row: row k of A or column k of B,
+// `width` elements of the backend's activation type, never across a page. Up to sixteen consecutive
+// ranks of a module, what a tensor-core product takes at a time, are a RankTile: a tile's rows of A
+// are no more than a page holds and so lie in at most two places, and so do those of B.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "engine/api/adapter.h"
 #include "engine/base/dtype.h"
 
@@ -16,7 +17,8 @@ namespace lorikeet::cuda {
 
 inline constexpr int32_t kTileRanks = 16;
 
-// Ranks [16 i, 16 i + ranks) of one module.
+// Some consecutive ranks of one module: sixteen, but for its last tile and for rows so wide that a
+// page holds fewer.
 struct alignas(64) RankTile {
   // Rank row k is at a[0] + k rows for k < a_first, else at a[1] + (k - a_first) rows.
   const void* a[2] = {};
@@ -56,8 +58,8 @@ struct ImagePlan {
   int64_t pages = 0;
 };
 
-// `widths` by ModuleId. REQUIRES: a tile of the widest module fits in `page_bytes`.
-ImagePlan PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
+// `widths` by ModuleId. INVALID_ARGUMENT: a rank row or vector is larger than a page.
+absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
                     int64_t page_bytes);
 
 }  // namespace lorikeet::cuda

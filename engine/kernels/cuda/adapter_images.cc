@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/cuda_status.h"
 #include "engine/kernels/cuda/narrow.h"
@@ -13,12 +14,10 @@
 namespace lorikeet::cuda {
 namespace {
 
-constexpr int64_t kGranule = int64_t{2} << 20;  // what the driver hands out
-constexpr int64_t kContiguous = std::numeric_limits<int64_t>::max() / 2;
+constexpr int64_t kExtentBytes = int64_t{256} << 20;
 
 // Rows of a piece in the image's type.
-void WritePiece(const ImagePlan::Piece& piece, DType dtype, std::byte* image) {
-  std::byte* to = image + piece.to;
+void WritePiece(const ImagePlan::Piece& piece, DType dtype, std::byte* to) {
   if (piece.vector || piece.dtype == dtype) {
     const DType same = piece.dtype;
     const int64_t pitch = piece.vector ? piece.width : RowPitch(piece.width);
@@ -49,115 +48,206 @@ uint32_t ChangedLinears(const Adapter& adapter) {
 
 }  // namespace
 
-AdapterImages::~AdapterImages() {
-  for (auto& [serial, image] : images_) cudaFree(image.memory);
-  cudaFreeHost(staging_);
-  if (staged_ != nullptr) cudaEventDestroy(staged_);
-}
-
-// Pinned memory that no copy reads any more.
-std::byte* AdapterImages::Staging(int64_t bytes) {
-  if (staged_ == nullptr) cudaEventCreateWithFlags(&staged_, cudaEventDisableTiming);
-  cudaEventSynchronize(staged_);
-  if (bytes > staging_bytes_) {
-    cudaFreeHost(staging_);
-    staging_ = nullptr;
-    cudaMallocHost(reinterpret_cast<void**>(&staging_), bytes);
-    staging_bytes_ = staging_ != nullptr ? bytes : 0;
+DeviceImages::~DeviceImages() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
   }
-  return staging_;
+  work_.notify_one();
+  if (thread_.joinable()) thread_.join();
+  for (auto& [serial, resident] : resident_) cudaFreeAsync(resident.tiles, stream_);
+  if (stream_ != nullptr) {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+    cudaEventDestroy(copied_);
+  }
+  for (std::byte* extent : extents_) cudaFreeHost(extent);
 }
 
-void AdapterImages::SetWidths(ModuleId module, ModuleWidths widths) {
+void DeviceImages::SetWidths(ModuleId module, ModuleWidths widths) {
   if (module >= static_cast<int32_t>(widths_.size())) widths_.resize(module + 1);
   widths_[module] = widths;
 }
 
-bool AdapterImages::DropOldest() {
-  auto oldest = images_.end();
-  for (auto it = images_.begin(); it != images_.end(); ++it) {
-    if (it->second.last_step == step_) continue;
-    if (oldest == images_.end() || it->second.last_step < oldest->second.last_step) oldest = it;
-  }
-  if (oldest == images_.end()) return false;
-  cudaStreamSynchronize(stream_);  // a step before this one may still read it
-  cudaFree(oldest->second.memory);
-  used_ -= oldest->second.bytes;
-  images_.erase(oldest);
-  return true;
+absl::Status DeviceImages::Start(std::byte* pages, int64_t page_bytes, int64_t pinned_bytes) {
+  LK_CHECK(!thread_.joinable());
+  pages_ = pages;
+  page_bytes_ = page_bytes;
+  pinned_limit_ = pinned_bytes;
+  FirstError errors;
+  errors.Note(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+  errors.Note(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming | cudaEventBlockingSync),
+              "an event");
+  // Tables of tiles come from the device's own pool, which shall keep what it has.
+  int device = 0;
+  cudaMemPool_t pool = nullptr;
+  uint64_t keep = UINT64_MAX;
+  errors.Note(cudaGetDevice(&device), "the device");
+  errors.Note(cudaDeviceGetDefaultMemPool(&pool, device), "memory for tables");
+  if (pool != nullptr) cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
+  LK_RETURN_IF_ERROR(errors.status());
+  thread_ = std::thread([this, device] {
+    cudaSetDevice(device);
+    Loop();
+  });
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::byte*> AdapterImages::Allocate(int64_t bytes) {
-  std::byte* memory = nullptr;
+absl::StatusOr<int32_t> DeviceImages::Pages(const Adapter& adapter) const {
+  LK_ASSIGN_OR_RETURN(const ImagePlan plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
+  return static_cast<int32_t>(std::max<int64_t>(1, plan.pages));
+}
+
+void DeviceImages::SetWake(std::function<void()> wake) {
+  std::lock_guard lock(mutex_);
+  wake_ = std::move(wake);
+}
+
+void DeviceImages::Move(AdapterMoves moves) {
+  {
+    std::lock_guard lock(mutex_);
+    for (const uint64_t serial : moves.drops) {
+      const auto found = resident_.find(serial);
+      LK_CHECK(found != resident_.end());
+      cudaFreeAsync(found->second.tiles, stream_);
+      resident_.erase(found);
+    }
+    for (AdapterLoad& load : moves.loads) queue_.push_back(std::move(load));
+  }
+  work_.notify_one();
+}
+
+std::vector<AdapterLoaded> DeviceImages::TakeLoaded() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(loaded_, {});
+}
+
+const DeviceAdapter& DeviceImages::Get(const Adapter& adapter) const {
+  std::lock_guard lock(mutex_);
+  const auto found = resident_.find(adapter.serial);
+  LK_CHECK_MSG(found != resident_.end(), "a step before its adapter");
+  return found->second.adapter;
+}
+
+void DeviceImages::Loop() {
   while (true) {
-    if (used_ + bytes <= limit_) {
-      const cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&memory), bytes);
-      if (error == cudaSuccess) break;
-      if (error != cudaErrorMemoryAllocation) return ToStatus(error, "memory of an adapter");
-      cudaGetLastError();
+    AdapterLoad load;
+    {
+      std::unique_lock lock(mutex_);
+      work_.wait(lock, [this] { return stop_ || !queue_.empty(); });
+      if (stop_) return;
+      load = std::move(queue_.front());
+      queue_.pop_front();
     }
-    if (!DropOldest()) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("an adapter of ", bytes, " bytes does not fit beside the ", used_,
-                       " bytes of the others of its step; adapters may have ", limit_));
-    }
+    const absl::StatusOr<Resident> resident = Load(load);
+    std::lock_guard lock(mutex_);
+    const uint64_t serial = load.adapter.get()->serial;
+    loaded_.push_back({serial, resident.status()});
+    if (resident.ok()) resident_.emplace(serial, *resident);
+    if (wake_) wake_();
   }
-  used_ += bytes;
-  return memory;
 }
 
-absl::StatusOr<AdapterImages::Image> AdapterImages::Copy(const Adapter& adapter) {
-  ImagePlan plan = PlanImage(adapter, widths_, dtype_, kContiguous);
-  int64_t data_bytes = 0;
-  for (const ImagePlan::Piece& p : plan.pieces) {
-    const DType type = p.vector ? p.dtype : dtype_;
-    data_bytes = std::max(data_bytes, p.to + ByteSize(type, p.rows * RowPitch(p.width)));
+absl::StatusOr<DeviceImages::Resident> DeviceImages::Load(const AdapterLoad& load) {
+  LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(*load.adapter.get()));
+  Resident resident;
+  cudaError_t error = CopyPages(*packed, load.pages);
+  if (error == cudaSuccess) error = CopyTiles(*packed, load.pages, &resident.tiles);
+  if (error == cudaSuccess) error = cudaEventRecord(copied_, stream_);
+  if (error == cudaSuccess) error = cudaEventSynchronize(copied_);
+  if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
+  resident.adapter = {resident.tiles, packed->plan.tiles_per_module, packed->linears};
+  return resident;
+}
+
+absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& adapter) {
+  const auto found = std::find_if(packed_.begin(), packed_.end(), [&](const Packed& p) {
+    return p.serial == adapter.serial;
+  });
+  if (found != packed_.end()) {
+    packed_.splice(packed_.begin(), packed_, found);
+    return &packed_.front();
   }
-  data_bytes = (data_bytes + 63) / 64 * 64;
-  const int64_t tile_bytes = static_cast<int64_t>(plan.tiles.size() * sizeof(RankTile));
-  Image image;
-  const int64_t bytes = data_bytes + tile_bytes;
-  image.bytes = (bytes + kGranule - 1) / kGranule * kGranule;
-  std::byte* host = Staging(bytes);
-  if (host == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no ", bytes, " bytes of pinned host memory for an adapter"));
+  Packed packed;
+  packed.serial = adapter.serial;
+  packed.linears = ChangedLinears(adapter);
+  LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
+  LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
+  for (const ImagePlan::Piece& piece : packed.plan.pieces) {
+    WritePiece(piece, dtype_, packed.chunks[piece.to / page_bytes_] + piece.to % page_bytes_);
   }
-  LK_ASSIGN_OR_RETURN(image.memory, Allocate(image.bytes));
-  for (const ImagePlan::Piece& piece : plan.pieces) WritePiece(piece, dtype_, host);
-  const auto place = [&](auto* pointer) {  // an offset + 1 becomes an address
+  packed.plan.pieces = {};
+  packed_.push_front(std::move(packed));
+  return &packed_.front();
+}
+
+absl::Status DeviceImages::TakeChunks(int64_t count, std::vector<std::byte*>* chunks) {
+  while (static_cast<int64_t>(free_chunks_.size()) < count) {
+    const int64_t bytes = std::max<int64_t>(1, kExtentBytes / page_bytes_) * page_bytes_;
+    if (pinned_ + bytes <= pinned_limit_) {
+      void* extent = nullptr;
+      const cudaError_t error = cudaHostAlloc(&extent, bytes, cudaHostAllocDefault);
+      if (error != cudaSuccess) return ToStatus(error, "pinned host memory for adapters");
+      extents_.push_back(static_cast<std::byte*>(extent));
+      pinned_ += bytes;
+      for (int64_t at = 0; at < bytes; at += page_bytes_) {
+        free_chunks_.push_back(extents_.back() + bytes - page_bytes_ - at);  // the first on top
+      }
+      continue;
+    }
+    if (packed_.empty()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("an adapter of ", count * page_bytes_, " bytes; pinned host memory for them is ",
+                       pinned_limit_, " bytes"));
+    }
+    const std::vector<std::byte*>& oldest = packed_.back().chunks;
+    free_chunks_.insert(free_chunks_.end(), oldest.rbegin(), oldest.rend());
+    packed_.pop_back();
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    chunks->push_back(free_chunks_.back());
+    free_chunks_.pop_back();
+  }
+  return absl::OkStatus();
+}
+
+// Pages that follow one another on both sides go in one copy.
+cudaError_t DeviceImages::CopyPages(const Packed& packed, const std::vector<int32_t>& pages) {
+  const int64_t count = packed.plan.pages;
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+    const auto follows = [&](int64_t i) {
+      return pages[i] == pages[i - 1] + 1 && packed.chunks[i] == packed.chunks[i - 1] + page_bytes_;
+    };
+    for (end = begin + 1; end < count && follows(end);) ++end;
+    const cudaError_t error =
+        cudaMemcpyAsync(pages_ + pages[begin] * page_bytes_, packed.chunks[begin],
+                        (end - begin) * page_bytes_, cudaMemcpyHostToDevice, stream_);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t DeviceImages::CopyTiles(const Packed& packed, const std::vector<int32_t>& pages,
+                                    RankTile** tiles) {
+  const auto place = [&](auto* pointer) {  // an image offset + 1 becomes an address
     if (pointer == nullptr) return pointer;
-    return reinterpret_cast<decltype(pointer)>(image.memory - 1 +
-                                               reinterpret_cast<uintptr_t>(pointer));
+    const int64_t offset = static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)) - 1;
+    std::byte* address = pages_ + pages[offset / page_bytes_] * page_bytes_ + offset % page_bytes_;
+    return reinterpret_cast<decltype(pointer)>(address);
   };
-  for (RankTile& tile : plan.tiles) {
+  std::vector<RankTile>& placed = tiles_;  // as long as the copy
+  placed = packed.plan.tiles;
+  for (RankTile& tile : placed) {
     for (const void*& p : tile.a) p = place(p);
     for (const void*& p : tile.b) p = place(p);
     tile.out_scale = place(tile.out_scale);
     tile.bias = place(tile.bias);
   }
-  std::memcpy(host + data_bytes, plan.tiles.data(), tile_bytes);
-  const cudaError_t error =
-      cudaMemcpyAsync(image.memory, host, bytes, cudaMemcpyHostToDevice, stream_);
-  if (error != cudaSuccess) {
-    cudaFree(image.memory);
-    used_ -= image.bytes;
-    return ToStatus(error, "the copy of an adapter");
-  }
-  cudaEventRecord(staged_, stream_);
-  image.adapter = {reinterpret_cast<const RankTile*>(image.memory + data_bytes),
-                   plan.tiles_per_module, ChangedLinears(adapter)};
-  return image;
-}
-
-absl::StatusOr<DeviceAdapter> AdapterImages::Get(const Adapter& adapter) {
-  auto found = images_.find(adapter.serial);
-  if (found == images_.end()) {
-    LK_ASSIGN_OR_RETURN(Image image, Copy(adapter));
-    found = images_.emplace(adapter.serial, image).first;
-  }
-  found->second.last_step = step_;
-  return found->second.adapter;
+  const size_t bytes = placed.size() * sizeof(RankTile);
+  cudaError_t error = cudaMallocAsync(reinterpret_cast<void**>(tiles), bytes, stream_);
+  if (error != cudaSuccess) return error;
+  error = cudaMemcpyAsync(*tiles, placed.data(), bytes, cudaMemcpyHostToDevice, stream_);
+  return error;
 }
 
 }  // namespace lorikeet::cuda

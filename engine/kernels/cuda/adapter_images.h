@@ -1,15 +1,27 @@
-// The adapters that are on the device.
+// Adapters' images in the pages of the device's pool. A thread of its own packs an image into pinned
+// memory and copies it on a stream of its own; steps meanwhile go on. Packed images stay in pinned
+// memory, the least recently copied leaving when it is full, so that an adapter that comes back is
+// a plain copy.
+//
+// Pinned memory is taken in extents as it is needed, cut into the pool's page size and never given
+// back: taking and giving stop the device.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <condition_variable>
 #include <cstdint>
-#include <limits>
+#include <deque>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/api/adapter.h"
+#include "engine/api/adapter_images.h"
 #include "engine/kernels/cuda/adapter_image.h"
 
 namespace lorikeet::cuda {
@@ -23,49 +35,68 @@ struct DeviceAdapter {
   static constexpr int32_t kScaledBit = kHeadBit + 1;    // some output is scaled
 };
 
-// One thread. An image is one allocation; the least recently used go when the limit is reached.
-class AdapterImages {
+class DeviceImages final : public AdapterImages {
  public:
-  AdapterImages(DType dtype, cudaStream_t stream) : dtype_(dtype), stream_(stream) {}
-  ~AdapterImages();
+  explicit DeviceImages(DType dtype) : dtype_(dtype) {}
+  ~DeviceImages() override;
 
-  // Widths of a module, before the first Get.
+  // Widths of a module, before any load.
   void SetWidths(ModuleId module, ModuleWidths widths);
+  // Page p of the pool is at pages + p * page_bytes. Once, before any load. `pinned_bytes`: for
+  // packed images; an adapter larger than that fails to load.
+  absl::Status Start(std::byte* pages, int64_t page_bytes, int64_t pinned_bytes);
 
-  void SetLimit(int64_t bytes) { limit_ = bytes; }
-  int64_t limit() const { return limit_; }
+  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override;
+  void SetWake(std::function<void()> wake) override;
+  void Move(AdapterMoves moves) override;
+  std::vector<AdapterLoaded> TakeLoaded() override;
 
-  // Starts a step: adapters of earlier steps may leave.
-  void BeginStep() { ++step_; }
-  // The adapter on the device, copied there now if it was not; copies are ordered on the stream.
-  // RESOURCE_EXHAUSTED: the step's adapters do not fit together.
-  absl::StatusOr<DeviceAdapter> Get(const Adapter& adapter);
-  // Frees the image not used for longest, but for this step's. False: there is none.
-  bool DropOldest();
+  // REQUIRES: TakeLoaded has named it and it was not dropped.
+  const DeviceAdapter& Get(const Adapter& adapter) const;
 
  private:
-  struct Image {
+  // An image in pinned memory.
+  struct Packed {
+    uint64_t serial = 0;
+    ImagePlan plan;                  // pieces are dropped once they are written
+    std::vector<std::byte*> chunks;  // [plan.pages] of page_bytes_
+    uint32_t linears = 0;            // DeviceAdapter's
+  };
+  struct Resident {
     DeviceAdapter adapter;
-    std::byte* memory = nullptr;
-    int64_t bytes = 0;
-    int64_t last_step = 0;
+    RankTile* tiles = nullptr;
   };
 
-  absl::StatusOr<Image> Copy(const Adapter& adapter);
-  absl::StatusOr<std::byte*> Allocate(int64_t bytes);
-  std::byte* Staging(int64_t bytes);
+  void Loop();
+  absl::StatusOr<Resident> Load(const AdapterLoad& load);
+  absl::StatusOr<const Packed*> Pack(const Adapter& adapter);
+  absl::Status TakeChunks(int64_t count, std::vector<std::byte*>* chunks);
+  cudaError_t CopyPages(const Packed& packed, const std::vector<int32_t>& pages);
+  cudaError_t CopyTiles(const Packed& packed, const std::vector<int32_t>& pages, RankTile** tiles);
 
   const DType dtype_;
-  const cudaStream_t stream_;
   std::vector<ModuleWidths> widths_;
-  std::unordered_map<uint64_t, Image> images_;  // by Adapter::serial
-  int64_t step_ = 0;
-  int64_t limit_ = std::numeric_limits<int64_t>::max();
-  int64_t used_ = 0;
+  std::byte* pages_ = nullptr;
+  int64_t page_bytes_ = 0;
+  int64_t pinned_limit_ = 0;
+  cudaStream_t stream_ = nullptr;
 
-  std::byte* staging_ = nullptr;  // pinned; an image on its way to the device
-  int64_t staging_bytes_ = 0;
-  cudaEvent_t staged_ = nullptr;  // the last copy out of it
+  // The thread's own.
+  cudaEvent_t copied_ = nullptr;
+  std::list<Packed> packed_;            // copied last first
+  std::vector<std::byte*> extents_;     // pinned
+  int64_t pinned_ = 0;                  // bytes of extents_
+  std::vector<std::byte*> free_chunks_;
+  std::vector<RankTile> tiles_;         // on their way
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;
+  std::deque<AdapterLoad> queue_;
+  std::vector<AdapterLoaded> loaded_;
+  std::unordered_map<uint64_t, Resident> resident_;  // by Adapter::serial
+  std::function<void()> wake_;
+  bool stop_ = false;
+  std::thread thread_;
 };
 
 }  // namespace lorikeet::cuda

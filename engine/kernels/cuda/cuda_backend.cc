@@ -1,5 +1,7 @@
 #include "engine/kernels/cuda/cuda_backend.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -24,7 +26,6 @@ constexpr int32_t kFewLongRows = 1024;        // of long segments: not worth ker
 static_assert(kFewLongRows >= kMaxRecordedRows, "what is recorded is the kernels of short segments");
 // Of what weights and activations leave, the share of the KV pages; adapters have the rest but for
 // what scratch, recorded steps and cuBLAS take.
-constexpr double kPagesShare = 0.6;
 constexpr int64_t kReservedBytes = int64_t{2} << 30;
 constexpr double kGiB = 1 << 30;
 
@@ -53,6 +54,12 @@ const CudaLinearWeight& Cuda(const LinearWeight* weight) {
   return *static_cast<const CudaLinearWeight*>(weight);
 }
 
+int64_t PinnedBytes(const BackendOptions& options) {
+  if (options.pinned_bytes > 0) return options.pinned_bytes;
+  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+  return std::min(memory / 4, int64_t{32} << 30);
+}
+
 // Bits of the linears that a weight holds, as in DeviceAdapter::linears.
 uint32_t LinearsOf(const LinearWeight& weight, RowSet rows) {
   if (rows == RowSet::kLogits) return 1u << DeviceAdapter::kHeadBit;
@@ -69,7 +76,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       dtype_(ActivationType(options)),
       stream_(stream),
       gemm_(&errors_),
-      adapters_(dtype_, stream),
+      adapters_(dtype_),
       arrays_(&errors_),
       sampler_(&errors_, stream) {
   Note(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "a stream");
@@ -95,10 +102,7 @@ std::string CudaBackend::Describe() const {
 
 std::byte* CudaBackend::AllocateRaw(int64_t bytes, const char* what) {
   void* memory = nullptr;
-  cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
-  while (error == cudaErrorMemoryAllocation && adapters_.DropOldest()) {
-    error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
-  }
+  const cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
   if (error != cudaErrorMemoryAllocation) {
     Note(error, what);
     return static_cast<std::byte*>(memory);
@@ -206,25 +210,18 @@ int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
   if (bytes == 0) {
     size_t free = 0, total = 0;
     Note(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    bytes = static_cast<int64_t>(static_cast<double>(free) * kPagesShare);
+    const int64_t spare = static_cast<int64_t>(free);
+    bytes = std::max(spare - kReservedBytes, spare / 2);
   }
   layout_ = layout;
   const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
-  pages_ = DeviceMemory(AllocateRaw(pages * layout.page_bytes(), "the KV cache"),
+  pages_ = DeviceMemory(AllocateRaw(pages * layout.page_bytes(), "the pool of pages"),
                         [](std::byte* p) { cudaFree(p); });
-  size_t free = 0, total = 0;
-  Note(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  adapters_.SetLimit(std::max<int64_t>(static_cast<int64_t>(free) - kReservedBytes, free / 4));
   arrived_ = Allocate(int64_t{options_.max_rows} * query_group_ * layout.kv_heads *
                       int64_t{sizeof(int32_t)});
-  return pages_ == nullptr ? 0 : static_cast<int32_t>(pages);
-}
-
-// A float32 image is up to twice what a 16-bit adapter takes on the host. An eighth is for tables
-// and the odd ends of allocations.
-int64_t CudaBackend::adapter_bytes() const {
-  const int64_t limit = adapters_.limit() - adapters_.limit() / 8;
-  return std::max<int64_t>(1, dtype_ == DType::kF32 ? limit / 2 : limit);
+  if (pages_ == nullptr) return 0;
+  errors_.Note(adapters_.Start(pages_.get(), layout.page_bytes(), PinnedBytes(options_)));
+  return static_cast<int32_t>(pages);
 }
 
 void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {
@@ -245,16 +242,11 @@ void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32
 void CudaBackend::PlanAdapters(const StepInput& step) {
   std::vector<DeviceSegment> segments;
   linears_ = 0;
-  adapters_.BeginStep();
   for (const AdapterSegment& segment : step.segments) {
-    const absl::StatusOr<DeviceAdapter> adapter = adapters_.Get(*segment.adapter);
-    if (!adapter.ok()) {
-      errors_.Note(adapter.status());
-      continue;
-    }
+    const DeviceAdapter& adapter = adapters_.Get(*segment.adapter);
     segments.push_back(
-        {segment.row_begin, segment.row_end, adapter->tiles, adapter->tiles_per_module});
-    linears_ |= adapter->linears;
+        {segment.row_begin, segment.row_end, adapter.tiles, adapter.tiles_per_module});
+    linears_ |= adapter.linears;
   }
   // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
   const auto is_short = [](const DeviceSegment& s) {

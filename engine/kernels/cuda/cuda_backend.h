@@ -38,7 +38,7 @@ class CudaBackend final : public Backend {
   void LoadEmbedding(const TensorView& table) override;
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
   std::byte* pages() override { return pages_.get(); }
-  int64_t adapter_bytes() const override;
+  AdapterImages* images() override { return &adapters_; }
   absl::Status status() const override { return errors_.status(); }
   void ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) override;
 
@@ -89,7 +89,7 @@ class CudaBackend final : public Backend {
   std::mutex load_mutex_;  // errors_ and the widths while weights load
 
   Gemm gemm_;
-  AdapterImages adapters_;
+  DeviceImages adapters_;
   StepArrays arrays_;
   DeviceSampler sampler_;
   DeviceMemory embedding_;

@@ -228,10 +228,12 @@ __global__ void LowRankFloat(const LowRankArgs args) {
         item.tiles + int64_t{args.first_module + part} * item.tiles_per_module;
     const float* x = args.x.row<float>(row);
     const int32_t tile_count = tiles[0].module_tiles;
-    for (int32_t k = threadIdx.x / 32; k < tile_count * kTileRanks; k += blockDim.x / 32) {
-      const RankTile& tile = tiles[k / kTileRanks];
-      if (k % kTileRanks >= tile.ranks) continue;
-      const float* a = RankRow<float>(tile.a, tile.a_first, RowPitch(in), k % kTileRanks);
+    const int32_t tile_ranks = tiles[0].ranks;  // of all but the last
+    const int32_t rank =
+        tile_count == 0 ? 0 : (tile_count - 1) * tile_ranks + tiles[tile_count - 1].ranks;
+    for (int32_t k = threadIdx.x / 32; k < rank; k += blockDim.x / 32) {
+      const RankTile& tile = tiles[k / tile_ranks];
+      const float* a = RankRow<float>(tile.a, tile.a_first, RowPitch(in), k % tile_ranks);
       float sum = 0;
       for (int32_t i = threadIdx.x % 32; i < in; i += 32) sum += x[i] * a[i];
       sum = WarpSum(sum);
@@ -241,10 +243,9 @@ __global__ void LowRankFloat(const LowRankArgs args) {
     float* y = args.y.row<float>(row) + first_column;
     for (int32_t c = threadIdx.x; c < out; c += blockDim.x) {
       float sum = 0;
-      for (int32_t k = 0; k < tile_count * kTileRanks; ++k) {
-        const RankTile& tile = tiles[k / kTileRanks];
-        if (k % kTileRanks >= tile.ranks) continue;
-        sum += shrunk[k] * RankRow<float>(tile.b, tile.b_first, RowPitch(out), k % kTileRanks)[c];
+      for (int32_t k = 0; k < rank; ++k) {
+        const RankTile& tile = tiles[k / tile_ranks];
+        sum += shrunk[k] * RankRow<float>(tile.b, tile.b_first, RowPitch(out), k % tile_ranks)[c];
       }
       float value = y[c] + sum;
       if (tiles[0].out_scale != nullptr) value *= tiles[0].out_scale[c];

@@ -1,0 +1,51 @@
+// Adapters on a device: their images lie in pages of the pool that keys and values also come from.
+// The scheduler decides which are there and where; this copies them, beside the steps.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/api/adapter_store.h"
+
+namespace lorikeet {
+
+struct AdapterLoad {
+  AdapterLease adapter;        // not the base
+  std::vector<int32_t> pages;  // [AdapterImages::Pages(adapter)]
+};
+
+// Drops come first: their pages may be among the loads'.
+struct AdapterMoves {
+  std::vector<uint64_t> drops;  // Adapter::serial
+  std::vector<AdapterLoad> loads;
+
+  bool empty() const { return drops.empty() && loads.empty(); }
+};
+
+struct AdapterLoaded {
+  uint64_t serial = 0;  // of the adapter
+  absl::Status status;  // not OK: it is not there, its pages are free
+};
+
+class AdapterImages {
+ public:
+  virtual ~AdapterImages() = default;
+
+  // Pages that the adapter's image takes. Any thread. INVALID_ARGUMENT: a page is too small for one
+  // of its rank rows or vectors.
+  virtual absl::StatusOr<int32_t> Pages(const Adapter& adapter) const = 0;
+
+  // `wake` is called, on a thread of the images' own, whenever TakeLoaded has something new.
+  virtual void SetWake(std::function<void()> wake) = 0;
+
+  // The rest on the engine's thread, between steps.
+  // Starts to copy; returns at once. Steps may use an adapter once TakeLoaded has named it.
+  virtual void Move(AdapterMoves moves) = 0;
+  // Loads that have ended since the last call.
+  virtual std::vector<AdapterLoaded> TakeLoaded() = 0;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,148 @@
+// The scheduler's half of adapters on the device: which images are in the pool, whose pages go when
+// room is needed, what is to be copied next.
+#include <algorithm>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "engine/base/check.h"
+#include "engine/scheduler/scheduler.h"
+#include "engine/scheduler/sequence.h"
+
+namespace lorikeet {
+namespace {
+
+// Groups with waiting requests whose images are fetched ahead of their turn, and images on their
+// way at a time: enough to keep the copy busy, few enough that what comes is soon used.
+constexpr size_t kLookAhead = 16;
+constexpr int32_t kMaxLoading = 4;
+
+// A page of keys and values takes that many times as long to compute again as a page of an image
+// takes to be copied again: on an H100 with an 8B model 0.23 against 0.018 ms a MB.
+constexpr int64_t kBlockCost = 12;
+
+}  // namespace
+
+// Pages that could be free for `keep`'s sake: all but running requests', images on their way and
+// `keep`'s own.
+int64_t Scheduler::Available(const Group* keep) const {
+  int64_t pages = cache_.available();
+  for (const auto& [serial, group] : groups_) {
+    if (Evictable(*group, keep, true)) pages += group->image_pages;
+  }
+  return pages;
+}
+
+// `wanted`: even if requests wait for it.
+bool Scheduler::Evictable(const Group& group, const Group* keep, bool wanted) const {
+  return group.image == ImageState::kReady && !group.pages.empty() && group.running == 0 &&
+         &group != keep && (wanted || group.open == 0);
+}
+
+// The evictable image to go first: unloaded, then wanted by nobody, then used longest ago.
+Scheduler::Group* Scheduler::Coldest(const Group* keep, bool wanted) const {
+  const auto rank = [](const Group& g) {
+    return std::tuple(!g.unloaded(), g.open > 0, g.last_use);
+  };
+  Group* coldest = nullptr;
+  for (const auto& [serial, group] : groups_) {
+    if (!Evictable(*group, keep, wanted)) continue;
+    if (coldest == nullptr || rank(*group) < rank(*coldest)) coldest = group.get();
+  }
+  return coldest;
+}
+
+// Frees `count` pages, of images and of prefixes, what is cheapest to bring back for its age first.
+// False, and nothing changed, if there are not so many.
+bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
+  int64_t most = cache_.available();
+  for (const auto& [serial, group] : groups_) {
+    if (Evictable(*group, keep, wanted)) most += group->image_pages;
+  }
+  if (count > most) return false;
+  while (pool_.free() < count) {
+    Group* group = Coldest(keep, wanted);
+    const PrefixCache::Block* block = cache_.coldest();
+    const bool image = group != nullptr &&
+                       (block == nullptr || group->unloaded() ||
+                        kBlockCost * (cache_.now() - group->last_use) >= cache_.now() - block->last_use);
+    if (image) DropImage(group);
+    else cache_.EvictColdest();
+  }
+  return true;
+}
+
+void Scheduler::FreeImage(Group* group) {
+  pool_.Free(group->pages);
+  pages_images_ -= group->image_pages;
+  group->pages.clear();
+  group->image = ImageState::kAbsent;
+}
+
+void Scheduler::DropImage(Group* group) {
+  FreeImage(group);
+  moves_.drops.push_back(group->serial);
+  ++stats_.images_dropped;
+  if (group->open == 0) groups_.erase(group->serial);
+}
+
+// Images of adapters that are gone from the host as well: nobody can ask for them again.
+void Scheduler::DropUnloaded() {
+  std::vector<Group*> gone;
+  for (const auto& [serial, group] : groups_) {
+    if (group->open == 0 && Evictable(*group, nullptr, false) && group->unloaded()) {
+      gone.push_back(group.get());
+    }
+  }
+  for (Group* group : gone) DropImage(group);
+}
+
+// Fetches images in the order of admission, where they leave room for the requests that wait for
+// them. Only the first in line may push out images that others wait for.
+void Scheduler::StartLoads() {
+  int64_t tokens_room = int64_t{running()} * options_.kv.pages_per_block;
+  no_room_ = nullptr;
+  const auto fetch = [&](const Sequence* sequence, bool first) {
+    Group* group = sequence->group;
+    tokens_room += options_.kv.PagesFor(sequence->length());
+    if (group->image != ImageState::kAbsent) return true;
+    if (loading_ >= kMaxLoading) return false;
+    if (!MakeRoom(group->image_pages + tokens_room, group, first)) {
+      no_room_ = group;
+      return false;
+    }
+    LK_CHECK(pool_.Alloc(group->image_pages, &group->pages));
+    group->image = ImageState::kLoading;
+    ++loading_;
+    pages_images_ += group->image_pages;
+    moves_.loads.push_back({sequence->request.adapter, group->pages});
+    return true;
+  };
+  if (!preempted_.empty() && !fetch(preempted_.front(), true)) return;
+  for (size_t i = 0; i < std::min(turns_.size(), kLookAhead); ++i) {
+    if (!fetch(turns_[i]->waiting.front(), i == 0 && preempted_.empty())) return;
+  }
+}
+
+void Scheduler::Loaded(const AdapterLoaded& loaded, int64_t now_us, RequestEvents* events) {
+  LK_CHECK(!step_.planned);
+  --loading_;
+  Group* group = groups_.at(loaded.serial).get();
+  group->last_use = cache_.now();
+  group->image = ImageState::kReady;
+  if (loaded.status.ok()) return;
+  FreeImage(group);
+  std::vector<Sequence*> failed;
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence->group == group) failed.push_back(sequence.get());
+  }
+  if (failed.empty()) groups_.erase(loaded.serial);
+  for (Sequence* sequence : failed) {
+    Finish(sequence, FinishReason::kError, loaded.status, now_us, events);
+    Remove(sequence);
+  }
+}
+
+AdapterMoves Scheduler::TakeMoves() { return std::exchange(moves_, {}); }
+
+}  // namespace lorikeet
