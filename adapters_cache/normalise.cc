@@ -208,6 +208,9 @@ class Normaliser {
       const std::vector<float> trained = ToFloats(raw.lora_bias->view);
       for (int32_t o = 0; o < out; ++o) bias[o] += raw.scale * trained[o];
     }
+    if (!std::all_of(bias, bias + out, [](float value) { return std::isfinite(value); })) {
+      return absl::InvalidArgumentError(*module.path + ": its bias overflows");
+    }
     delta->bias = bias;
     return absl::OkStatus();
   }

@@ -10,6 +10,23 @@
 #include "engine/base/status_macros.h"
 
 namespace lorikeet {
+namespace {
+
+absl::Status CheckVectors(const std::string& path, const Lowered& lowered) {
+  for (const auto* values :
+       {&lowered.out_scale, &lowered.bias, &lowered.rotation, &lowered.output_scale,
+        &lowered.output_cross, &lowered.kronecker1.values, &lowered.kronecker2.values,
+        &lowered.circulant, &lowered.sparse_value}) {
+    const auto bad = std::find_if_not(values->begin(), values->end(),
+                                      [](float value) { return std::isfinite(value); });
+    if (bad == values->end()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": what the adapter's tensors come to is not finite (", *bad, ")"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 std::byte* Packer::Take(int64_t bytes) {
   auto block = std::make_shared<AlignedBuffer>(bytes);
@@ -98,6 +115,7 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
 }
 
 absl::Status Packer::Module(const std::string& path, Lowered lowered, ModuleDelta* delta) {
+  LK_RETURN_IF_ERROR(CheckVectors(path, lowered));
   const bool dense = !lowered.dense.values.empty();
   if (dense && (options_.allow_dense || !lowered.dense_is_choice)) {
     LK_RETURN_IF_ERROR(Dense(path, lowered, &delta->dense));

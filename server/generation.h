@@ -46,8 +46,8 @@ struct ServingContext {
 struct GenerationInput {
   // Plain text, a conversation (whose time is filled in), or token ids.
   std::variant<std::string, ChatRequest, std::vector<int32_t>> prompt;
-  std::vector<WeightedAdapter> adapters;  // their weighted sum, instead of `model`
   std::string model;        // as ResolveModel (generation_request.h) takes it; empty: the base
+  std::vector<WeightedAdapter> adapters;  // their weighted sum, instead of `model`
   SamplingParams sampling;  // prompt_logprobs is set from the field below
   // Log-probabilities of the prompt's tokens, and of so many alternatives.
   std::optional<int32_t> prompt_logprobs;

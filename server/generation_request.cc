@@ -132,23 +132,19 @@ absl::StatusOr<ResolvedModel> AcquireVersion(const ServingContext& context, std:
   return ResolvedModel{std::string(name), std::move(lease)};
 }
 
-absl::Status AcquireAdapters(const ServingContext& context, const GenerationInput& input,
-                                    Request* request) {
-  if (input.adapters.empty()) {
-    LK_ASSIGN_OR_RETURN(ResolvedModel model, ResolveModel(context, input.model));
-    request->adapter = std::move(model.lease);
-    request->adapter_name = std::move(model.adapter);
-    return absl::OkStatus();
-  }
+// The model, or the weighted sum of adapters that is asked for instead.
+absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const GenerationInput& input) {
+  if (input.adapters.empty()) return ResolveModel(context, input.model);
   if (!input.model.empty() && input.model != context.model_name) {
     return Invalid("adapter and adapters are both set");
   }
+  ResolvedModel model;
   for (const WeightedAdapter& term : input.adapters) {
     LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
-    absl::StrAppend(&request->adapter_name, request->adapter_name.empty() ? "" : "+", term.name);
+    absl::StrAppend(&model.adapter, model.adapter.empty() ? "" : "+", term.name);
   }
-  LK_ASSIGN_OR_RETURN(request->adapter, context.mixer->Acquire(input.adapters));
-  return absl::OkStatus();
+  LK_ASSIGN_OR_RETURN(model.lease, context.mixer->Acquire(input.adapters));
+  return model;
 }
 
 }  // namespace
@@ -204,7 +200,9 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
   if (input.max_tokens && *input.max_tokens < 1) {
     return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
   }
-  LK_RETURN_IF_ERROR(AcquireAdapters(context, input, &request));
+  LK_ASSIGN_OR_RETURN(ResolvedModel model, Resolve(context, input));
+  request.adapter = std::move(model.lease);
+  request.adapter_name = std::move(model.adapter);
   LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t room = context.max_context_tokens - prompt_tokens;

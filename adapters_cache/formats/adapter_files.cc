@@ -26,6 +26,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr char kConfigName[] = "adapter_config.json";
 constexpr char kWeightsName[] = "adapter_model.safetensors";
+constexpr char kHubWeightsName[] = "adapter.safetensors";  // AdapterHub's
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
 class Sha256 {
@@ -119,11 +120,6 @@ absl::Status NoWeights(const fs::path& directory) {
         "s.save_file({k: v.contiguous() for k, v in torch.load('",
         pickle, "', weights_only=True).items()}, '", kWeightsName, "')\""));
   }
-  if (fs::exists(directory / "adapter.safetensors", error)) {
-    return absl::UnimplementedError(absl::StrCat(
-        directory.string(), " holds an AdapterHub adapter (adapter.safetensors); only PEFT's ",
-        kWeightsName, " is served"));
-  }
   return absl::NotFoundError(absl::StrCat("no ", kWeightsName, " in ", directory.string()));
 }
 
@@ -150,9 +146,11 @@ absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
                       ResolveFile(directory / kConfigName, roots, kMaxConfigBytes));
   LK_ASSIGN_OR_RETURN(files.config, ReadConfig(config));
 
-  if (!fs::exists(directory / kWeightsName, error)) return NoWeights(directory);
+  fs::path weights_path = directory / kWeightsName;
+  if (!fs::exists(weights_path, error)) weights_path = directory / kHubWeightsName;
+  if (!fs::exists(weights_path, error)) return NoWeights(directory);
   LK_ASSIGN_OR_RETURN(const fs::path weights,
-                      ResolveFile(directory / kWeightsName, roots, Limits::kMaxAdapterFileBytes));
+                      ResolveFile(weights_path, roots, Limits::kMaxAdapterFileBytes));
   LK_ASSIGN_OR_RETURN(files.tensors, ReadSafetensors(weights, FileAccess::kCopy));
   files.version = Identity(files.config, files.tensors);
   return files;

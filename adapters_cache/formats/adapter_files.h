@@ -22,7 +22,7 @@ struct AdapterFiles {
   std::string version;
 };
 
-// Reads adapter_config.json and adapter_model.safetensors of `directory`. When `roots` is not
+// Reads adapter_config.json and adapter_model.safetensors (adapter.safetensors without it) of `directory`. When `roots` is not
 // empty, both must lie under one of them after symbolic links are resolved; roots are canonical.
 //
 // NOT_FOUND: no such directory or file; PERMISSION_DENIED: outside the roots; DATA_LOSS: truncated

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "adapters_cache/formats/adapterhub.h"
 #include "adapters_cache/formats/peft_lora.h"
 #include "adapters_cache/formats/peft_modules.h"
 #include "adapters_cache/formats/peft_prompts.h"
@@ -19,7 +20,9 @@ struct Format {
   const char* reason;  // why not
 };
 
-constexpr const char* kNotYet = "this server serves LoRA, rsLoRA and DoRA";
+constexpr const char* kTask = "its requests need a task id; merge one task's with PEFT";
+constexpr const char* kGates =
+    "PEFT does not save its classifier and experts; serve the experts, or a mixture of them";
 constexpr const char* kNotInFile =
     "what it computes is not fully stored in its file; merge it or "
     "convert it to LoRA with PEFT";
@@ -35,15 +38,15 @@ constexpr Format kFormats[] = {
      "its gate averages over the whole batch, so a request's answer would depend "
      "on its neighbours"},
     {"LN_TUNING", ParseLnTuning, nullptr},
-    {"MULTITASK_PROMPT_TUNING", nullptr, kNotYet},
+    {"MULTITASK_PROMPT_TUNING", nullptr, kTask},
     {"P_TUNING", ParsePromptTuning, nullptr},
-    {"POLY", nullptr, kNotYet},
+    {"POLY", nullptr, kTask},
     {"PREFIX_TUNING", ParsePrefixTuning, nullptr},
     {"PROMPT_TUNING", ParsePromptTuning, nullptr},
     {"PSOFT", nullptr, kNotInFile},
     {"SHADOW", nullptr, "it runs a second transformer beside the base model"},
     {"TRAINABLE_TOKENS", ParseTrainableTokens, nullptr},
-    {"XLORA", nullptr, kNotYet},
+    {"XLORA", nullptr, kGates},
 };
 
 }  // namespace
@@ -54,16 +57,18 @@ RawAdapter ParseAdapter(AdapterFiles files, Problems* problems) {
   const auto base = files.config.find("base_model_name_or_path");
   if (base != files.config.end() && base->is_string()) raw.base_model = base->get<std::string>();
 
+  raw.config = files.config;
+  if (IsAdapterHub(files.config)) {
+    ParseAdapterHub(files, &raw, problems);
+    raw.tensors = std::move(files.tensors);
+    return raw;
+  }
   const auto type = files.config.find("peft_type");
   if (type == files.config.end() || !type->is_string()) {
-    problems->Invalid(files.config.contains("hidden_size") && files.config.contains("config")
-                          ? "adapter_config.json is AdapterHub's format: not served; " +
-                                std::string(kNotYet) + " of PEFT"
-                          : "adapter_config.json has no peft_type");
+    problems->Invalid("adapter_config.json has no peft_type");
     return raw;
   }
   raw.variant = type->get<std::string>();
-  raw.config = files.config;
   if (const ModuleMethod* method = FindModuleMethod(raw.variant); method != nullptr) {
     ParsePeftModules(*method, files, &raw, problems);
     raw.tensors = std::move(files.tensors);

@@ -79,21 +79,14 @@ absl::StatusOr<std::vector<Place>> SpectrumPlaces(const ModuleTensors& m, const 
   return places;
 }
 
-}  // namespace
-
-// FourierFT (Gao et al. 2024): the real part of an inverse DFT of a sparse spectrum, as the cosine
-// each of its values is.
-absl::Status LowerFourierFt(const ModuleTensors& m, Lowered* out) {
-  LK_ASSIGN_OR_RETURN(const auto places, SpectrumPlaces(m, "fourierft_spectrum"));
-  const double scaling = m.Number("scaling", 150);
-  const double share = scaling / (double{1.0} * m.out() * m.in());
-  LK_RETURN_IF_ERROR(m.status());
-  // cos(a + b) = cos a cos b − sin a sin b: two ranks a value.
+// value · cos(2π (row·o / out + column·i / in)) of every place, as
+// cos(a + b) = cos a cos b − sin a sin b: two ranks a value.
+LoweredPair Cosines(const ModuleTensors& m, const std::vector<Place>& places, double factor) {
   const int64_t n = static_cast<int64_t>(places.size());
   Matrix2 a(2 * n, m.in()), b(m.out(), 2 * n);
   constexpr double kTurn = 2 * std::numbers::pi;
   for (int64_t k = 0; k < n; ++k) {
-    const double value = share * places[k].value;
+    const double value = factor * places[k].value;
     for (int64_t i = 0; i < m.in(); ++i) {
       const double angle = kTurn * static_cast<double>(places[k].column * i % m.in()) / m.in();
       a.at(2 * k, i) = static_cast<float>(std::cos(angle));
@@ -105,9 +98,33 @@ absl::Status LowerFourierFt(const ModuleTensors& m, Lowered* out) {
       b.at(o, 2 * k + 1) = static_cast<float>(-value * std::sin(angle));
     }
   }
+  return {std::move(a), std::move(b)};
+}
+
+}  // namespace
+
+// FourierFT (Gao et al. 2024): the real part of an inverse DFT of a sparse spectrum, as the cosine
+// each of its values is.
+absl::Status LowerFourierFt(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const auto places, SpectrumPlaces(m, "fourierft_spectrum"));
+  const double scaling = m.Number("scaling", 150);
+  const double share = scaling / (static_cast<double>(m.out()) * m.in());
+  LK_RETURN_IF_ERROR(m.status());
+  const int64_t n = static_cast<int64_t>(places.size());
   const bool costly = 2 * n * (m.in() + m.out()) > int64_t{m.in()} * m.out();
-  if (costly) out->dense = Multiply(b, a);
-  if (!costly) out->pairs.push_back({std::move(a), std::move(b)});
+  if (!costly) {
+    out->pairs.push_back(Cosines(m, places, share));
+    return absl::OkStatus();
+  }
+  constexpr int64_t kAtATime = 256;  // so that memory stays within the dense delta's
+  out->dense = Matrix2(m.out(), m.in());
+  for (int64_t first = 0; first < n; first += kAtATime) {
+    const auto begin = places.begin() + first;
+    const LoweredPair pair =
+        Cosines(m, {begin, begin + std::min(kAtATime, n - first)}, share);
+    const Matrix2 part = Multiply(pair.b, pair.a);
+    for (size_t i = 0; i < part.values.size(); ++i) out->dense.values[i] += part.values[i];
+  }
   return absl::OkStatus();
 }
 

@@ -5,6 +5,11 @@ target_link_libraries(parser_properties PUBLIC lorikeet_model lorikeet_tensor)
 lorikeet_test(mutation_test ${PROJECT_SOURCE_DIR}/tests/fuzz/mutation_test.cc
   LIBS parser_properties)
 
+add_library(adapter_properties STATIC ${PROJECT_SOURCE_DIR}/tests/fuzz/adapters.cc)
+target_link_libraries(adapter_properties PUBLIC lorikeet_adapters_cache lorikeet_model)
+lorikeet_test(adapter_mutation_test ${PROJECT_SOURCE_DIR}/tests/fuzz/adapter_mutation_test.cc
+  LIBS adapter_properties)
+
 # With clang: build/<preset>/gguf_fuzz -max_total_time=60 CORPUS_DIR
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
   foreach(instrumented parser_properties lorikeet_tensor lorikeet_model)
@@ -14,4 +19,9 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
     add_executable(${parser}_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/${parser}_fuzz.cc)
     target_link_libraries(${parser}_fuzz PRIVATE parser_properties -fsanitize=fuzzer)
   endforeach()
+  foreach(instrumented adapter_properties lorikeet_adapters_cache lorikeet_adapter_formats)
+    target_compile_options(${instrumented} PRIVATE -fsanitize=fuzzer-no-link)
+  endforeach()
+  add_executable(adapter_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/adapter_fuzz.cc)
+  target_link_libraries(adapter_fuzz PRIVATE adapter_properties -fsanitize=fuzzer)
 endif()

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "adapters_cache/formats/format_table.h"
 #include "adapters_cache/mixer.h"
 #include "adapters_cache/registry.h"
 #include "engine/base/clock.h"
@@ -176,11 +177,55 @@ TEST(Variants, AllTogetherGiveWhatPeftGives) {
       worst = std::max(worst, Compare(c, c.prompts[i], Drain(sinks[c.name][i].get())));
     }
     EXPECT_LE(worst, kBound) << c.name;
-    std::printf("%-24s %-8s %.1e\n", c.name.c_str(), c.base.c_str(), worst);
+    std::printf("| `%s` | %s | %.1e |\n", c.name.c_str(), c.base.c_str(), worst);
     errors.push_back(worst);
   }
   std::sort(errors.begin(), errors.end());
   std::printf("%zu adapters, median %.1e\n", errors.size(), errors[errors.size() / 2]);
+}
+
+// PEFT 0.21.2's names, and BONE of older files.
+constexpr const char* kPeftTypes[] = {
+    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "BONE", "C3A", "CARTRIDGE", "CPT", "DEFT",
+    "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING",
+    "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING", "OFT", "OSF", "P_TUNING", "PEANUT",
+    "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHADOW", "SHIRA",
+    "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA"};
+
+// Served means: with a golden. What is refused says why.
+TEST(Variants, EveryPeftTypeHasAGoldenOrAReason) {
+  std::set<std::string> golden = {"BONE"};  // MiSS under its old name; adapters_load_test has one
+  for (const Case& c : LoadCases()) {
+    std::ifstream file(kRoot / "variants" / c.adapters[0].name / "adapter_config.json");
+    const nlohmann::json config = nlohmann::json::parse(file);
+    if (config.contains("peft_type")) golden.insert(config["peft_type"]);
+  }
+  int served = 0;
+  for (const char* type : kPeftTypes) {
+    AdapterFiles files;
+    files.config = {{"peft_type", type}};
+    Problems problems;
+    const RawAdapter raw = ParseAdapter(std::move(files), &problems);
+    const bool refused = !problems.empty() && absl::IsUnimplemented(problems.list().front());
+    EXPECT_NE(golden.contains(type), refused) << type << ": " << problems.ToStatus();
+    served += refused ? 0 : 1;
+    EXPECT_TRUE(!refused || problems.ToStatus().message().size() > 60) << problems.ToStatus();
+  }
+  EXPECT_EQ(served, 39);
+  EXPECT_EQ(std::size(kPeftTypes), 46u);
+}
+
+// The table people read names every golden and none besides.
+TEST(Variants, TheTableNamesEveryGolden) {
+  std::ifstream file("adapters_cache/VARIANTS.md");
+  std::set<std::string> rows;
+  std::string line;
+  while (std::getline(file, line)) {
+    if (line.starts_with("| `")) rows.insert(line.substr(3, line.find('`', 3) - 3));
+  }
+  std::set<std::string> names;
+  for (const Case& c : LoadCases()) names.insert(c.name);
+  EXPECT_EQ(rows, names);
 }
 
 }  // namespace

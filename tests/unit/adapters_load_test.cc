@@ -208,7 +208,7 @@ const std::vector<BadCase>& BadCases() {
          a->config = {{"config", {{"non_linearity", "relu"}}}, {"hidden_size", 16}};
        },
        kInvalid,
-       {"AdapterHub"}},
+       {"no place"}},
       {"alora", Set("alora_invocation_tokens", {1, -2}), kInvalid, {"alora_invocation_tokens"}},
       {"arrow", Set("arrow_config", {{"top_k", 3}}), kUnserved, {"arrow_config"}},
       {"bdlora", Set("use_bdlora", {{"nblocks", 3}}), kInvalid, {"nblocks 3"}, false},

@@ -1,0 +1,67 @@
+#include "tests/fuzz/adapters.h"
+
+#include <cmath>
+#include <utility>
+
+#include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/normalise.h"
+#include "engine/base/check.h"
+#include "engine/tensor/json.h"
+#include "engine/tensor/safetensors.h"
+
+namespace lorikeet::testing {
+namespace {
+
+void CheckVector(const float* values, int64_t count) {
+  for (int64_t i = 0; values != nullptr && i < count; ++i) LK_CHECK(std::isfinite(values[i]));
+}
+
+void CheckModule(const ModuleDelta& delta, LinearShape shape) {
+  CheckVector(delta.out_scale, shape.out);
+  CheckVector(delta.bias, shape.out);
+  if (delta.input_rotation.block) {
+    LK_CHECK(shape.in % delta.input_rotation.block == 0);
+    CheckVector(delta.input_rotation.r, int64_t{shape.in} * delta.input_rotation.block);
+  }
+  if (delta.output_rotation.cross) LK_CHECK(shape.out % (2 * delta.output_rotation.half) == 0);
+  const KroneckerDelta& kronecker = delta.kronecker;
+  if (kronecker.w1) {
+    LK_CHECK(kronecker.in1 * kronecker.in2 == shape.in);
+    LK_CHECK(kronecker.out1 * kronecker.out2 == shape.out);
+  }
+  for (int32_t o = 0; delta.sparse.row_begin && o < shape.out; ++o) {
+    for (int32_t e = delta.sparse.row_begin[o]; e < delta.sparse.row_begin[o + 1]; ++e) {
+      LK_CHECK(delta.sparse.column[e] >= 0 && delta.sparse.column[e] < shape.in);
+    }
+  }
+}
+
+}  // namespace
+
+void FuzzAdapter(const BaseModel& base, std::string_view config,
+                 std::span<const std::byte> safetensors) {
+  const auto json = ParseJson(config, "fuzz");
+  if (!json.ok() || !json->is_object()) return;
+  auto tensors = ParseSafetensors(safetensors, "fuzz");
+  if (!tensors.ok()) return;
+  AdapterFiles files;
+  files.config = nlohmann::ordered_json::parse(config.begin(), config.end());
+  files.tensors = TensorFile({}, *std::move(tensors));
+  Problems problems;
+  const RawAdapter raw = ParseAdapter(std::move(files), &problems);
+  if (!problems.empty()) {
+    LK_CHECK(!problems.ToStatus().message().empty());
+    return;
+  }
+  const auto adapter = Normalise(raw, base, {FactorPrecision::kBF16, true});
+  if (!adapter.ok()) {
+    LK_CHECK(!adapter.status().message().empty());
+    return;
+  }
+  LK_CHECK(static_cast<int>((*adapter)->modules.size()) == ModuleCount(base.layers()));
+  for (ModuleId id = 0; id < ModuleCount(base.layers()); ++id) {
+    CheckModule((*adapter)->modules[id], base.shape(id));
+  }
+}
+
+}  // namespace lorikeet::testing

@@ -1,0 +1,17 @@
+// The property adapters hold for any configuration and weights: a Status, or an adapter that fits the
+// base. A broken property aborts. Run by libFuzzer (adapter_fuzz) and, on mutations of the goldens,
+// by adapter_mutation_test.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+#include "engine/api/base_model.h"
+
+namespace lorikeet::testing {
+
+void FuzzAdapter(const BaseModel& base, std::string_view config,
+                 std::span<const std::byte> safetensors);
+
+}  // namespace lorikeet::testing
