@@ -93,7 +93,6 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
   }
   LK_RETURN_IF_ERROR(ValidateUtf8(input.adapter, "adapter"));
   if (!input.adapter.empty() && input.adapter != context.model_name) {
-    LK_ASSIGN_OR_RETURN(request.adapter, context.adapters->Acquire(input.adapter));
     request.adapter_name = input.adapter;
   }
   LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
@@ -116,14 +115,15 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
 }  // namespace
 
 GenerationCall::GenerationCall(const ServingContext& context, int64_t arrival_us,
-                               const GenerationInput& input, const Request& request,
-                               StopMatcher stops, std::shared_ptr<TokenSink> sink)
+                               const GenerationInput& input, Request request, StopMatcher stops,
+                               std::function<void()> wake)
     : context_(context),
       arrival_us_(arrival_us),
       logprobs_(request.sampling.top_logprobs >= 0),
-      adapter_version_(request.adapter.version()),
       prompt_tokens_(static_cast<int32_t>(request.prompt.size())),
-      sink_(std::move(sink)),
+      wake_(std::move(wake)),
+      // max_new_tokens, the prompt's log-probabilities and the end.
+      sink_(std::make_shared<TokenSink>(request.max_new_tokens + 2, wake_)),
       // An answer to a conversation is a text of its own; everything else continues the prompt.
       detokenizer_(*context.tokenizer, /*skip_special=*/true,
                    std::holds_alternative<std::vector<ChatMessage>>(input.prompt)
@@ -131,6 +131,7 @@ GenerationCall::GenerationCall(const ServingContext& context, int64_t arrival_us
                        : Detokenizer::Start::kContinuation),
       stops_(std::move(stops)) {
   if (input.echo) echo_.emplace().tokens = request.prompt;
+  request_ = std::move(request);
 }
 
 absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const ServingContext& context,
@@ -141,19 +142,17 @@ absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const Serv
     LK_ASSIGN_OR_RETURN(Request request, BuildRequest(context, input));
     LK_ASSIGN_OR_RETURN(StopMatcher stops,
                         StopMatcher::Create(input.stop_strings, /*include_stop=*/false));
-    // max_new_tokens, the prompt's log-probabilities and the end.
-    auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, std::move(wake));
-    std::unique_ptr<GenerationCall> call(
-        new GenerationCall(context, arrival_us, input, request, std::move(stops), sink));
+    std::unique_ptr<GenerationCall> call(new GenerationCall(
+        context, arrival_us, input, std::move(request), std::move(stops), std::move(wake)));
+    call->ended_ = true;  // nothing to cancel unless it is submitted or waits
     if (call->echo_) {
       LK_ASSIGN_OR_RETURN(call->echo_->text,
-                          context.tokenizer->Decode(request.prompt, /*skip_special=*/true));
+                          context.tokenizer->Decode(call->echo_->tokens, /*skip_special=*/true));
     }
-    const int32_t prompt_tokens = call->prompt_tokens_;
-    call->ended_ = true;  // nothing to cancel unless Submit takes it
-    LK_ASSIGN_OR_RETURN(call->id_, context.engine->Submit(std::move(request), std::move(sink)));
+    if (!call->request_->adapter_name.empty()) call->AskForAdapter();
+    LK_RETURN_IF_ERROR(call->SubmitIfReady());
     call->ended_ = false;
-    context.metrics->OnPrompt(prompt_tokens);
+    context.metrics->OnPrompt(call->prompt_tokens_);
     return call;
   };
   auto call = start();
@@ -161,18 +160,64 @@ absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const Serv
   return call;
 }
 
+void GenerationCall::AskForAdapter() {
+  lease_ = std::make_shared<Lease>();
+  context_.adapters->AcquireAsync(
+      request_->adapter_name, [slot = lease_, wake = wake_, clock = context_.clock](
+                                  absl::StatusOr<AdapterLease> lease) {
+        bool awaited = false;
+        {
+          std::lock_guard lock(slot->mutex);
+          slot->lease = std::move(lease);
+          slot->arrived_us = clock->NowMicros();
+          awaited = slot->awaited;
+        }
+        if (awaited) wake();
+      });
+}
+
+// Leaves `request_` where it is while its adapter is being read.
+absl::Status GenerationCall::SubmitIfReady() {
+  if (lease_ != nullptr) {
+    std::lock_guard lock(lease_->mutex);
+    if (!lease_->lease) {
+      lease_->awaited = true;
+      return absl::OkStatus();
+    }
+    LK_ASSIGN_OR_RETURN(request_->adapter, *std::move(lease_->lease));
+    if (lease_->awaited) adapter_read_us_ = lease_->arrived_us - arrival_us_;
+    adapter_version_ = request_->adapter.version();
+  }
+  lease_ = nullptr;
+  Request request = *std::exchange(request_, std::nullopt);
+  LK_ASSIGN_OR_RETURN(id_, context_.engine->Submit(std::move(request), sink_));
+  return absl::OkStatus();
+}
+
 GenerationCall::~GenerationCall() {
   if (ended_) return;
-  context_.engine->Cancel(id_);
+  if (!request_) context_.engine->Cancel(id_);
   context_.metrics->OnRequestDone(absl::CancelledError("the call was dropped"));
 }
 
 void GenerationCall::Cancel() {
-  if (!ended_) context_.engine->Cancel(id_);
+  if (ended_) return;
+  if (request_) {
+    canceled_ = true;
+    wake_();
+  } else {
+    context_.engine->Cancel(id_);
+  }
 }
 
 GenerationDelta GenerationCall::Poll() {
   GenerationDelta delta;
+  if (request_ && !ended_) {
+    GenerationEnd end;
+    end.status =
+        canceled_ ? absl::CancelledError("the request was cancelled") : SubmitIfReady();
+    if (!end.status.ok()) End(std::move(end), &delta);
+  }
   TokenEvent event;
   while (!ended_ && sink_->Pop(&event)) {
     cached_tokens_ = event.cached_tokens;
@@ -246,6 +291,7 @@ void GenerationCall::End(GenerationEnd end, GenerationDelta* delta) {
   end.cached_tokens = cached_tokens_;
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
+  end.adapter_read_us = adapter_read_us_;
   context_.metrics->OnRequestDone(end.status);
   ended_ = true;
   delta->end = std::move(end);

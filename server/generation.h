@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <variant>
@@ -70,6 +71,7 @@ struct GenerationEnd {
   int32_t cached_tokens = 0;  // of the prompt, computed by earlier requests
   int32_t completion_tokens = 0;
   std::string adapter_version;  // empty: base model
+  int64_t adapter_read_us = 0;  // waited for the adapter to be read into host memory
 };
 
 // What is new since the previous poll.
@@ -87,7 +89,8 @@ struct GenerationDelta {
 // cancels it.
 class GenerationCall {
  public:
-  // Validates, tokenises and submits. `wake` is called on the engine thread, possibly before Start
+  // Validates, tokenises and submits, at once or, if the adapter is not in host memory, in the Poll
+  // after it came. `wake` is called on the engine thread or a loader's, possibly before Start
   // returns, whenever Poll has something new: it must not block. Errors name the field, the value
   // and the bound, and are counted.
   static absl::StatusOr<std::unique_ptr<GenerationCall>> Start(const ServingContext& context,
@@ -102,9 +105,19 @@ class GenerationCall {
   void Cancel();
 
  private:
-  GenerationCall(const ServingContext& context, int64_t arrival_us, const GenerationInput& input,
-                 const Request& request, StopMatcher stops, std::shared_ptr<TokenSink> sink);
+  // A lease that another thread may bring.
+  struct Lease {
+    std::mutex mutex;
+    std::optional<absl::StatusOr<AdapterLease>> lease;
+    bool awaited = false;  // Start left without it
+    int64_t arrived_us = 0;
+  };
 
+  GenerationCall(const ServingContext& context, int64_t arrival_us, const GenerationInput& input,
+                 Request request, StopMatcher stops, std::function<void()> wake);
+
+  void AskForAdapter();
+  absl::Status SubmitIfReady();
   void OnToken(TokenEvent& event, GenerationDelta* delta);
   void OnFinished(const TokenEvent& event, GenerationDelta* delta);
   void End(GenerationEnd end, GenerationDelta* delta);
@@ -113,8 +126,13 @@ class GenerationCall {
   const int64_t arrival_us_;
   const bool logprobs_;
   std::optional<PromptEcho> echo_;  // until it is sent
-  const std::string adapter_version_;
   const int32_t prompt_tokens_;
+  const std::function<void()> wake_;
+  std::optional<Request> request_;  // until it is submitted
+  std::shared_ptr<Lease> lease_;    // until it is submitted; nullptr: base model
+  bool canceled_ = false;           // before it was submitted
+  std::string adapter_version_;
+  int64_t adapter_read_us_ = 0;
 
   std::shared_ptr<TokenSink> sink_;
   RequestId id_ = 0;

@@ -62,7 +62,9 @@ class Service {
  private:
   explicit Service(const ServerConfig& config) : config_(config) {}
 
+  absl::Status StartRegistry();
   absl::Status StartEngine();
+  AdapterServiceOptions ForAdapterService() const;
   absl::Status LoadAdapters();
   std::string MetricsText();
 
