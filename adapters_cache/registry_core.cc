@@ -115,6 +115,7 @@ void AdapterRegistry::Core::AddPins(const VersionPtr& version, int32_t pins) {
   const bool after = version->pins > 0;
   if (before != after) pinned_bytes_ += after ? version->record.bytes : -version->record.bytes;
   SetCold(version.get());
+  if (read_waits_) jobs_changed_.notify_all();
   if (after) QueueRead(version);
 }
 
