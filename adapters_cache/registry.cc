@@ -231,6 +231,9 @@ std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) cons
 absl::StatusOr<AdapterInfo> AdapterRegistry::Get(std::string_view name) const {
   return core_->Get(name);
 }
+absl::StatusOr<std::string> AdapterRegistry::Find(std::string_view name) const {
+  return core_->Find(name);
+}
 RegistryStats AdapterRegistry::stats() const { return core_->stats(); }
 std::unique_ptr<AdapterWatch> AdapterRegistry::Watch(std::function<void()> wake) {
   return core_->Watch(std::move(wake));

@@ -168,6 +168,8 @@ class AdapterRegistry final : public AdapterStore {
   // leased after `drain` (the name is gone all the same, and the memory follows its last lease).
   void UnloadAsync(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
 
+  absl::StatusOr<std::string> Find(std::string_view name) const override;
+
   // Pins a version of `name` and hands it to `done`, at once if it is in host memory, else on a
   // loader thread when it is. NOT_FOUND names the adapter; DATA_LOSS: its files have other bytes
   // by now; RESOURCE_EXHAUSTED: kMaxWaitingRequests wait already; and what reading it can end with.

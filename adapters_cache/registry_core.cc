@@ -445,6 +445,12 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Get(std::string_view name) co
   return Describe(std::string(name), *entry);
 }
 
+absl::StatusOr<std::string> AdapterRegistry::Core::Find(std::string_view name) const {
+  std::lock_guard lock(mutex_);
+  LK_ASSIGN_OR_RETURN(const Name* entry, FindName(name));
+  return entry->targets.front().version->record.id;
+}
+
 RegistryStats AdapterRegistry::Core::stats() const {
   std::lock_guard lock(mutex_);
   RegistryStats stats = stats_;

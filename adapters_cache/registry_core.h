@@ -41,6 +41,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
                                        const std::vector<AdapterTarget>& targets);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
+  absl::StatusOr<std::string> Find(std::string_view name) const;
   RegistryStats stats() const;
   std::unique_ptr<AdapterWatch> Watch(std::function<void()> wake);
 

@@ -116,7 +116,7 @@ OptionTable ServerOptions(ServerConfig* c) {
             &c->max_adapters);
   table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
   table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
-  table.Int("http-port", 0, 65535, "", "port of /health, /ready, /metrics; 0: any free one",
+  table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
             &c->http_port);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
   table.Choice("precision", {"auto", "exact", "fast"},
@@ -135,6 +135,8 @@ OptionTable ServerOptions(ServerConfig* c) {
             &limits.max_running_requests);
   table.Int("max-queued-requests", 0, 1 << 20, "requests", "requests waiting behind them",
             &limits.max_queued_requests);
+  table.Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
+            &c->http_limits.connections);
   table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
             &c->drain_s);
   return table;

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/api/limits.h"
+#include "server/http/limits.h"
 #include "server/options.h"
 
 namespace lorikeet {
@@ -30,6 +31,7 @@ struct ServerConfig {
   int32_t kv_cache_mib = 0;
   bool no_prefix_cache = false;
   Limits limits;
+  HttpLimits http_limits;
   int32_t drain_s = 30;
 };
 

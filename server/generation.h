@@ -7,7 +7,6 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <variant>
@@ -22,8 +21,6 @@
 #include "engine/engine.h"
 #include "server/metrics.h"
 #include "server/text/chat_template.h"
-#include "server/text/detokenizer.h"
-#include "server/text/stop_matcher.h"
 #include "server/text/tokenizer.h"
 
 namespace lorikeet {
@@ -37,22 +34,28 @@ struct ServingContext {
   const Clock* clock = nullptr;                 // the engine's
   Metrics* metrics = nullptr;
   std::string model_name;
+  int64_t started_unix_s = 0;
   int32_t vocab_size = 0;
   int32_t max_context_tokens = 0;
 };
 
 struct GenerationInput {
-  // Plain text, a conversation, or token ids.
-  std::variant<std::string, std::vector<ChatMessage>, std::vector<int32_t>> prompt;
-  std::string adapter;                // empty or the model's name: the base model
-  SamplingParams sampling;            // prompt_logprobs is set from `echo`
+  // Plain text, a conversation (whose time is filled in), or token ids.
+  std::variant<std::string, ChatRequest, std::vector<int32_t>> prompt;
+  std::string model;        // as ResolveModel (generation_request.h) takes it; empty: the base
+  SamplingParams sampling;  // prompt_logprobs is set from the field below
+  // Log-probabilities of the prompt's tokens, and of so many alternatives.
+  std::optional<int32_t> prompt_logprobs;
   std::optional<int32_t> max_tokens;  // absent: what the context has room for
   std::vector<std::string> stop_strings;
+  bool include_stop_string = false;  // in the text
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   bool echo = false;
   std::string cache_salt;  // Request::cache_salt
   bool skip_prefix_cache = false;
+  int32_t choices = 1;  // answers; choice i takes the seed + i
+  int32_t best_of = 0;  // more than `choices`: that many are made, and the most likely are given
   int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the context's clock
 };
 
@@ -66,6 +69,7 @@ struct GenerationEnd {
   absl::Status status;  // not OK: the generation failed, and the rest is not set
   bool length = false;  // max_tokens or the context's end; else a stop
   std::optional<int32_t> stop_token;
+  bool eos = false;  // stop_token is one of the model's own
   std::optional<std::string> stop_string;
   int32_t prompt_tokens = 0;
   int32_t cached_tokens = 0;  // of the prompt, computed by earlier requests
@@ -74,16 +78,21 @@ struct GenerationEnd {
   int64_t adapter_read_us = 0;  // waited for the adapter to be read into host memory
 };
 
-// What is new since the previous poll.
+// What is new of one choice since it was polled before.
 struct GenerationDelta {
+  int32_t choice = 0;  // in [0, GenerationInput::choices)
   std::optional<PromptEcho> prompt;
   std::vector<int32_t> tokens;
   std::string text;
   std::vector<TokenLogprobs> logprobs;  // [tokens] if asked for
-  std::optional<GenerationEnd> end;     // nothing follows
+  std::optional<GenerationEnd> end;     // nothing of this choice follows
+  bool last = false;                    // nothing at all follows
 
   bool empty() const { return !prompt && tokens.empty() && text.empty() && !end; }
+  void Append(GenerationDelta next);  // of the same choice
 };
+
+class Choice;
 
 // One request under way. Poll and Cancel are for one thread at a time. Dropping an unfinished call
 // cancels it.
@@ -98,51 +107,39 @@ class GenerationCall {
                                                                std::function<void()> wake);
   ~GenerationCall();
 
-  // All that arrived; empty() if nothing. After `end` nothing more comes.
+  // Something of one choice; empty() when there is nothing new of any. The first choice that fails
+  // is the last delta. After `last` nothing more comes.
   GenerationDelta Poll();
 
   // Stops the work; Poll then ends with CANCELLED, unless it ended before.
   void Cancel();
 
  private:
-  // A lease that another thread may bring.
-  struct Lease {
-    std::mutex mutex;
-    std::optional<absl::StatusOr<AdapterLease>> lease;
-    bool awaited = false;  // Start left without it
-    int64_t arrived_us = 0;
-  };
+  // A request that is not submitted yet, and the lease that another thread may bring.
+  struct Prepared;
 
-  GenerationCall(const ServingContext& context, int64_t arrival_us, const GenerationInput& input,
-                 Request request, StopMatcher stops, std::function<void()> wake);
+  explicit GenerationCall(const ServingContext& context);
 
+  absl::Status Prepare(GenerationInput input, std::function<void()> wake);
   void AskForAdapter();
   absl::Status SubmitIfReady();
-  void OnToken(TokenEvent& event, GenerationDelta* delta);
-  void OnFinished(const TokenEvent& event, GenerationDelta* delta);
-  void End(GenerationEnd end, GenerationDelta* delta);
+  GenerationDelta Fail(const absl::Status& status);
+  GenerationDelta PollStreaming();
+  GenerationDelta PollBest();
+  void RankBest();
 
   const ServingContext& context_;
-  const int64_t arrival_us_;
-  const bool logprobs_;
-  std::optional<PromptEcho> echo_;  // until it is sent
-  const int32_t prompt_tokens_;
-  const std::function<void()> wake_;
-  std::optional<Request> request_;  // until it is submitted
-  std::shared_ptr<Lease> lease_;    // until it is submitted; nullptr: base model
-  bool canceled_ = false;           // before it was submitted
-  std::string adapter_version_;
-  int64_t adapter_read_us_ = 0;
+  std::unique_ptr<Prepared> prepared_;  // until it is submitted
+  std::vector<std::unique_ptr<Choice>> choices_;
+  size_t next_ = 0;  // to poll
+  size_t open_ = 0;  // choices that have not ended
 
-  std::shared_ptr<TokenSink> sink_;
-  RequestId id_ = 0;
-  Detokenizer detokenizer_;
-  StopMatcher stops_;
-  int32_t cached_tokens_ = 0;
-  int32_t completion_tokens_ = 0;
-  int32_t last_token_ = -1;
-  int64_t last_token_us_ = 0;
-  bool ended_ = false;
+  // With best_of: every choice as a whole, then those to give, best first.
+  int32_t wanted_ = 0;
+  bool logprobs_wanted_ = false;
+  bool best_ = false;
+  std::vector<GenerationDelta> whole_;
+  bool done_ = false;
 };
 
 }  // namespace lorikeet

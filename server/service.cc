@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <limits>
 #include <system_error>
@@ -34,16 +35,21 @@ int32_t ContextTokens(const ServerConfig& config, const ServedModel& model) {
 absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& config) {
   std::unique_ptr<Service> self(new Service(config));
   LK_RETURN_IF_ERROR(CheckCanListen(config.host, config.grpc_port, "gRPC port"));
-  HttpServer::Handlers handlers;
-  handlers.health = [service = self.get()] {
+  HttpApi::Probes probes;
+  probes.health = [service = self.get()] {
     return service->started_ ? service->device_status() : absl::OkStatus();
   };
-  handlers.ready = [service = self.get()] {
+  probes.ready = [service = self.get()] {
     return service->ready_ && service->device_status().ok();
   };
-  handlers.metrics = [service = self.get()] { return service->MetricsText(); };
-  LK_ASSIGN_OR_RETURN(self->http_,
-                      HttpServer::Start(config.host, config.http_port, std::move(handlers)));
+  probes.metrics = [service = self.get()] { return service->MetricsText(); };
+  self->http_api_ = std::make_unique<HttpApi>(std::move(probes));
+  LK_ASSIGN_OR_RETURN(
+      self->http_,
+      HttpServer::Start({config.host, config.http_port, config.http_limits},
+                        [api = self->http_api_.get()](HttpRequest request, auto wake) {
+                          return api->Handle(std::move(request), wake);
+                        }));
   return self;
 }
 
@@ -58,6 +64,7 @@ absl::Status Service::Serve(ServedModel model) {
   LK_RETURN_IF_ERROR(LoadAdapters());
   const GrpcOptions grpc{config_.host, config_.grpc_port, ForAdapterService()};
   LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
+  http_api_->Serve({&context_, registry_.get()});
   ready_ = true;
   return absl::OkStatus();
 }
@@ -111,6 +118,7 @@ absl::Status Service::StartEngine() {
               .clock = &clock_,
               .metrics = &metrics_,
               .model_name = model_.name,
+              .started_unix_s = std::time(nullptr),
               .vocab_size = model_.vocab_size,
               .max_context_tokens = options.limits.max_context_tokens};
   return absl::OkStatus();

@@ -18,6 +18,7 @@
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
 #include "server/metrics.h"
+#include "server/openai/http_api.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
 
@@ -78,6 +79,7 @@ class Service {
   std::unique_ptr<Engine> engine_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> started_{false};  // registry_ and engine_ are there for good
+  std::unique_ptr<HttpApi> http_api_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<GrpcServer> grpc_;
 };

@@ -15,6 +15,7 @@ struct Limits {
   static constexpr int32_t kMaxStopStringBytes = 256;
   static constexpr int32_t kMaxStopTokenIds = 64;
   static constexpr int32_t kMaxTopLogprobs = 20;
+  static constexpr int32_t kMaxChoices = 64;  // of one call: n and best_of
   static constexpr int32_t kMaxCacheSaltBytes = 256;
   static constexpr int32_t kMaxAdapterRank = 4096;
   static constexpr int64_t kMaxAdapterFileBytes = int64_t{8} << 30;

@@ -13,14 +13,23 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxDepth = 32;
+constexpr JsonLimits kFileLimits = {.depth = 32, .members = size_t{1} << 24};
 constexpr size_t kMaxFileBytes = size_t{16} << 20;
 
 // Builds the document from the parser's events and stops at the first thing a lenient parser would
 // have to guess about.
-class StrictBuilder final : public nlohmann::json_sax<json> {
+template <typename Json>
+class StrictBuilder final : public nlohmann::json_sax<Json> {
  public:
-  json& document() { return document_; }
+  using number_integer_t = typename Json::number_integer_t;
+  using number_unsigned_t = typename Json::number_unsigned_t;
+  using number_float_t = typename Json::number_float_t;
+  using string_t = typename Json::string_t;
+  using binary_t = typename Json::binary_t;
+
+  explicit StrictBuilder(const JsonLimits& limits) : limits_(limits) {}
+
+  Json& document() { return document_; }
   const std::string& error() const { return error_; }
 
   bool null() override { return Add(nullptr); }
@@ -30,13 +39,16 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
   bool number_float(number_float_t value, const string_t&) override { return Add(value); }
   bool string(string_t& value) override { return Add(std::move(value)); }
   bool binary(binary_t&) override { return false; }  // JSON text has none
-  bool start_object(size_t) override { return Open(json::object()); }
-  bool start_array(size_t) override { return Open(json::array()); }
+  bool start_object(size_t) override { return Open(Json::object()); }
+  bool start_array(size_t) override { return Open(Json::array()); }
   bool end_object() override { return Close(); }
   bool end_array() override { return Close(); }
 
   bool key(string_t& name) override {
-    json& object = *open_.back();
+    Json& object = *open_.back();
+    if (object.size() == limits_.members) {
+      return Fail(absl::StrCat("an object of more than ", limits_.members, " members"));
+    }
     if (object.contains(name)) return Fail(absl::StrCat("key \"", name, "\" appears twice"));
     slot_ = &object[name];
     return true;
@@ -47,7 +59,7 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
 
  private:
   // The new value's place: the document, the open array's end, or the slot of the last key.
-  json* Place(json value) {
+  Json* Place(Json value) {
     if (open_.empty()) {
       document_ = std::move(value);
       return &document_;
@@ -61,12 +73,12 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
   }
   template <typename T>
   bool Add(T&& value) {
-    Place(json(std::forward<T>(value)));
+    Place(Json(std::forward<T>(value)));
     return true;
   }
-  bool Open(json container) {
-    if (open_.size() == kMaxDepth) {
-      return Fail(absl::StrCat("nested deeper than ", kMaxDepth, " levels"));
+  bool Open(Json container) {
+    if (open_.size() == limits_.depth) {
+      return Fail(absl::StrCat("nested deeper than ", limits_.depth, " levels"));
     }
     open_.push_back(Place(std::move(container)));
     return true;
@@ -80,19 +92,29 @@ class StrictBuilder final : public nlohmann::json_sax<json> {
     return false;
   }
 
-  json document_;
-  std::vector<json*> open_;  // containers not yet closed, outermost first
-  json* slot_ = nullptr;
+  const JsonLimits limits_;
+  Json document_;
+  std::vector<Json*> open_;  // containers not yet closed, outermost first
+  Json* slot_ = nullptr;
   std::string error_;
 };
 
 }  // namespace
 
 absl::StatusOr<json> ParseJson(std::string_view text, std::string_view what) {
-  StrictBuilder builder;
+  StrictBuilder<json> builder(kFileLimits);
   if (!json::sax_parse(text.begin(), text.end(), &builder)) {
     return absl::DataLossError(absl::StrCat(absl::string_view(what.data(), what.size()),
                                             ": malformed JSON: ", builder.error()));
+  }
+  return std::move(builder.document());
+}
+
+absl::StatusOr<nlohmann::ordered_json> ParseOrderedJson(std::string_view text,
+                                                        const JsonLimits& limits) {
+  StrictBuilder<nlohmann::ordered_json> builder(limits);
+  if (!nlohmann::ordered_json::sax_parse(text.begin(), text.end(), &builder)) {
+    return absl::InvalidArgumentError(absl::StrCat("malformed JSON: ", builder.error()));
   }
   return std::move(builder.document());
 }

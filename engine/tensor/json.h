@@ -1,4 +1,4 @@
-// JSON from files nobody vouches for: checkpoint headers and configurations.
+// JSON nobody vouches for: checkpoint headers, configurations, requests.
 #pragma once
 
 #include <filesystem>
@@ -13,6 +13,15 @@ namespace lorikeet {
 // readers that let them pass disagree on what the file says. `what` names the text in the error.
 // DATA_LOSS with the offset.
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view what);
+
+struct JsonLimits {
+  size_t depth = 64;      // of containers
+  size_t members = 4096;  // of one object: finding a repeated key takes a look at all of them
+};
+
+// The same for a client's text, keeping the order of members. INVALID_ARGUMENT with the offset.
+absl::StatusOr<nlohmann::ordered_json> ParseOrderedJson(std::string_view text,
+                                                        const JsonLimits& limits = {});
 
 // The same for a file of at most 16 MiB. NOT_FOUND when there is none, INVALID_ARGUMENT when it is
 // larger.

@@ -1,18 +1,13 @@
 #include "server/grpc/convert.h"
 
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "server/random.h"
 
 namespace lorikeet {
 namespace {
-
-uint64_t RandomSeed() {
-  thread_local std::mt19937_64 generator(std::random_device{}());
-  return generator();
-}
 
 SamplingParams ToSampling(const v1::SamplingParams& proto) {
   SamplingParams params;
@@ -43,7 +38,10 @@ absl::Status SetPrompt(v1::GenerateRequest& request, GenerationInput* input) {
         messages.push_back(
             {std::move(*message.mutable_role()), std::move(*message.mutable_content())});
       }
-      input->prompt = std::move(messages);
+      if (messages.empty()) {
+        return absl::InvalidArgumentError("chat.messages: empty; at least one message");
+      }
+      input->prompt = ChatRequest{.messages_json = MessagesJson(messages)};
       return absl::OkStatus();
     }
     case v1::GenerateRequest::PROMPT_NOT_SET:
@@ -77,7 +75,7 @@ void SetFinish(const GenerationEnd& end, v1::Finish* finish) {
 absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   GenerationInput input;
   LK_RETURN_IF_ERROR(SetPrompt(request, &input));
-  input.adapter = std::move(*request.mutable_adapter());
+  input.model = std::move(*request.mutable_adapter());
   input.sampling = ToSampling(request.sampling());
   if (request.has_logprobs()) {
     if (request.logprobs() < 0 || request.logprobs() > Limits::kMaxTopLogprobs) {
@@ -92,6 +90,7 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   input.stop_token_ids.assign(stop.token_ids().begin(), stop.token_ids().end());
   input.ignore_eos = stop.ignore_eos();
   input.echo = request.echo();
+  if (input.echo && request.has_logprobs()) input.prompt_logprobs = request.logprobs();
   input.cache_salt = std::move(*request.mutable_cache_salt());
   input.skip_prefix_cache = request.skip_prefix_cache();
   return input;

@@ -1,33 +1,34 @@
-// The HTTP port: /health, /ready and /metrics.
+// The HTTP port: HTTP/1.1 with keep-alive, on a few threads.
 //
-// Boost.Beast, because it is asynchronous (one thread serves thousands of open connections and
-// streams), checks sizes and time limits by itself, and is in every distribution; the alternatives
-// there (civetweb, cpp-httplib) take a thread a connection.
+// Boost.Beast over Asio, because it is asynchronous (two threads serve thousands of open streams),
+// parses strictly, leaves every limit to us, does TLS through OpenSSL, and is in every
+// distribution; the alternatives there (civetweb, cpp-httplib) take a thread a connection.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/http/connection.h"
+#include "server/http/message.h"
 
 namespace lorikeet {
 
+struct HttpOptions {
+  std::string host;  // name or address
+  int32_t port = 0;  // 0: any free one
+  HttpLimits limits;
+  int threads = 2;  // one answers while another tokenises a long prompt
+};
+
 class HttpServer {
  public:
-  struct Handlers {
-    std::function<absl::Status()> health;  // not OK: no request will be served any more
-    std::function<bool()> ready;           // can requests be served now?
-    std::function<std::string()> metrics;  // Prometheus text
-  };
-
-  // Listens and serves on a thread of its own. UNAVAILABLE: the port is in use; INVALID_ARGUMENT:
-  // no such address. `port` 0: any free one.
-  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& host, int32_t port,
-                                                           Handlers handlers);
-  ~HttpServer();  // closes every connection
+  // Listens and serves. UNAVAILABLE: the port is in use; INVALID_ARGUMENT: no such address. The
+  // handler is called on the server's threads, several at a time, and outlives the server.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options,
+                                                           HttpHandler handler);
+  ~HttpServer();  // drops answers under way and closes every connection
 
   int port() const;
 

@@ -1,0 +1,169 @@
+#include "server/generation_request.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "server/text/utf8.h"
+
+namespace lorikeet {
+namespace {
+
+constexpr size_t kLeastVersionDigits = 8;
+
+absl::Status Invalid(const std::string& message) { return absl::InvalidArgumentError(message); }
+
+absl::Status ValidateStops(const GenerationInput& input) {
+  if (input.stop_strings.size() > Limits::kMaxStopStrings) {
+    return Invalid(absl::StrCat("stop.strings: ", input.stop_strings.size(), " strings; at most ",
+                                Limits::kMaxStopStrings));
+  }
+  for (size_t i = 0; i < input.stop_strings.size(); ++i) {
+    const std::string& stop = input.stop_strings[i];
+    if (stop.empty() || stop.size() > Limits::kMaxStopStringBytes) {
+      return Invalid(absl::StrCat("stop.strings[", i, "]: ", stop.size(), " bytes; 1 to ",
+                                  Limits::kMaxStopStringBytes));
+    }
+  }
+  if (input.stop_token_ids.size() > Limits::kMaxStopTokenIds) {
+    return Invalid(absl::StrCat("stop.token_ids: ", input.stop_token_ids.size(), " ids; at most ",
+                                Limits::kMaxStopTokenIds));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodePrompt(const ServingContext& context,
+                                                  GenerationInput& input) {
+  if (auto* ids = std::get_if<std::vector<int32_t>>(&input.prompt)) {
+    if (ids->empty()) return Invalid("token_ids: empty; at least one token");
+    LK_RETURN_IF_ERROR(ValidateTokenIds(*ids, "token_ids", context.vocab_size));
+    return std::move(*ids);
+  }
+  if (auto* chat = std::get_if<ChatRequest>(&input.prompt)) return EncodeChat(context, *chat);
+  const std::string& text = std::get<std::string>(input.prompt);
+  if (text.empty()) return Invalid("text: empty; at least one character");
+  LK_RETURN_IF_ERROR(ValidateUtf8(text, "text"));
+  LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                      context.tokenizer->Encode(text, /*add_special=*/true));
+  if (ids.empty()) return Invalid("text: has no tokens; at least one");
+  return ids;
+}
+
+// The engine lists as many alternatives for prompt and answer; the front drops what is too much.
+absl::Status SetLogprobs(const GenerationInput& input, SamplingParams* sampling) {
+  if (input.best_of > input.choices) sampling->top_logprobs = std::max(sampling->top_logprobs, 0);
+  if (!input.prompt_logprobs) return absl::OkStatus();
+  const int32_t wanted = *input.prompt_logprobs;
+  if (wanted < 0 || wanted > Limits::kMaxTopLogprobs) {
+    return Invalid(absl::StrCat("prompt_logprobs: ", wanted, " is not in [0, ",
+                                Limits::kMaxTopLogprobs, "]"));
+  }
+  sampling->prompt_logprobs = true;
+  sampling->top_logprobs = std::max(sampling->top_logprobs, wanted);
+  return absl::OkStatus();
+}
+
+absl::Status ValidateChoices(const GenerationInput& input) {
+  if (input.choices < 1 || input.choices > Limits::kMaxChoices) {
+    return Invalid(
+        absl::StrCat("n: ", input.choices, " is not in [1, ", Limits::kMaxChoices, "]"));
+  }
+  if (input.best_of == 0) return absl::OkStatus();
+  if (input.best_of < input.choices || input.best_of > Limits::kMaxChoices) {
+    return Invalid(absl::StrCat("best_of: ", input.best_of, " is not in [n, ",
+                                Limits::kMaxChoices, "]; n is ", input.choices));
+  }
+  return absl::OkStatus();
+}
+
+// The adapter's part of "base:adapter"; `name` if it has no such form.
+std::string_view WithoutBase(std::string_view name, const std::string& base) {
+  const bool prefixed = name.size() > base.size() && name.starts_with(base) &&
+                        name[base.size()] == ':';
+  return prefixed ? name.substr(base.size() + 1) : name;
+}
+
+}  // namespace
+
+absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
+                              int32_t vocab_size) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= vocab_size) {
+      return Invalid(absl::StrCat(what, "[", i, "]: ", ids[i], " is not in [0, ", vocab_size, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
+                                                ChatRequest& request) {
+  if (context.chat_template == nullptr) {
+    return Invalid(absl::StrCat("chat: the model '", context.model_name,
+                                "' has no chat template; send text or token_ids"));
+  }
+  request.now_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
+                           std::chrono::system_clock::now().time_since_epoch())
+                           .count();
+  LK_ASSIGN_OR_RETURN(const std::string text, context.chat_template->Render(request));
+  return context.tokenizer->Encode(text, /*add_special=*/false);
+}
+
+absl::Status CheckVersion(const ResolvedModel& model, std::string_view version) {
+  if (version.starts_with(model.version)) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("adapter '", model.adapter, "' has version ",
+                                          std::string(version), ", not '", model.version, "'"));
+}
+
+absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::string_view model) {
+  LK_RETURN_IF_ERROR(ValidateUtf8(model, "model"));
+  if (model.empty() || model == context.model_name) return ResolvedModel{};
+  const absl::Status whole = context.adapters->Find(model).status();
+  if (whole.ok()) return ResolvedModel{std::string(model), ""};
+  const std::string_view name = WithoutBase(model, context.model_name);
+  if (name.size() < model.size() && context.adapters->Find(name).ok()) {
+    return ResolvedModel{std::string(name), ""};
+  }
+  const size_t at = name.rfind('@');
+  if (at == std::string_view::npos) return whole;
+  const ResolvedModel asked{std::string(name.substr(0, at)), std::string(name.substr(at + 1))};
+  LK_ASSIGN_OR_RETURN(const std::string version, context.adapters->Find(asked.adapter));
+  // Fewer digits than that might be meant for another.
+  LK_RETURN_IF_ERROR(
+      CheckVersion(asked, asked.version.size() < kLeastVersionDigits ? "" : version));
+  return asked;
+}
+
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ResolvedModel& model,
+                                     GenerationInput& input) {
+  Request request;
+  request.sampling = input.sampling;
+  LK_RETURN_IF_ERROR(SetLogprobs(input, &request.sampling));
+  LK_RETURN_IF_ERROR(ValidateSampling(request.sampling));
+  LK_RETURN_IF_ERROR(ValidateChoices(input));
+  LK_RETURN_IF_ERROR(ValidateStops(input));
+  LK_RETURN_IF_ERROR(ValidateTokenIds(input.stop_token_ids, "stop.token_ids", context.vocab_size));
+  if (input.max_tokens && *input.max_tokens < 1) {
+    return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
+  }
+  request.adapter_name = model.adapter;
+  LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  const int64_t room = context.max_context_tokens - prompt_tokens;
+  if (room < 1) {
+    return Invalid(absl::StrCat("prompt: ", prompt_tokens, " tokens; at most ",
+                                context.max_context_tokens - 1, " leave room for an answer"));
+  }
+  request.max_new_tokens =
+      static_cast<int32_t>(std::min<int64_t>(room, input.max_tokens.value_or(room)));
+  request.stop_token_ids = input.stop_token_ids;
+  request.ignore_eos = input.ignore_eos;
+  request.cache_salt = input.cache_salt;
+  request.skip_prefix_cache = input.skip_prefix_cache;
+  request.deadline_us = input.deadline_us;
+  return request;
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,40 @@
+// What a front asks for, checked and turned into what the engine takes.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/api/request.h"
+#include "server/generation.h"
+
+namespace lorikeet {
+
+struct ResolvedModel {
+  std::string adapter;  // its name; empty: the base model
+  std::string version;  // what its version must begin with
+};
+
+// NOT_FOUND names both, unless `version` begins with what `model` asks for.
+absl::Status CheckVersion(const ResolvedModel& model, std::string_view version);
+
+// `model`: empty or the base model's name; an adapter's "name", "base:name", or either followed by
+// "@version", at least the first 8 digits of the version it must have. NOT_FOUND otherwise: the
+// base model never answers for an adapter.
+absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::string_view model);
+
+// The prompt of a conversation. INVALID_ARGUMENT: the model has no template, or it refuses.
+absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
+                                                ChatRequest& request);
+
+// INVALID_ARGUMENT names the first id that is not in [0, vocab_size), as what[i].
+absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
+                              int32_t vocab_size);
+
+// Without its lease of `model`. INVALID_ARGUMENT names the field, the value and the bound. Moves the
+// prompt out of `input`.
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ResolvedModel& model,
+                                     GenerationInput& input);
+
+}  // namespace lorikeet

@@ -1,0 +1,228 @@
+#include "server/openai/output.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/random.h"
+#include "server/text/utf8.h"
+
+namespace lorikeet {
+namespace {
+
+constexpr size_t kFingerprintDigits = 16;
+
+int64_t UnixSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// As valid UTF-8.
+std::string Readable(const std::string& bytes) {
+  std::string text;
+  Utf8Repairer repairer;
+  repairer.Append(bytes, &text);
+  repairer.Finish(&text);
+  return text;
+}
+
+Json Bytes(const std::string& piece) {
+  Json bytes = Json::array();
+  for (const unsigned char byte : piece) bytes.push_back(byte);
+  return bytes;
+}
+
+Json FinishWord(const GenerationDelta& delta) {
+  if (!delta.end) return nullptr;
+  return delta.end->length ? "length" : "stop";
+}
+
+// vLLM's: the stop string or token id, null for the end of sequence.
+Json StopReason(const GenerationDelta& delta) {
+  if (delta.end && delta.end->stop_string) return *delta.end->stop_string;
+  if (delta.end && delta.end->stop_token && !delta.end->eos) return *delta.end->stop_token;
+  return nullptr;
+}
+
+}  // namespace
+
+void AppendEvent(const std::string& json, std::string* out) {
+  absl::StrAppend(out, "data: ", json, "\n\n");
+}
+
+OutputWriter::OutputWriter(OutputOptions options, const Tokenizer& tokenizer, int32_t choices)
+    : options_(std::move(options)),
+      tokenizer_(tokenizer),
+      id_(absl::StrCat(options_.chat ? "chatcmpl-" : "cmpl-", RandomHex(24))),
+      created_(UnixSeconds()),
+      text_offset_(choices, 0),
+      begun_(choices, false) {}
+
+void OutputWriter::Count(const GenerationEnd& end, bool first_of_prompt) {
+  if (first_of_prompt) prompt_tokens_ += end.prompt_tokens;
+  if (first_of_prompt) cached_tokens_ += end.cached_tokens;
+  completion_tokens_ += end.completion_tokens;
+  fingerprint_ = end.adapter_version.substr(0, kFingerprintDigits);
+}
+
+std::string OutputWriter::TokenText(int32_t id) const {
+  if (options_.tokens_as_ids) return absl::StrCat("token_id:", id);
+  if (id < 0 || id >= tokenizer_.vocab_size()) return {};
+  return Readable(std::string(tokenizer_.pieces().piece(id)));
+}
+
+Json OutputWriter::ChatLogprobs(const GenerationDelta& delta) const {
+  const auto entry = [this](int32_t id, float logprob) {
+    const bool known = id >= 0 && id < tokenizer_.vocab_size();
+    const std::string piece = known ? std::string(tokenizer_.pieces().piece(id)) : std::string();
+    return Json{{"token", TokenText(id)}, {"logprob", logprob}, {"bytes", Bytes(piece)}};
+  };
+  Json content = Json::array();
+  for (size_t i = 0; i < delta.tokens.size(); ++i) {
+    Json token = entry(delta.tokens[i], delta.logprobs[i].logprob);
+    Json top = Json::array();
+    for (const auto& [id, logprob] : delta.logprobs[i].top) top.push_back(entry(id, logprob));
+    token["top_logprobs"] = std::move(top);
+    content.push_back(std::move(token));
+  }
+  return {{"content", std::move(content)}, {"refusal", nullptr}};
+}
+
+// With `echo` the prompt's tokens come first, the very first without a probability.
+Json OutputWriter::CompletionLogprobs(int32_t index, const GenerationDelta& delta) {
+  Json tokens = Json::array(), values = Json::array(), tops = Json::array(),
+       offsets = Json::array();
+  const auto add = [&](int32_t id, const TokenLogprobs* logprobs) {
+    const std::string text = TokenText(id);
+    tokens.push_back(text);
+    offsets.push_back(text_offset_[index]);
+    text_offset_[index] += text.size();
+    values.push_back(logprobs ? Json(logprobs->logprob) : Json());
+    Json top;
+    if (logprobs) {
+      top = Json::object();
+      for (const auto& [other, logprob] : logprobs->top) top[TokenText(other)] = logprob;
+    }
+    tops.push_back(std::move(top));
+  };
+  if (delta.prompt && options_.echo) {
+    const PromptEcho& prompt = *delta.prompt;
+    for (size_t i = 0; i < prompt.tokens.size(); ++i) {
+      const bool known = i > 0 && i <= prompt.logprobs.size();
+      add(prompt.tokens[i], known ? &prompt.logprobs[i - 1] : nullptr);
+    }
+  }
+  for (size_t i = 0; i < delta.tokens.size(); ++i) add(delta.tokens[i], &delta.logprobs[i]);
+  return {{"text_offset", std::move(offsets)},
+          {"token_logprobs", std::move(values)},
+          {"tokens", std::move(tokens)},
+          {"top_logprobs", std::move(tops)}};
+}
+
+Json OutputWriter::Logprobs(int32_t index, const GenerationDelta& delta) {
+  if (!options_.logprobs) return nullptr;
+  return options_.chat ? ChatLogprobs(delta) : CompletionLogprobs(index, delta);
+}
+
+// vLLM's: for each token of the prompt but the first, {id: {logprob, decoded_token}} of the token
+// and of those asked for beside it.
+Json OutputWriter::PromptLogprobs(const PromptEcho& prompt) const {
+  Json list = Json::array({nullptr});
+  for (size_t i = 0; i < prompt.logprobs.size(); ++i) {
+    Json entry = Json::object();
+    const auto add = [&](int32_t id, float logprob) {
+      entry[absl::StrCat(id)] = {{"logprob", logprob}, {"decoded_token", TokenText(id)}};
+    };
+    add(prompt.tokens[i + 1], prompt.logprobs[i].logprob);
+    for (const auto& [id, logprob] : prompt.logprobs[i].top) add(id, logprob);
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
+Json OutputWriter::Whole(int32_t index, const GenerationDelta& delta) {
+  Json choice = {{"index", index}};
+  if (options_.chat) {
+    choice["message"] = {{"role", "assistant"}, {"content", delta.text}, {"refusal", nullptr}};
+  } else {
+    choice["text"] = options_.echo ? delta.prompt->text + delta.text : delta.text;
+  }
+  choice["logprobs"] = Logprobs(index, delta);
+  choice["finish_reason"] = FinishWord(delta);
+  choice["stop_reason"] = StopReason(delta);
+  if (options_.prompt_logprobs) choice["prompt_logprobs"] = PromptLogprobs(*delta.prompt);
+  return choice;
+}
+
+Json OutputWriter::Envelope(bool chunk) const {
+  const char* object = "text_completion";
+  if (options_.chat) object = chunk ? "chat.completion.chunk" : "chat.completion";
+  Json envelope = {
+      {"id", id_}, {"object", object}, {"created", created_}, {"model", options_.model}};
+  envelope["system_fingerprint"] = fingerprint_.empty() ? Json() : Json(fingerprint_);
+  return envelope;
+}
+
+Json OutputWriter::Usage() const {
+  return {{"prompt_tokens", prompt_tokens_},
+          {"completion_tokens", completion_tokens_},
+          {"total_tokens", prompt_tokens_ + completion_tokens_},
+          {"prompt_tokens_details", {{"cached_tokens", cached_tokens_}}}};
+}
+
+Json OutputWriter::Response(Json choices) const {
+  Json response = Envelope(/*chunk=*/false);
+  response["choices"] = std::move(choices);
+  response["usage"] = Usage();
+  return response;
+}
+
+void OutputWriter::AppendChunk(int32_t index, Json choice, std::string* out) const {
+  choice["index"] = index;
+  Json chunk = Envelope(/*chunk=*/true);
+  chunk["choices"] = Json::array({std::move(choice)});
+  if (options_.include_usage) chunk["usage"] = nullptr;
+  AppendEvent(Dump(chunk), out);
+}
+
+void OutputWriter::AppendEvents(int32_t index, const GenerationDelta& delta, std::string* out) {
+  if (options_.chat && !begun_[index]) {
+    begun_[index] = true;
+    AppendChunk(index,
+                {{"delta", {{"role", "assistant"}, {"content", ""}}},
+                 {"logprobs", nullptr},
+                 {"finish_reason", nullptr}},
+                out);
+  }
+  const bool prompt = delta.prompt && (options_.echo || options_.prompt_logprobs);
+  const bool tokens = !delta.text.empty() || (options_.logprobs && !delta.tokens.empty());
+  if (!tokens && !prompt && !delta.end) return;
+  Json choice;
+  if (options_.chat) {
+    choice["delta"] = Json::object();
+    if (tokens) choice["delta"]["content"] = delta.text;
+  } else {
+    const bool echo = options_.echo && delta.prompt;
+    choice["text"] = echo ? delta.prompt->text + delta.text : delta.text;
+  }
+  choice["logprobs"] = tokens || prompt ? Logprobs(index, delta) : Json();
+  choice["finish_reason"] = FinishWord(delta);
+  choice["stop_reason"] = StopReason(delta);
+  if (options_.prompt_logprobs && delta.prompt) {
+    choice["prompt_logprobs"] = PromptLogprobs(*delta.prompt);
+  }
+  AppendChunk(index, std::move(choice), out);
+}
+
+void OutputWriter::AppendEnd(std::string* out) const {
+  if (options_.include_usage) {
+    Json chunk = Envelope(/*chunk=*/true);
+    chunk["choices"] = Json::array();
+    chunk["usage"] = Usage();
+    AppendEvent(Dump(chunk), out);
+  }
+  AppendEvent("[DONE]", out);
+}
+
+}  // namespace lorikeet

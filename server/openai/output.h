@@ -1,0 +1,59 @@
+// What was generated, in the words of OpenAI's API.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "server/generation.h"
+#include "server/openai/fields.h"
+#include "server/openai/request.h"
+#include "server/text/tokenizer.h"
+
+namespace lorikeet {
+
+// Writes the objects of one response. One thread at a time.
+class OutputWriter {
+ public:
+  // `tokenizer` outlives this. `choices`: of the whole response.
+  OutputWriter(OutputOptions options, const Tokenizer& tokenizer, int32_t choices);
+
+  // Adds what a choice ended with to the usage.
+  void Count(const GenerationEnd& end, bool first_of_prompt);
+
+  // A choice as a whole; `index`: in the response.
+  Json Whole(int32_t index, const GenerationDelta& delta);
+  // The response around its choices.
+  Json Response(Json choices) const;
+
+  // Server-sent events of what is new of a choice, appended to `out`.
+  void AppendEvents(int32_t index, const GenerationDelta& delta, std::string* out);
+  // The last ones.
+  void AppendEnd(std::string* out) const;
+
+ private:
+  Json Envelope(bool chunk) const;
+  Json Usage() const;
+  Json Logprobs(int32_t index, const GenerationDelta& delta);
+  Json ChatLogprobs(const GenerationDelta& delta) const;
+  Json CompletionLogprobs(int32_t index, const GenerationDelta& delta);
+  Json PromptLogprobs(const PromptEcho& prompt) const;
+  std::string TokenText(int32_t id) const;
+  void AppendChunk(int32_t index, Json choice, std::string* out) const;
+
+  const OutputOptions options_;
+  const Tokenizer& tokenizer_;
+  const std::string id_;
+  const int64_t created_;
+  std::string fingerprint_;         // of the weights that answer
+  std::vector<size_t> text_offset_;  // [choices] for completions' log-probabilities
+  std::vector<bool> begun_;          // [choices] the role was sent
+  int64_t prompt_tokens_ = 0;
+  int64_t cached_tokens_ = 0;
+  int64_t completion_tokens_ = 0;
+};
+
+// "data: {...}\n\n".
+void AppendEvent(const std::string& json, std::string* out);
+
+}  // namespace lorikeet

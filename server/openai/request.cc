@@ -1,0 +1,252 @@
+#include "server/openai/request.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "engine/tensor/json.h"
+#include "server/random.h"
+
+namespace lorikeet {
+namespace {
+
+constexpr int32_t kDefaultCompletionTokens = 16;  // OpenAI's
+
+void ReadSampling(Fields& fields, SamplingParams* sampling) {
+  fields.Read("temperature", &sampling->temperature);
+  fields.Read("top_p", &sampling->top_p);
+  fields.Read("top_k", &sampling->top_k);
+  if (sampling->top_k == -1) sampling->top_k = 0;  // vLLM's way to say off
+  fields.Read("min_p", &sampling->min_p);
+  fields.Read("repetition_penalty", &sampling->repetition_penalty);
+  fields.Read("presence_penalty", &sampling->presence_penalty);
+  fields.Read("frequency_penalty", &sampling->frequency_penalty);
+  std::optional<int64_t> seed;
+  fields.Read("seed", &seed);
+  sampling->seed = seed ? static_cast<uint64_t>(*seed) : RandomSeed();
+}
+
+void ReadStops(Fields& fields, GenerationInput* input) {
+  if (const Json* stop = fields.Take("stop"); stop != nullptr && stop->is_string()) {
+    input->stop_strings.push_back(stop->get<std::string>());
+  } else {
+    fields.Read("stop", &input->stop_strings);
+  }
+  fields.Read("include_stop_str_in_output", &input->include_stop_string);
+  fields.Read("stop_token_ids", &input->stop_token_ids);
+  fields.Read("ignore_eos", &input->ignore_eos);
+}
+
+void ReadStream(Fields& fields, OutputOptions* output) {
+  fields.Read("stream", &output->stream);
+  const Json* options = fields.Take("stream_options");
+  if (options == nullptr) return;
+  if (!options->is_object()) return fields.Note(FieldError("stream_options", "not an object"));
+  if (!output->stream) {
+    return fields.Note(FieldError("stream_options", "only with \"stream\": true"));
+  }
+  Fields inner(*options, "stream_options.");
+  inner.Read("include_usage", &output->include_usage);
+  inner.Accept("include_obfuscation", false);
+  fields.Note(inner.Finish());
+}
+
+// What both bodies have.
+void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
+  fields.Read("model", &output->model);
+  if (fields.ok() && output->model.empty()) {
+    fields.Note(FieldError("model", "missing; the base model's or an adapter's name"));
+  }
+  input->model = output->model;
+  ReadSampling(fields, &input->sampling);
+  ReadStops(fields, input);
+  ReadStream(fields, output);
+  fields.Read("n", &input->choices);
+  fields.Read("prompt_logprobs", &input->prompt_logprobs);
+  output->prompt_logprobs = input->prompt_logprobs.has_value();
+  fields.Read("return_tokens_as_token_ids", &output->tokens_as_ids);
+  fields.Accept("skip_special_tokens", true);
+  fields.Read("cache_salt", &input->cache_salt);
+  fields.Read("skip_prefix_cache", &input->skip_prefix_cache);
+  std::string user;  // whose request it is, for the client's own books
+  fields.Read("user", &user);
+}
+
+void SetTopLogprobs(Fields& fields, const char* name, int32_t top, GenerationInput* input) {
+  if (top < 0 || top > Limits::kMaxTopLogprobs) {
+    return fields.Note(FieldError(
+        name, absl::StrCat(top, " is not in [0, ", Limits::kMaxTopLogprobs, "]")));
+  }
+  input->sampling.top_logprobs = top;
+}
+
+using Prompt = decltype(GenerationInput::prompt);
+
+bool IsIds(const Json& json) {
+  return json.is_array() && !json.empty() && json[0].is_number_integer();
+}
+
+// One prompt: text or token ids.
+absl::StatusOr<Prompt> OnePrompt(const Json& json, const std::string& name) {
+  if (json.is_string()) return Prompt(json.get<std::string>());
+  if (!json.is_array()) return FieldError(name, "neither text nor an array of token ids");
+  const Json holder = {{"ids", json}};
+  Fields fields(holder, name + ".");
+  std::vector<int32_t> ids;
+  fields.Read("ids", &ids);
+  LK_RETURN_IF_ERROR(fields.Finish());
+  return Prompt(std::move(ids));
+}
+
+absl::StatusOr<std::vector<Prompt>> Prompts(const Json* json) {
+  if (json == nullptr) return FieldError("prompt", "missing; text or token ids");
+  std::vector<Prompt> prompts;
+  if (!json->is_array() || IsIds(*json) || json->empty()) {
+    LK_ASSIGN_OR_RETURN(prompts.emplace_back(), OnePrompt(*json, "prompt"));
+    return prompts;
+  }
+  if (json->size() > Limits::kMaxChoices) {
+    return FieldError("prompt",
+                      absl::StrCat(json->size(), " prompts; at most ", Limits::kMaxChoices));
+  }
+  for (size_t i = 0; i < json->size(); ++i) {
+    LK_ASSIGN_OR_RETURN(prompts.emplace_back(),
+                        OnePrompt((*json)[i], absl::StrCat("prompt[", i, "]")));
+  }
+  return prompts;
+}
+
+absl::StatusOr<std::string> ContentText(const Json& content, const std::string& field) {
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) return FieldError(field, "neither text nor an array of text parts");
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const std::string part = absl::StrCat(field, "[", i, "].");
+    if (!content[i].is_object()) return FieldError(part + "type", "missing; \"text\"");
+    Fields fields(content[i], part);
+    std::string type, piece;
+    fields.Read("type", &type);
+    if (fields.ok() && type != "text") {
+      return FieldError(part + "type", absl::StrCat("'", type, "' is not supported; only 'text'"));
+    }
+    fields.Read("text", &piece);
+    LK_RETURN_IF_ERROR(fields.Finish());
+    text += piece;
+  }
+  return text;
+}
+
+// Templates write a call's arguments themselves; clients send them as a string of JSON.
+absl::Status ParseArguments(Json* calls, const std::string& field) {
+  if (!calls->is_array()) return FieldError(field, "not an array");
+  for (size_t i = 0; i < calls->size(); ++i) {
+    const std::string name = absl::StrCat(field, "[", i, "].function");
+    Json& call = (*calls)[i];
+    if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) {
+      return FieldError(name, "missing");
+    }
+    Json& function = call["function"];
+    if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
+    absl::StatusOr<Json> arguments = ParseOrderedJson(function["arguments"].get<std::string>());
+    if (!arguments.ok()) {
+      return FieldError(name + ".arguments", std::string(arguments.status().message()));
+    }
+    function["arguments"] = *std::move(arguments);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> TemplateMessages(const Json& messages) {
+  if (!messages.is_array() || messages.empty()) {
+    return FieldError("messages", "not an array of at least one message");
+  }
+  Json out = Json::array();
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string field = absl::StrCat("messages[", i, "]");
+    if (!messages[i].is_object()) return FieldError(field, "not an object");
+    Json message = messages[i];
+    if (!message.contains("role") || !message["role"].is_string()) {
+      return FieldError(field + ".role", "missing; \"system\", \"user\", \"assistant\", ...");
+    }
+    if (message.contains("content") && !message["content"].is_null()) {
+      LK_ASSIGN_OR_RETURN(message["content"], ContentText(message["content"], field + ".content"));
+    } else if (message.contains("tool_calls")) {
+      message["content"] = "";
+    } else {
+      return FieldError(field + ".content", "missing");
+    }
+    if (message.contains("tool_calls") && !message["tool_calls"].is_null()) {
+      LK_RETURN_IF_ERROR(ParseArguments(&message["tool_calls"], field + ".tool_calls"));
+    }
+    out.push_back(std::move(message));
+  }
+  return Dump(out);
+}
+
+absl::StatusOr<OpenAiRequest> ParseCompletion(const Json& body) {
+  OpenAiRequest request;
+  GenerationInput input;
+  Fields fields(body);
+  input.max_tokens = kDefaultCompletionTokens;
+  ReadCommon(fields, &input, &request.output);
+  const absl::StatusOr<std::vector<Prompt>> prompts = Prompts(fields.Take("prompt"));
+  fields.Note(prompts.status());
+  fields.Read("max_tokens", &input.max_tokens);
+  fields.Read("echo", &input.echo);
+  fields.Read("best_of", &input.best_of);
+  if (request.output.stream && input.best_of > 1) {
+    fields.Note(FieldError("best_of", absl::StrCat(input.best_of, " cannot be streamed")));
+  }
+  std::optional<int32_t> logprobs;
+  fields.Read("logprobs", &logprobs);
+  if (logprobs) SetTopLogprobs(fields, "logprobs", *logprobs, &input);
+  // OpenAI's log-probabilities of an echoed prompt come with the answer's.
+  if (logprobs && input.echo && !input.prompt_logprobs) input.prompt_logprobs = *logprobs;
+  request.output.echo = input.echo;
+  request.output.logprobs = logprobs.has_value();
+  LK_RETURN_IF_ERROR(fields.Finish());
+  for (const Prompt& prompt : *prompts) {
+    request.inputs.push_back(input);
+    request.inputs.back().prompt = prompt;
+  }
+  return request;
+}
+
+absl::StatusOr<OpenAiRequest> ParseChat(const Json& body) {
+  OpenAiRequest request;
+  request.output.chat = true;
+  GenerationInput& input = request.inputs.emplace_back();
+  Fields fields(body);
+  ReadCommon(fields, &input, &request.output);
+  fields.Read("max_tokens", &input.max_tokens);
+  fields.Read("max_completion_tokens", &input.max_tokens);
+  int32_t top_logprobs = 0;
+  fields.Read("logprobs", &request.output.logprobs);
+  fields.Read("top_logprobs", &top_logprobs);
+  if (request.output.logprobs) {
+    SetTopLogprobs(fields, "top_logprobs", top_logprobs, &input);
+  } else if (top_logprobs != 0) {
+    fields.Note(FieldError("top_logprobs", "only with \"logprobs\": true"));
+  }
+  ChatRequest chat;
+  fields.Read("add_generation_prompt", &chat.add_generation_prompt);
+  if (const Json* variables = fields.Take("chat_template_kwargs")) {
+    if (!variables->is_object()) {
+      fields.Note(FieldError("chat_template_kwargs", "not an object"));
+    }
+    chat.variables_json = Dump(*variables);
+  }
+  fields.Accept("store", false);
+  fields.Accept("service_tier", "auto");
+  const Json* messages = fields.Take("messages");
+  absl::StatusOr<std::string> text = TemplateMessages(messages ? *messages : Json());
+  fields.Note(text.status());
+  LK_RETURN_IF_ERROR(fields.Finish());
+  chat.messages_json = *std::move(text);
+  input.prompt = std::move(chat);
+  return request;
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,184 @@
+// HTTP itself, and clients that are slow, gone or hostile: the server answers or hangs up, and goes
+// on.
+#include <gmock/gmock.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "tests/e2e/http_client.h"
+#include "tests/e2e/service_fixture.h"
+
+namespace lorikeet {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kStream[] =
+    R"({"model":"llama","prompt":"hello","max_tokens":240,"ignore_eos":true,"stream":true})";
+
+int64_t ResidentKiB() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmRSS:", 0) == 0) return std::stol(line.substr(6));
+  }
+  return 0;
+}
+
+class HttpTest : public ServiceTest {
+ protected:
+  void TearDown() override {
+    if (service_ != nullptr) {
+      EXPECT_EQ(HttpClient(service_->http_port()).Get("/ready").body, "ready\n")
+          << "the server does not go on";
+    }
+    ServiceTest::TearDown();
+  }
+};
+
+TEST_F(HttpTest, AConnectionIsKeptAndRequestsBehindOneAnotherAreAnsweredInOrder) {
+  Start();
+  HttpClient client(service_->http_port());
+  EXPECT_EQ(client.Get("/health").body, "ok\n");
+  client.Send("GET /version HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+              "HEAD /health HTTP/1.1\r\nHost: x\r\n\r\nGET /ready HTTP/1.1\r\nHost: x\r\n"
+              "Connection: close\r\n\r\n");
+  EXPECT_THAT(client.Receive().body, HasSubstr("version"));
+  EXPECT_EQ(client.Receive().body, "ok\n");
+  // The answer to HEAD has a length and no body: what follows is the next answer.
+  const std::string rest = client.Rest();
+  EXPECT_THAT(rest, HasSubstr("Content-Length: 3\r\n"));
+  EXPECT_EQ(rest.substr(rest.size() - 6), "ready\n");
+}
+
+TEST_F(HttpTest, AnOldClientGetsAStreamUpToTheClose) {
+  Start();
+  HttpClient client(service_->http_port());
+  const std::string body = kStream;
+  client.Send(absl::StrCat("POST /v1/completions HTTP/1.0\r\nContent-Length: ", body.size(),
+                           "\r\n\r\n", body));
+  const HttpResult result = client.Receive();
+  EXPECT_EQ(result.status, 200);
+  EXPECT_EQ(result.events().back(), "[DONE]");
+}
+
+TEST_F(HttpTest, AClientThatAsksFirstMaySend) {
+  Start();
+  HttpClient client(service_->http_port());
+  const std::string body = R"({"prompt":"hi"})";
+  client.Send(absl::StrCat("POST /tokenize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+                           "Content-Length: ",
+                           body.size(), "\r\n\r\n"));
+  EXPECT_EQ(client.Receive().status, 100);
+  client.Send(body);
+  EXPECT_EQ(client.Receive().status, 200);
+}
+
+TEST_F(HttpTest, WhatIsTooLargeIsRefusedBeforeItIsRead) {
+  Start();
+  HttpClient large(service_->http_port());
+  large.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n");
+  HttpResult result = large.Receive();
+  EXPECT_EQ(result.status, 413);
+  EXPECT_THAT(result.json()["error"]["message"].get<std::string>(), HasSubstr("16777216"));
+
+  HttpClient chunked(service_->http_port());
+  chunked.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+  const std::string chunk = absl::StrCat("100000\r\n", std::string(1 << 20, 'x'), "\r\n");
+  int sent = 0;
+  while (sent < 1024 && chunked.Send(chunk)) ++sent;  // 1 GiB, if it lets us
+  EXPECT_LT(sent, 64);
+
+  HttpClient flood(service_->http_port());
+  std::string headers = "GET /health HTTP/1.1\r\n";
+  for (int i = 0; i < 10'000; ++i) absl::StrAppend(&headers, "X-", i, ": y\r\n");
+  flood.Send(headers);
+  EXPECT_EQ(flood.Receive().status, 431);
+}
+
+TEST_F(HttpTest, GarbageIsRefused) {
+  Start();
+  const std::string garbage[] = {
+      "\x16\x03\x01 this is TLS\r\n\r\n",
+      "GET\r\n\r\n",
+      "GET /health HTTP/9.9\r\n\r\n",
+      "GET /health HTTP/1.1\r\nBad Header\r\n\r\n",
+      "POST /tokenize HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+      "POST /tokenize HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+      "POST /tokenize HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde",
+      "POST /tokenize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+      std::string("GET /\0health HTTP/1.1\r\n\r\n", 24),
+  };
+  for (const std::string& bytes : garbage) {
+    HttpClient client(service_->http_port());
+    client.Send(bytes);
+    const HttpResult result = client.Receive();
+    EXPECT_GE(result.status, 400) << bytes;
+    EXPECT_LT(result.status, 500) << bytes;
+    EXPECT_EQ(client.Receive().status, 0) << "the connection goes on after: " << bytes;
+  }
+  HttpClient pipelined(service_->http_port());
+  pipelined.Send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n\r\n\r\nrubbish rubbish\r\n\r\n");
+  EXPECT_EQ(pipelined.Receive().status, 200);
+  EXPECT_EQ(pipelined.Receive().status, 400);
+}
+
+TEST_F(HttpTest, AClientThatLeavesStopsItsWork) {
+  Start();
+  Hold();
+  HttpClient client(service_->http_port());
+  client.SendPost("/v1/completions", kStream);
+  WaitFor([&] { return Metric("lorikeet_running_requests") == 1; });
+  client.Close();
+  WaitFor([&] { return Metric("lorikeet_requests_total{outcome=\"cancelled\"}") == 1; });
+  Release();
+  WaitFor([&] { return Metric("lorikeet_running_requests") == 0; });
+  EXPECT_LE(Metric("lorikeet_generated_tokens_total"), 1) << "more than the held step ran";
+}
+
+TEST_F(HttpTest, AReaderThatWaitsGetsEverythingInTheEnd) {
+  Start();
+  HttpClient client(service_->http_port());
+  client.SendPost("/v1/completions", kStream);
+  WaitFor([&] { return Metric("lorikeet_generated_tokens_total") == 240; });
+  const HttpResult result = client.Receive();
+  EXPECT_EQ(result.events().back(), "[DONE]");
+}
+
+TEST_F(HttpTest, ClientsThatSendAByteAtATimeAreClosedAndTheOthersServed) {
+  config_.http_limits.read_s = 1;
+  Start();
+  std::vector<std::unique_ptr<HttpClient>> slow;
+  for (int i = 0; i < 100; ++i) {
+    slow.push_back(std::make_unique<HttpClient>(service_->http_port()));
+    slow.back()->Send("POST /v1/completions HTTP/1.1\r\nContent-Le");
+  }
+  EXPECT_EQ(HttpClient(service_->http_port()).Get("/health").status, 200);
+  for (const auto& client : slow) EXPECT_EQ(client->Receive().status, 0);
+}
+
+TEST_F(HttpTest, AReaderThatNeverReadsIsDroppedAndCostsLittle) {
+  config_.http_limits.write_s = 1;
+  Start();
+  HttpClient client(service_->http_port());
+  std::string requests;  // and answers, more than the sockets' buffers hold
+  for (int i = 0; i < 200'000; ++i) requests += "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+  const int64_t before_kib = ResidentKiB();
+  while (client.Send(requests)) continue;  // until it is dropped
+  EXPECT_LT(ResidentKiB() - before_kib, 32 << 10);
+}
+
+TEST_F(HttpTest, ConnectionsOverTheLimitAreClosed) {
+  config_.http_limits.connections = 4;
+  Start();
+  std::vector<std::unique_ptr<HttpClient>> open;
+  for (int i = 0; i < 4; ++i) {
+    open.push_back(std::make_unique<HttpClient>(service_->http_port()));
+    EXPECT_EQ(open.back()->Get("/health").status, 200);
+  }
+  EXPECT_EQ(HttpClient(service_->http_port()).Get("/health").status, 0);
+  open.clear();
+  WaitFor([&] { return HttpClient(service_->http_port()).Get("/health").status == 200; });
+}
+
+}  // namespace
+}  // namespace lorikeet
