@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <thread>
 #include <numeric>
 #include <utility>
 
@@ -38,7 +39,7 @@ struct GenerationCall::Prepared {
     std::mutex mutex;
     std::optional<absl::StatusOr<AdapterLease>> lease;
     bool awaited = false;  // it was not there when it was first looked for
-    int64_t arrived_us = 0;
+    int64_t read_us = 0;   // it was brought by another thread, after so long
   };
 
   Request request;
@@ -93,13 +94,17 @@ absl::Status GenerationCall::Prepare(GenerationInput input, std::function<void()
 void GenerationCall::AskForAdapter() {
   prepared_->lease = std::make_shared<Prepared::Lease>();
   context_.adapters->AcquireAsync(
-      prepared_->model.adapter, [slot = prepared_->lease, wake = prepared_->wake,
-                                 clock = context_.clock](absl::StatusOr<AdapterLease> lease) {
+      prepared_->model.adapter,
+      [slot = prepared_->lease, wake = prepared_->wake, clock = context_.clock,
+       asked_us = context_.clock->NowMicros(),
+       asker = std::this_thread::get_id()](absl::StatusOr<AdapterLease> lease) {
         bool awaited = false;
         {
           std::lock_guard lock(slot->mutex);
           slot->lease = std::move(lease);
-          slot->arrived_us = clock->NowMicros();
+          if (std::this_thread::get_id() != asker) {
+            slot->read_us = std::max<int64_t>(clock->NowMicros() - asked_us, 1);
+          }
           awaited = slot->awaited;
         }
         if (awaited) wake();
@@ -117,9 +122,7 @@ absl::Status GenerationCall::SubmitIfReady() {
     }
     LK_ASSIGN_OR_RETURN(prepared.request.adapter, *std::move(prepared.lease->lease));
     LK_RETURN_IF_ERROR(CheckVersion(prepared.model, prepared.request.adapter.version()));
-    if (prepared.lease->awaited) {
-      prepared.options.adapter_read_us = prepared.lease->arrived_us - prepared.options.arrival_us;
-    }
+    prepared.options.adapter_read_us = prepared.lease->read_us;
   }
   for (int32_t i = 0; i < prepared.count; ++i) {
     Request one = prepared.request;
