@@ -52,11 +52,6 @@ AdapterUpload::AdapterUpload(AdapterRegistry* registry, Metrics* metrics, fs::pa
       directory_(std::move(directory)),
       response_(response) {}
 
-AdapterUpload::~AdapterUpload() {
-  std::error_code ignored;
-  if (!scratch_.empty()) fs::remove_all(scratch_, ignored);
-}
-
 void AdapterUpload::OnReadDone(bool ok) {
   if (ok) {
     v1::UploadAdapterRequest part;
@@ -83,6 +78,8 @@ void AdapterUpload::OnReadDone(bool ok) {
 }
 
 void AdapterUpload::End(const absl::Status& status) {
+  std::error_code ignored;
+  if (!scratch_.empty()) fs::remove_all(scratch_, ignored);
   metrics_->OnAdapterLoad(status, std::chrono::duration_cast<std::chrono::microseconds>(
                                       std::chrono::steady_clock::now() - start_)
                                       .count());

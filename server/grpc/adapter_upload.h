@@ -37,7 +37,6 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
 
   AdapterUpload(AdapterRegistry* registry, Metrics* metrics, std::filesystem::path directory,
                 grpc::ByteBuffer* response);
-  ~AdapterUpload() override;
 
   absl::Status Take(v1::UploadAdapterRequest part);
   absl::Status Begin(const v1::UploadHeader& header);
