@@ -168,15 +168,12 @@ class Mix {
   std::shared_ptr<Adapter> adapter_;
 };
 
-}  // namespace
-
-absl::StatusOr<AdapterLease> AdapterMixer::Acquire(std::span<const WeightedAdapter> terms) {
-  if (terms.empty() || terms.size() > kMaxTerms) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("adapters: ", terms.size(), " of them; 1 to ", kMaxTerms));
+absl::Status ValidateTerms(std::span<const WeightedAdapter> terms) {
+  if (terms.empty() || terms.size() > AdapterMixer::kMaxTerms) {
+    return absl::InvalidArgumentError(absl::StrCat("adapters: ", terms.size(), " of them; 1 to ",
+                                                   AdapterMixer::kMaxTerms));
   }
   std::set<std::string> names;
-  std::vector<AdapterLease> leases;
   for (const WeightedAdapter& term : terms) {
     if (!std::isfinite(term.weight)) {
       return absl::InvalidArgumentError(
@@ -185,8 +182,51 @@ absl::StatusOr<AdapterLease> AdapterMixer::Acquire(std::span<const WeightedAdapt
     if (!names.insert(term.name).second) {
       return absl::InvalidArgumentError(absl::StrCat("adapters: '", term.name, "' is given twice"));
     }
-    LK_ASSIGN_OR_RETURN(leases.emplace_back(), store_->Acquire(term.name));
   }
+  return absl::OkStatus();
+}
+
+// The leases of a sum as they come.
+struct Gathered {
+  Gathered(std::vector<WeightedAdapter> all, AdapterMixer::LeaseDone when_done)
+      : terms(std::move(all)), done(std::move(when_done)), leases(terms.size()),
+        missing(terms.size()) {}
+
+  // True for the last one; from then on it is the caller's alone.
+  bool Take(size_t i, absl::StatusOr<AdapterLease> lease) {
+    std::lock_guard lock(mutex);
+    if (lease.ok()) {
+      leases[i] = *std::move(lease);
+    } else {
+      status.Update(lease.status());
+    }
+    return --missing == 0;
+  }
+
+  const std::vector<WeightedAdapter> terms;
+  const AdapterMixer::LeaseDone done;
+  std::mutex mutex;
+  std::vector<AdapterLease> leases;
+  size_t missing;
+  absl::Status status;  // the first error
+};
+
+}  // namespace
+
+void AdapterMixer::AcquireAsync(const std::vector<WeightedAdapter>& terms, LeaseDone done) {
+  if (const absl::Status status = ValidateTerms(terms); !status.ok()) return done(status);
+  auto gathered = std::make_shared<Gathered>(terms, std::move(done));
+  for (size_t i = 0; i < terms.size(); ++i) {
+    store_->AcquireAsync(terms[i].name, [this, gathered, i](absl::StatusOr<AdapterLease> lease) {
+      if (!gathered->Take(i, std::move(lease))) return;
+      if (!gathered->status.ok()) return gathered->done(gathered->status);
+      gathered->done(Sum(gathered->terms, std::move(gathered->leases)));
+    });
+  }
+}
+
+absl::StatusOr<AdapterLease> AdapterMixer::Sum(std::span<const WeightedAdapter> terms,
+                                               std::vector<AdapterLease> leases) {
   if (terms.size() == 1 && terms[0].weight == 1) return leases[0];
   const std::string version = VersionOf(terms, leases);
   std::shared_ptr<const Adapter> mixed;

@@ -2,6 +2,7 @@
 // requests that ask for the same sum and kept while one of them runs.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,17 +27,23 @@ class AdapterMixer {
  public:
   static constexpr size_t kMaxTerms = 16;
 
-  // Both outlive it.
+  // `base` outlives it, and it outlives whatever `store` still has to bring.
   AdapterMixer(const BaseModel& base, AdapterStore* store) : base_(base), store_(store) {}
 
-  // The lease of the sum; it pins every adapter in it. NOT_FOUND as the store; INVALID_ARGUMENT: no
-  // term, more than kMaxTerms, a name twice, a weight that is not finite, a rank over
-  // Limits::kMaxAdapterRank, or an adapter with a part that has no weighted sum (DoRA's scale, a
-  // rotation, virtual tokens, replaced rows, ...), named. Copies the factors on the calling thread
-  // the first time.
-  absl::StatusOr<AdapterLease> Acquire(std::span<const WeightedAdapter> terms);
+  using LeaseDone = std::function<void(absl::StatusOr<AdapterLease>)>;
+
+  // Hands `done` the lease of the sum, which pins every adapter in it: at once, on this thread, if
+  // all are in host memory or the sum cannot be had, else on the thread that brings the last. A
+  // single adapter with weight 1 is that adapter itself. NOT_FOUND and the like as the store;
+  // INVALID_ARGUMENT: no term, more than kMaxTerms, a name twice, a weight that is not finite, a
+  // rank over Limits::kMaxAdapterRank, or an adapter with a part that has no weighted sum (DoRA's
+  // scale, a rotation, virtual tokens, replaced rows, ...), named. Copies the factors the first time.
+  void AcquireAsync(const std::vector<WeightedAdapter>& terms, LeaseDone done);
 
  private:
+  absl::StatusOr<AdapterLease> Sum(std::span<const WeightedAdapter> terms,
+                                   std::vector<AdapterLease> leases);
+
   const BaseModel& base_;
   AdapterStore* const store_;
   std::mutex mutex_;

@@ -1,12 +1,17 @@
-// The adapters a server knows by name: loads them from disk, hands out leases, unloads them once
-// nobody uses them.
+// The adapters a server knows by name: reads them into host memory, hands out leases, takes them
+// away once nobody uses them.
 //
 // Identity: an adapter's version is the SHA-256 of its configuration and tensors (formats/
-// raw_adapter.h), so equal bytes under two names are one Adapter in memory, and a version never
-// means other weights.
+// raw_adapter.h). Names lead to versions; equal bytes under two names are one Adapter in memory, and
+// a version never means other weights. Requests hold versions: what happens to a name changes
+// nothing for those that run.
+//
+// Host tier: registered versions are in memory as far as `host_bytes` goes. What is neither leased
+// nor pinned makes room, the one used longest ago first, and is read again when it is asked for;
+// its files must then still have the bytes of its version.
 //
 // Threads: files are read and adapters built on loader threads; adapters are freed on a thread of
-// their own. Acquire, List and Get hold a mutex for a map look-up and never wait for a load; the
+// their own. Everything else holds a mutex for a few look-ups and never waits for a load; the
 // thread that drops the last lease (often the engine's) frees nothing, it only signals.
 #pragma once
 
@@ -14,6 +19,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -27,25 +33,78 @@
 
 namespace lorikeet {
 
+// A version that a name leads to, with the share of its requests.
+struct AdapterTarget {
+  std::string version;  // 64 hexadecimal digits
+  int32_t weight = 1;   // relative to the name's other targets
+
+  bool operator==(const AdapterTarget&) const = default;
+};
+
+// A name, and the first version it leads to.
 struct AdapterInfo {
   std::string name;
-  std::string version;  // 64 hexadecimal digits
-  std::string variant;  // "lora", "rslora", "dora", ...
-  std::string path;     // resolved directory it came from
+  std::string version;
+  std::vector<AdapterTarget> targets;  // more than one for an alias that splits requests
+  std::string variant;                 // "lora", "rslora", "dora", ...
+  std::string path;                    // resolved directory it is read from
   int32_t min_rank = 0;
   int32_t max_rank = 0;
-  int32_t modules = 0;  // adapted linears
-  int64_t bytes = 0;    // in memory; shared with other names of the same version
-  int64_t leases = 0;   // requests that hold it through this name now
-  int64_t hits = 0;     // Acquire calls answered
+  int32_t modules = 0;   // adapted linears
+  int64_t bytes = 0;     // in memory; shared with other names of the same version
+  bool in_host = false;  // in host memory now
+  bool pinned = false;   // stays there
+  int64_t leases = 0;    // requests that hold the version now, through any name
+  int64_t hits = 0;      // requests that asked for this name
   int64_t loaded_at_unix_us = 0;
-  int64_t last_used_unix_us = 0;      // of the last Acquire; 0: never
+  int64_t last_used_unix_us = 0;      // when this name was last asked for; 0: never
   std::vector<std::string> warnings;  // of the load: keys and tensors that change nothing
 };
 
 struct UnloadResult {
   std::string version;
-  int64_t bytes_freed = 0;  // 0 when another name still serves the same version
+  int64_t host_bytes_freed = 0;  // 0 when another name leads to the same version
+};
+
+struct AdapterFilter {
+  std::string name_prefix;
+  std::string version;        // names that lead to it; empty: any
+  bool in_host_only = false;
+  std::string after;          // names behind this one
+  int32_t limit = std::numeric_limits<int32_t>::max();
+};
+
+struct AdapterEvent {
+  enum class Kind : uint8_t {
+    kRegistered,  // the name leads to the version from now on
+    kUnloaded,    // the name is gone; version: what it led to
+    kInHost,      // the version came into host memory; no name
+    kEvicted,     // the version left host memory; no name
+    kFreed,       // the version's last name and lease are gone; no name
+  };
+  Kind kind = Kind::kRegistered;
+  std::string name;
+  std::string version;
+  int64_t time_unix_us = 0;
+};
+
+// A reader of changes. Thread-safe; the registry stops writing to it when it dies.
+class AdapterWatch {
+ public:
+  virtual ~AdapterWatch() = default;
+  // The next event, false when there is none now. RESOURCE_EXHAUSTED: the reader was so slow that
+  // events were dropped; nothing follows.
+  virtual absl::StatusOr<bool> Next(AdapterEvent* event) = 0;
+};
+
+struct RegistryStats {
+  int64_t names = 0;
+  int64_t versions = 0;       // that a name leads to or a request holds
+  int64_t in_host = 0;        // of them, in host memory
+  int64_t host_bytes = 0;     // their bytes
+  int64_t host_hits = 0;      // requests whose adapter was there
+  int64_t host_misses = 0;    // requests that waited for their adapter to be read
+  int64_t evictions = 0;
 };
 
 class AdapterRegistry final : public AdapterStore {
@@ -57,6 +116,10 @@ class AdapterRegistry final : public AdapterStore {
     FactorPrecision precision = FactorPrecision::kFile;
     bool allow_dense = false;  // see NormaliseOptions
     int loader_threads = 2;
+    int64_t host_bytes = std::numeric_limits<int64_t>::max();
+    // Where names loaded by clients outlive the process; empty: they do not. See registry_file.h.
+    std::filesystem::path state_file;
+    int32_t max_adapters = std::numeric_limits<int32_t>::max();  // names
   };
 
   enum class Origin : uint8_t {
@@ -64,47 +127,94 @@ class AdapterRegistry final : public AdapterStore {
     kOperator,  // from the command line or configuration: any path
   };
 
+  struct LoadOptions {
+    Origin origin = Origin::kClient;
+    bool replace = false;  // a name that leads to another version is led to this one
+    bool pin = false;
+    bool keep = false;  // a name of kOperator that survives the process as clients' names do
+  };
+
   using LoadDone = std::function<void(absl::StatusOr<AdapterInfo>)>;
   using UnloadDone = std::function<void(absl::StatusOr<UnloadResult>)>;
+  using LeaseDone = std::function<void(absl::StatusOr<AdapterLease>)>;
 
-  // `base` must outlive the registry. NOT_FOUND: a root that is no directory, named.
+  // `base` must outlive the registry. NOT_FOUND: a root that is no directory, named; DATA_LOSS: a
+  // state file that cannot be read.
   static absl::StatusOr<std::unique_ptr<AdapterRegistry>> Create(const BaseModel& base,
                                                                  Options options);
   // Loads and unloads still under way end with CANCELLED. Leases may outlive the registry.
   ~AdapterRegistry() override;
 
-  // Loads the adapter directory `path` as `name` and calls `done` once, on a loader thread (or at
-  // once, on this one, when the request is refused at the door). A relative path is looked for
+  // Registers the adapter directory `path` as `name` and calls `done` once, on a loader thread (or
+  // at once, on this one, when the request is refused at the door). A relative path is looked for
   // below each root in turn, then in the working directory. Already loaded with the same bytes: OK,
-  // nothing changes. A failing load changes nothing.
+  // nothing changes. A failing load changes nothing. When `done` is called the name survives a
+  // crash.
   //
   // INVALID_ARGUMENT: the name or anything in the directory is not acceptable; ALREADY_EXISTS: the
-  // name serves another version; PERMISSION_DENIED: outside the roots (path and roots are named);
-  // NOT_FOUND: no such directory or file; DATA_LOSS: truncated or malformed weights;
-  // UNIMPLEMENTED: a variant this server does not serve, with the reason; RESOURCE_EXHAUSTED:
-  // kMaxPendingLoads loads are waiting.
-  void LoadAsync(std::string name, std::filesystem::path path, Origin origin, LoadDone done);
+  // name leads to another version and `replace` is not set; PERMISSION_DENIED: outside the roots
+  // (path and roots are named); NOT_FOUND: no such directory or file; DATA_LOSS: truncated or
+  // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
+  // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters names are taken, or it
+  // alone has more than host_bytes.
+  void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
-  // Takes the name away at once, so that new requests get NOT_FOUND, waits until its leases are
-  // gone, frees, and calls `done` once, on the registry's own thread (or at once, on this one, when
-  // it is refused). NOT_FOUND: no such name; DEADLINE_EXCEEDED: still leased after `drain` (the
-  // name is gone all the same, and the memory follows its last lease).
+  // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has
+  // several targets.
+  void ReloadAsync(const std::string& name, LoadDone done);
+
+  // Takes the name away at once, so that new requests get NOT_FOUND, waits until requests that hold
+  // what it alone led to are gone, frees, and calls `done` once, on the registry's own thread (or
+  // at once, on this one, when it is refused). NOT_FOUND: no such name; DEADLINE_EXCEEDED: still
+  // leased after `drain` (the name is gone all the same, and the memory follows its last lease).
   void UnloadAsync(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
+
+  absl::StatusOr<std::string> Find(std::string_view name) const override;
+
+  // Pins a version of `name` and hands it to `done`, at once if it is in host memory, else on a
+  // loader thread when it is. NOT_FOUND names the adapter; DATA_LOSS: its files have other bytes
+  // by now; RESOURCE_EXHAUSTED: kMaxWaitingRequests wait already; and what reading it can end with.
+  void AcquireAsync(std::string_view name, LeaseDone done) override;
+
+  // Reads the versions of `name` into host memory, if they are not there, and calls `done`.
+  void PrefetchAsync(std::string_view name, std::function<void(absl::Status)> done);
+
+  // Keeps the versions of `name` in host memory once they are there, or lets them go. NOT_FOUND.
+  absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
+
+  // Leads `alias`, new or not, to targets that are names or versions, each with a share of the
+  // requests. In one step: no request sees half of it. INVALID_ARGUMENT: no targets, more than
+  // kMaxTargets, a weight that is not positive; NOT_FOUND: a target, named.
+  absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
+                                       const std::vector<AdapterTarget>& targets);
+
+  std::vector<AdapterInfo> List(const AdapterFilter& filter) const;  // by name
+  absl::StatusOr<AdapterInfo> Get(std::string_view name) const;      // NOT_FOUND names it
+  RegistryStats stats() const;
+
+  // Every change from now on. `wake` is called when there is something to read, on the thread that
+  // made the change and with the registry locked: it must not block or call the registry.
+  std::unique_ptr<AdapterWatch> Watch(std::function<void()> wake);
 
   // The same, waiting. Not from the engine thread or a registry callback.
   absl::StatusOr<AdapterInfo> Load(std::string name, std::filesystem::path path, Origin origin);
+  absl::StatusOr<AdapterInfo> Load(std::string name, std::filesystem::path path,
+                                   LoadOptions options);
+  absl::StatusOr<AdapterInfo> Reload(const std::string& name);
   absl::StatusOr<UnloadResult> Unload(std::string_view name, std::chrono::microseconds drain);
+  absl::StatusOr<AdapterLease> Acquire(std::string_view name);
+  absl::Status Prefetch(std::string_view name);
 
-  absl::StatusOr<AdapterLease> Acquire(std::string_view name) override;
-
-  std::vector<AdapterInfo> List() const;                         // by name
-  absl::StatusOr<AdapterInfo> Get(std::string_view name) const;  // NOT_FOUND names it
-
-  static constexpr int kMaxPendingLoads = 256;
+  static constexpr int kMaxPendingLoads = 1024;
+  static constexpr int kMaxWaitingRequests = 4096;
   static constexpr int kMaxNameBytes = 128;
+  static constexpr int kMaxTargets = 8;
+  static constexpr int kMaxTargetWeight = 1'000'000;
+  static constexpr int kMaxWatchedEvents = 4096;  // that a slow reader may leave unread
+
+  class Core;  // registry_core.h
 
  private:
-  class Core;
   explicit AdapterRegistry(std::shared_ptr<Core> core);
 
   std::shared_ptr<Core> core_;  // shared with outstanding leases

@@ -17,6 +17,7 @@ Choice::Choice(const ServingContext& context, const ChoiceOptions& options, cons
                StopMatcher stops, std::shared_ptr<TokenSink> sink)
     : context_(context),
       arrival_us_(options.arrival_us),
+      adapter_read_us_(options.adapter_read_us),
       top_logprobs_(options.top_logprobs),
       prompt_top_logprobs_(options.prompt_logprobs.value_or(0)),
       echo_(options.echo),
@@ -132,6 +133,7 @@ void Choice::End(GenerationEnd end, GenerationDelta* delta) {
   end.cached_tokens = cached_tokens_;
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
+  end.adapter_read_us = adapter_read_us_;
   ended_ = true;
   delta->end = std::move(end);
 }

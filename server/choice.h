@@ -17,6 +17,7 @@ namespace lorikeet {
 // What the choices of a call have in common.
 struct ChoiceOptions {
   int64_t arrival_us = 0;
+  int64_t adapter_read_us = 0;             // GenerationEnd's
   bool chat = false;                       // the answer is a text of its own
   int32_t top_logprobs = -1;               // of the answer's tokens; -1: none
   std::optional<int32_t> prompt_logprobs;  // the same of the prompt's
@@ -48,6 +49,7 @@ class Choice {
 
   const ServingContext& context_;
   const int64_t arrival_us_;
+  const int64_t adapter_read_us_;
   const int32_t top_logprobs_;
   const int32_t prompt_top_logprobs_;
   std::optional<PromptEcho> echo_;  // until it is sent

@@ -106,6 +106,16 @@ OptionTable ServerOptions(ServerConfig* c) {
              &c->adapter_roots);
   table.Switch("allow-dense", "loads adapters whose deltas are as large as the model's weights",
                &c->allow_dense);
+  table.Text("adapter-dir", "DIR",
+             "where the server keeps uploaded adapters and the list of loaded ones, to have both "
+             "again after a restart",
+             &c->adapter_dir);
+  table.Int("adapter-host-mib", 0, 1 << 24, "MiB",
+            "host memory for adapters; those used longest ago make room and are read again when "
+            "asked for; 0: no bound",
+            &c->adapter_host_mib);
+  table.Int("max-adapters", 1, 10'000'000, "adapters", "adapters loaded at a time",
+            &c->max_adapters);
   table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
   table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
   table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",

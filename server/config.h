@@ -19,6 +19,9 @@ struct ServerConfig {
   std::string model_name;                  // empty: the model's own
   NamedPaths adapters;                     // loaded before the server is ready
   std::vector<std::string> adapter_roots;  // none: nothing is loaded at run time
+  std::string adapter_dir;                 // empty: names are forgotten, uploads refused
+  int32_t adapter_host_mib = 0;            // 0: no bound
+  int32_t max_adapters = 100'000;
   std::string host = "127.0.0.1";
   int32_t grpc_port = 50051;  // 0: any free port
   int32_t http_port = 8080;   // 0: any free port

@@ -1,6 +1,8 @@
 #include "server/generation.h"
 
 #include <algorithm>
+#include <mutex>
+#include <thread>
 #include <numeric>
 #include <utility>
 
@@ -32,24 +34,45 @@ void GenerationDelta::Append(GenerationDelta next) {
   last = next.last;
 }
 
+struct GenerationCall::Prepared {
+  struct Lease {
+    std::mutex mutex;
+    std::optional<absl::StatusOr<AdapterLease>> lease;
+    bool awaited = false;  // it was not there when it was first looked for
+    int64_t read_us = 0;   // it was brought by another thread, after so long
+  };
+
+  Request request;
+  ResolvedModel model;
+  ChoiceOptions options;
+  int32_t count = 1;  // choices to start
+  std::function<void()> wake;
+  std::shared_ptr<Lease> lease;  // nullptr: base model
+  bool canceled = false;
+};
+
 GenerationCall::GenerationCall(const ServingContext& context) : context_(context) {}
 
 absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const ServingContext& context,
                                                                       GenerationInput input,
                                                                       std::function<void()> wake) {
   std::unique_ptr<GenerationCall> call(new GenerationCall(context));
-  const absl::Status status = call->Submit(std::move(input), wake);
+  absl::Status status = call->Prepare(std::move(input), std::move(wake));
+  if (status.ok()) status = call->SubmitIfReady();
   if (status.ok()) return call;
   call->done_ = true;
   context.metrics->OnRequestDone(status);
   return status;
 }
 
-absl::Status GenerationCall::Submit(GenerationInput input, const std::function<void()>& wake) {
-  ChoiceOptions options;
+absl::Status GenerationCall::Prepare(GenerationInput input, std::function<void()> wake) {
+  prepared_ = std::make_unique<Prepared>();
+  prepared_->wake = std::move(wake);
+  ChoiceOptions& options = prepared_->options;
   options.arrival_us = context_.clock->NowMicros();
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
-  LK_ASSIGN_OR_RETURN(Request request, BuildRequest(context_, input));
+  LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, input));
+  LK_ASSIGN_OR_RETURN(prepared_->request, BuildRequest(context_, prepared_->model, input));
   wanted_ = input.choices;
   best_ = input.best_of > input.choices;
   logprobs_wanted_ = input.sampling.top_logprobs >= 0;
@@ -59,26 +82,75 @@ absl::Status GenerationCall::Submit(GenerationInput input, const std::function<v
   options.stop_strings = std::move(input.stop_strings);
   options.include_stop_string = input.include_stop_string;
   if (input.echo || input.prompt_logprobs) {
-    options.echo.emplace().tokens = request.prompt;
-    LK_ASSIGN_OR_RETURN(options.echo->text,
-                        context_.tokenizer->Decode(request.prompt, /*skip_special=*/true));
+    options.echo.emplace().tokens = prepared_->request.prompt;
+    LK_ASSIGN_OR_RETURN(options.echo->text, context_.tokenizer->Decode(options.echo->tokens,
+                                                                       /*skip_special=*/true));
   }
-  const int32_t count = std::max(input.choices, input.best_of);
+  prepared_->count = std::max(input.choices, input.best_of);
+  if (!prepared_->model.terms.empty()) AskForAdapter();
+  return absl::OkStatus();
+}
+
+void GenerationCall::AskForAdapter() {
+  prepared_->lease = std::make_shared<Prepared::Lease>();
+  context_.mixer->AcquireAsync(
+      prepared_->model.terms,
+      [slot = prepared_->lease, wake = prepared_->wake, clock = context_.clock,
+       asked_us = context_.clock->NowMicros(),
+       asker = std::this_thread::get_id()](absl::StatusOr<AdapterLease> lease) {
+        bool awaited = false;
+        {
+          std::lock_guard lock(slot->mutex);
+          slot->lease = std::move(lease);
+          if (std::this_thread::get_id() != asker) {
+            slot->read_us = std::max<int64_t>(clock->NowMicros() - asked_us, 1);
+          }
+          awaited = slot->awaited;
+        }
+        if (awaited) wake();
+      });
+}
+
+// Leaves `prepared_` where it is while its adapter is being read.
+absl::Status GenerationCall::SubmitIfReady() {
+  Prepared& prepared = *prepared_;
+  if (prepared.lease != nullptr) {
+    std::lock_guard lock(prepared.lease->mutex);
+    if (!prepared.lease->lease) {
+      prepared.lease->awaited = true;
+      return absl::OkStatus();
+    }
+    LK_ASSIGN_OR_RETURN(prepared.request.adapter, *std::move(prepared.lease->lease));
+    LK_RETURN_IF_ERROR(CheckVersion(prepared.model, prepared.request.adapter.version()));
+    prepared.options.adapter_read_us = prepared.lease->read_us;
+  }
+  const Request& request = prepared.request;
   // The first choice takes the constraint itself; the engine may have begun on it by then.
   const std::unique_ptr<TokenConstraint> fresh =
-      request.constraint && count > 1 ? request.constraint->Clone() : nullptr;
-  for (int32_t i = 0; i < count; ++i) {
+      request.constraint && prepared.count > 1 ? request.constraint->Clone() : nullptr;
+  for (int32_t i = 0; i < prepared.count; ++i) {
     Request one = request;
     one.sampling.seed += i;
-    if (i > 0 && request.constraint) one.constraint = fresh->Clone();
-    LK_ASSIGN_OR_RETURN(std::unique_ptr<Choice> choice,
-                        Choice::Start(context_, options, std::move(one), wake));
+    if (i > 0 && fresh != nullptr) one.constraint = fresh->Clone();
+    LK_ASSIGN_OR_RETURN(
+        std::unique_ptr<Choice> choice,
+        Choice::Start(context_, prepared.options, std::move(one), prepared.wake));
     choices_.push_back(std::move(choice));
   }
   open_ = choices_.size();
-  if (best_) whole_.resize(count);
-  context_.metrics->OnPrompt(static_cast<int32_t>(request.prompt.size()));
+  if (best_) whole_.resize(prepared.count);
+  context_.metrics->OnPrompt(static_cast<int32_t>(prepared.request.prompt.size()));
+  prepared_.reset();
   return absl::OkStatus();
+}
+
+GenerationDelta GenerationCall::Fail(const absl::Status& status) {
+  GenerationDelta delta;
+  delta.end.emplace().status = status;
+  delta.last = true;
+  done_ = true;
+  context_.metrics->OnRequestDone(status);
+  return delta;
 }
 
 GenerationCall::~GenerationCall() {
@@ -86,11 +158,21 @@ GenerationCall::~GenerationCall() {
 }
 
 void GenerationCall::Cancel() {
+  if (prepared_ && !done_) {
+    prepared_->canceled = true;
+    prepared_->wake();
+  }
   for (const auto& choice : choices_) choice->Cancel();
 }
 
 GenerationDelta GenerationCall::Poll() {
   if (done_) return {};
+  if (prepared_) {
+    if (prepared_->canceled) return Fail(absl::CancelledError("the request was cancelled"));
+    const absl::Status status = SubmitIfReady();
+    if (!status.ok()) return Fail(status);
+    if (prepared_) return {};
+  }
   GenerationDelta delta = best_ ? PollBest() : PollStreaming();
   if (delta.end && !delta.end->status.ok()) delta.last = true;
   if (delta.last) {

@@ -30,7 +30,7 @@ namespace lorikeet {
 // What a front serves with. Everything pointed to outlives every call.
 struct ServingContext {
   Engine* engine = nullptr;
-  AdapterStore* adapters = nullptr;
+  const AdapterStore* adapters = nullptr;
   AdapterMixer* mixer = nullptr;  // of `adapters`
   const Tokenizer* tokenizer = nullptr;
   const Grammars* grammars = nullptr;           // nullptr: the model has no end of sequence
@@ -82,6 +82,7 @@ struct GenerationEnd {
   int32_t cached_tokens = 0;  // of the prompt, computed by earlier requests
   int32_t completion_tokens = 0;
   std::string adapter_version;  // empty: base model
+  int64_t adapter_read_us = 0;  // waited for the adapter to be read into host memory
 };
 
 // What is new of one choice since it was polled before.
@@ -104,7 +105,8 @@ class Choice;
 // cancels it.
 class GenerationCall {
  public:
-  // Validates, tokenises and submits. `wake` is called on the engine thread, possibly before Start
+  // Validates, tokenises and submits, at once or, if the adapter is not in host memory, in the Poll
+  // after it came. `wake` is called on the engine thread or a loader's, possibly before Start
   // returns, whenever Poll has something new: it must not block. Errors name the field, the value
   // and the bound, and are counted.
   static absl::StatusOr<std::unique_ptr<GenerationCall>> Start(const ServingContext& context,
@@ -120,14 +122,21 @@ class GenerationCall {
   void Cancel();
 
  private:
+  // A request that is not submitted yet, and the lease that another thread may bring.
+  struct Prepared;
+
   explicit GenerationCall(const ServingContext& context);
 
-  absl::Status Submit(GenerationInput input, const std::function<void()>& wake);
+  absl::Status Prepare(GenerationInput input, std::function<void()> wake);
+  void AskForAdapter();
+  absl::Status SubmitIfReady();
+  GenerationDelta Fail(const absl::Status& status);
   GenerationDelta PollStreaming();
   GenerationDelta PollBest();
   void RankBest();
 
   const ServingContext& context_;
+  std::unique_ptr<Prepared> prepared_;  // until it is submitted
   std::vector<std::unique_ptr<Choice>> choices_;
   size_t next_ = 0;  // to poll
   size_t open_ = 0;  // choices that have not ended

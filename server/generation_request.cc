@@ -121,30 +121,8 @@ std::string_view WithoutBase(std::string_view name, const std::string& base) {
   return prefixed ? name.substr(base.size() + 1) : name;
 }
 
-absl::StatusOr<ResolvedModel> AcquireVersion(const ServingContext& context, std::string_view name,
-                                             std::string_view version) {
-  LK_ASSIGN_OR_RETURN(AdapterLease lease, context.adapters->Acquire(name));
-  if (version.size() < kLeastVersionDigits || !lease.version().starts_with(version)) {
-    return absl::NotFoundError(absl::StrCat("adapter '", std::string(name), "' has version ",
-                                            std::string(lease.version()), ", not '",
-                                            std::string(version), "'"));
-  }
-  return ResolvedModel{std::string(name), std::move(lease)};
-}
-
-// The model, or the weighted sum of adapters that is asked for instead.
-absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const GenerationInput& input) {
-  if (input.adapters.empty()) return ResolveModel(context, input.model);
-  if (!input.model.empty() && input.model != context.model_name) {
-    return Invalid("adapter and adapters are both set");
-  }
-  ResolvedModel model;
-  for (const WeightedAdapter& term : input.adapters) {
-    LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
-    absl::StrAppend(&model.adapter, model.adapter.empty() ? "" : "+", term.name);
-  }
-  LK_ASSIGN_OR_RETURN(model.lease, context.mixer->Acquire(input.adapters));
-  return model;
+ResolvedModel OneAdapter(std::string_view name) {
+  return {.terms = {{std::string(name)}}, .name = std::string(name)};
 }
 
 }  // namespace
@@ -172,22 +150,47 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
   return context.tokenizer->Encode(text, /*add_special=*/false);
 }
 
+absl::Status CheckVersion(const ResolvedModel& model, std::string_view version) {
+  if (version.starts_with(model.version)) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("adapter '", model.name, "' has version ",
+                                          std::string(version), ", not '", model.version, "'"));
+}
+
 absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::string_view model) {
   LK_RETURN_IF_ERROR(ValidateUtf8(model, "model"));
   if (model.empty() || model == context.model_name) return ResolvedModel{};
-  absl::StatusOr<AdapterLease> whole = context.adapters->Acquire(model);
-  if (whole.ok()) return ResolvedModel{std::string(model), *std::move(whole)};
+  const absl::Status whole = context.adapters->Find(model).status();
+  if (whole.ok()) return OneAdapter(model);
   const std::string_view name = WithoutBase(model, context.model_name);
-  if (name.size() < model.size()) {
-    absl::StatusOr<AdapterLease> lease = context.adapters->Acquire(name);
-    if (lease.ok()) return ResolvedModel{std::string(name), *std::move(lease)};
+  if (name.size() < model.size() && context.adapters->Find(name).ok()) {
+    return OneAdapter(name);
   }
   const size_t at = name.rfind('@');
-  if (at == std::string_view::npos) return whole.status();
-  return AcquireVersion(context, name.substr(0, at), name.substr(at + 1));
+  if (at == std::string_view::npos) return whole;
+  ResolvedModel asked = OneAdapter(name.substr(0, at));
+  asked.version = name.substr(at + 1);
+  LK_ASSIGN_OR_RETURN(const std::string version, context.adapters->Find(asked.name));
+  // Fewer digits than that might be meant for another.
+  LK_RETURN_IF_ERROR(
+      CheckVersion(asked, asked.version.size() < kLeastVersionDigits ? "" : version));
+  return asked;
 }
 
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationInput& input) {
+absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const GenerationInput& input) {
+  if (input.adapters.empty()) return ResolveModel(context, input.model);
+  if (!input.model.empty() && input.model != context.model_name) {
+    return Invalid("adapter and adapters are both set");
+  }
+  ResolvedModel model{.terms = input.adapters};
+  for (const WeightedAdapter& term : input.adapters) {
+    LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
+    absl::StrAppend(&model.name, model.name.empty() ? "" : "+", term.name);
+  }
+  return model;
+}
+
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ResolvedModel& model,
+                                     GenerationInput& input) {
   Request request;
   request.sampling = input.sampling;
   LK_RETURN_IF_ERROR(SetLogprobs(input, &request.sampling));
@@ -200,9 +203,7 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationIn
   if (input.max_tokens && *input.max_tokens < 1) {
     return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
   }
-  LK_ASSIGN_OR_RETURN(ResolvedModel model, Resolve(context, input));
-  request.adapter = std::move(model.lease);
-  request.adapter_name = std::move(model.adapter);
+  request.adapter_name = model.name;
   LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t room = context.max_context_tokens - prompt_tokens;

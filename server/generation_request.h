@@ -6,21 +6,27 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/api/adapter_store.h"
 #include "engine/api/request.h"
 #include "server/generation.h"
 
 namespace lorikeet {
 
 struct ResolvedModel {
-  std::string adapter;  // its name; empty: the base model
-  AdapterLease lease;
+  std::vector<WeightedAdapter> terms;  // summed; none: the base model
+  std::string name;                    // theirs, joined by "+"
+  std::string version;                 // what the version of the only one must begin with
 };
+
+// NOT_FOUND names both, unless `version` begins with what `model` asks for.
+absl::Status CheckVersion(const ResolvedModel& model, std::string_view version);
 
 // `model`: empty or the base model's name; an adapter's "name", "base:name", or either followed by
 // "@version", at least the first 8 digits of the version it must have. NOT_FOUND otherwise: the
 // base model never answers for an adapter.
 absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::string_view model);
+
+// The weighted sum that `input` asks for, or its model. INVALID_ARGUMENT: both are set.
+absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const GenerationInput& input);
 
 // The prompt of a conversation. INVALID_ARGUMENT: the model has no template, or it refuses.
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
@@ -30,8 +36,9 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
 absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
                               int32_t vocab_size);
 
-// INVALID_ARGUMENT names the field, the value and the bound; NOT_FOUND the model. Moves the prompt
-// out of `input`.
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, GenerationInput& input);
+// Without its lease of `model`. INVALID_ARGUMENT names the field, the value and the bound. Moves the
+// prompt out of `input`.
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ResolvedModel& model,
+                                     GenerationInput& input);
 
 }  // namespace lorikeet

@@ -91,9 +91,19 @@ struct Metrics::Families {
                                  "KV pages of earlier requests, free once they are needed");
   Gauge& pages_total = AddGauge(registry, "lorikeet_pages", "KV pages there are");
 
-  Gauge& adapters = AddGauge(registry, "lorikeet_adapters", "Adapters loaded");
-  Gauge& adapter_bytes = AddGauge(registry, "lorikeet_adapter_bytes",
-                                  "Memory of the loaded adapters, summed over their names");
+  Gauge& adapters = AddGauge(registry, "lorikeet_adapters", "Adapters loaded, by name");
+  Gauge& adapter_versions =
+      AddGauge(registry, "lorikeet_adapter_versions", "Distinct adapters loaded or still in use");
+  Gauge& adapters_in_host =
+      AddGauge(registry, "lorikeet_adapters_in_host", "Distinct adapters in host memory");
+  Gauge& adapter_bytes =
+      AddGauge(registry, "lorikeet_adapter_bytes", "Host memory of the adapters that are there");
+  Gauge& host_hits = AddGauge(registry, "lorikeet_adapter_host_hits_total",
+                              "Requests whose adapter was in host memory");
+  Gauge& host_misses = AddGauge(registry, "lorikeet_adapter_host_misses_total",
+                                "Requests that waited for their adapter to be read");
+  Gauge& evictions = AddGauge(registry, "lorikeet_adapter_host_evictions_total",
+                              "Adapters that made room in host memory");
   prometheus::Family<Counter>& adapter_loads = BuildCounter()
                                                    .Name("lorikeet_adapter_loads_total")
                                                    .Help("Adapter loads by outcome")
@@ -162,8 +172,14 @@ std::string Metrics::Text(const Current& current) {
   if (current.running == 0) f.pages_used.Set(0);
   f.waiting.Set(current.waiting);
   f.running.Set(current.running);
-  f.adapters.Set(current.adapters);
-  f.adapter_bytes.Set(static_cast<double>(current.adapter_bytes));
+  const RegistryStats& adapters = current.adapters;
+  f.adapters.Set(static_cast<double>(adapters.names));
+  f.adapter_versions.Set(static_cast<double>(adapters.versions));
+  f.adapters_in_host.Set(static_cast<double>(adapters.in_host));
+  f.adapter_bytes.Set(static_cast<double>(adapters.host_bytes));
+  f.host_hits.Set(static_cast<double>(adapters.host_hits));
+  f.host_misses.Set(static_cast<double>(adapters.host_misses));
+  f.evictions.Set(static_cast<double>(adapters.evictions));
   f.vllm_waiting.Set(current.waiting);
   f.vllm_running.Set(current.running);
   const double total = f.pages_total.Value();

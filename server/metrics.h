@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "adapters_cache/registry.h"
 #include "engine/api/step_stats.h"
 
 namespace lorikeet {
@@ -32,8 +33,7 @@ class Metrics final : public StatsSink {
   struct Current {
     int32_t waiting = 0;
     int32_t running = 0;
-    int32_t adapters = 0;
-    int64_t adapter_bytes = 0;
+    RegistryStats adapters;
   };
   // The exposition format, version 0.0.4.
   std::string Text(const Current& current);

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <filesystem>
+#include <limits>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +17,8 @@ namespace {
 
 // Written responses need a moment to reach their clients after the engine is done.
 constexpr auto kFlushGrace = std::chrono::seconds(2);
+
+constexpr int64_t kMiB = 1 << 20;
 
 // The longest prompt and answer together that the model, the configuration and the pages allow.
 int32_t ContextTokens(const ServerConfig& config, const ServedModel& model) {
@@ -57,20 +62,50 @@ absl::Status Service::Serve(ServedModel model) {
                                                           model_.eos_ids));
   }
   if (!config_.model_name.empty()) model_.name = config_.model_name;
-  AdapterRegistry::Options options;
-  options.base_name = model_.name;
-  options.allowed_roots.assign(config_.adapter_roots.begin(), config_.adapter_roots.end());
-  options.allow_dense = config_.allow_dense;
-  LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
-  mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
+  LK_RETURN_IF_ERROR(StartRegistry());
   LK_RETURN_IF_ERROR(StartEngine());
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
-  GrpcOptions grpc{config_.host, config_.grpc_port, std::chrono::seconds(config_.drain_s)};
+  const GrpcOptions grpc{config_.host, config_.grpc_port, ForAdapterService()};
   LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
   http_api_->Serve({&context_, registry_.get(), std::chrono::seconds(config_.drain_s)});
   ready_ = true;
   return absl::OkStatus();
+}
+
+absl::Status Service::StartRegistry() {
+  AdapterRegistry::Options options;
+  options.base_name = model_.name;
+  options.allowed_roots.assign(config_.adapter_roots.begin(), config_.adapter_roots.end());
+  options.allow_dense = config_.allow_dense;
+  options.max_adapters = config_.max_adapters;
+  if (config_.adapter_host_mib > 0) options.host_bytes = config_.adapter_host_mib * kMiB;
+  if (!config_.adapter_dir.empty()) {
+    std::error_code error;
+    std::filesystem::create_directories(config_.adapter_dir, error);
+    if (error) {
+      return absl::UnavailableError(absl::StrCat("adapter directory ", config_.adapter_dir, ": ",
+                                                 error.message()));
+    }
+    options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";
+  }
+  LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
+  mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
+  return absl::OkStatus();
+}
+
+AdapterServiceOptions Service::ForAdapterService() const {
+  AdapterServiceOptions options;
+  options.drain = std::chrono::seconds(config_.drain_s);
+  options.directory = config_.adapter_dir;
+  options.base = model_.base;
+  options.host_bytes = config_.adapter_host_mib > 0 ? config_.adapter_host_mib * kMiB
+                                                    : std::numeric_limits<int64_t>::max();
+  if (model_.runner->images() != nullptr) {
+    options.pool_bytes = model_.pages * model_.kv.page_bytes();
+  }
+  options.kv_tokens = int64_t{model_.pages} / model_.kv.pages_per_block * KvLayout::kPageTokens;
+  return options;
 }
 
 absl::Status Service::StartEngine() {
@@ -102,7 +137,9 @@ absl::Status Service::LoadAdapters() {
   for (const auto& [name, path] : config_.adapters) {
     const int64_t start_us = clock_.NowMicros();
     const absl::Status status =
-        registry_->Load(name, path, AdapterRegistry::Origin::kOperator).status();
+        registry_
+            ->Load(name, path, {.origin = AdapterRegistry::Origin::kOperator, .replace = true})
+            .status();
     metrics_.OnAdapterLoad(status, clock_.NowMicros() - start_us);
     if (!status.ok()) {
       return absl::Status(status.code(), absl::StrCat("adapter '", name, "': ", status.message()));
@@ -119,7 +156,7 @@ void Service::Drain(int32_t grace_s) {
   if (grpc_ != nullptr) grpc_->Stop(kFlushGrace);
 }
 
-int Service::adapters() const { return static_cast<int>(registry_->List().size()); }
+int Service::adapters() const { return static_cast<int>(registry_->stats().names); }
 
 std::string Service::MetricsText() {
   Metrics::Current current;
@@ -127,10 +164,7 @@ std::string Service::MetricsText() {
     const Engine::Gauges gauges = engine_->gauges();
     current.waiting = gauges.waiting;
     current.running = gauges.running;
-    for (const AdapterInfo& info : registry_->List()) {
-      ++current.adapters;
-      current.adapter_bytes += info.bytes;
-    }
+    current.adapters = registry_->stats();
   }
   return metrics_.Text(current);
 }

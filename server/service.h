@@ -64,7 +64,9 @@ class Service {
  private:
   explicit Service(const ServerConfig& config) : config_(config) {}
 
+  absl::Status StartRegistry();
   absl::Status StartEngine();
+  AdapterServiceOptions ForAdapterService() const;
   absl::Status LoadAdapters();
   std::string MetricsText();
 
@@ -74,8 +76,8 @@ class Service {
   Metrics metrics_;
   ServedModel model_;
   ServingContext context_;
+  std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
   std::unique_ptr<AdapterRegistry> registry_;
-  std::unique_ptr<AdapterMixer> mixer_;
   std::unique_ptr<Engine> engine_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> started_{false};  // registry_ and engine_ are there for good

@@ -1,18 +1,14 @@
 #include "adapters_cache/formats/adapter_files.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
-#include <memory>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/sha256.h"
 #include "engine/api/limits.h"
-#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/json.h"
 #include "engine/tensor/mapped_file.h"
@@ -29,40 +25,23 @@ constexpr char kWeightsName[] = "adapter_model.safetensors";
 constexpr char kHubWeightsName[] = "adapter.safetensors";  // AdapterHub's
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
-    LK_CHECK(context_ != nullptr);
-    LK_CHECK(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
-  }
-  // With its length first, so that no two sequences of parts run together alike.
-  void Part(const void* data, size_t bytes) {
-    const uint64_t length = bytes;
-    LK_CHECK(EVP_DigestUpdate(context_.get(), &length, sizeof(length)) == 1);
-    LK_CHECK(EVP_DigestUpdate(context_.get(), data, bytes) == 1);
-  }
-  void Part(std::string_view text) { Part(text.data(), text.size()); }
-
-  std::string Hex() {
-    unsigned char digest[32];
-    LK_CHECK(EVP_DigestFinal_ex(context_.get(), digest, nullptr) == 1);
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<const char*>(digest), sizeof(digest)));
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
+// With its length first, so that no two sequences of parts run together alike.
+void AddPart(Sha256* hash, const void* data, size_t bytes) {
+  const uint64_t length = bytes;
+  hash->Add(&length, sizeof(length));
+  hash->Add(data, bytes);
+}
+void AddPart(Sha256* hash, std::string_view text) { AddPart(hash, text.data(), text.size()); }
 
 std::string Identity(const Json& config, const TensorFile& tensors) {
   Sha256 hash;
-  hash.Part("lorikeet adapter 1");
-  hash.Part(config.dump());
+  AddPart(&hash, "lorikeet adapter 1");
+  AddPart(&hash, config.dump());
   for (const auto& [name, view] : tensors.tensors()) {
-    hash.Part(name);
-    hash.Part(Info(view.dtype).name);
-    hash.Part(view.shape.data(), view.shape.size() * sizeof(view.shape[0]));
-    hash.Part(view.bytes.data(), view.bytes.size());
+    AddPart(&hash, name);
+    AddPart(&hash, Info(view.dtype).name);
+    AddPart(&hash, view.shape.data(), view.shape.size() * sizeof(view.shape[0]));
+    AddPart(&hash, view.bytes.data(), view.bytes.size());
   }
   return hash.Hex();
 }

@@ -1,6 +1,7 @@
 // The engine's and the front's view of the adapter cache.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -32,9 +33,14 @@ class AdapterStore {
  public:
   virtual ~AdapterStore() = default;
 
-  // The current version of `name`, pinned. NOT_FOUND names the adapter; it is never answered by
-  // the base model.
-  virtual absl::StatusOr<AdapterLease> Acquire(std::string_view name) = 0;
+  // The version that `name` leads to now, or the first of several. NOT_FOUND names the adapter.
+  virtual absl::StatusOr<std::string> Find(std::string_view name) const = 0;
+
+  // Pins a version of `name` and hands it to `done`: at once, on this thread, if it is in host
+  // memory or cannot be had, else on another thread when it has been read. NOT_FOUND names the
+  // adapter; it is never answered by the base model.
+  virtual void AcquireAsync(std::string_view name,
+                            std::function<void(absl::StatusOr<AdapterLease>)> done) = 0;
 };
 
 }  // namespace lorikeet

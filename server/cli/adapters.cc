@@ -1,12 +1,16 @@
 // `lorikeet adapters`: the adapters of a running server, and what a directory holds.
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "adapters_cache/inspect.h"
+#include "adapters_cache/sha256.h"
+#include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
 #include "server/cli/client.h"
@@ -15,11 +19,29 @@ namespace lorikeet {
 namespace {
 
 constexpr char kUsage[] =
-    "lorikeet adapters list|load NAME PATH|unload NAME|inspect DIR [flags]\n\n"
-    "  list            the server's adapters\n"
-    "  load NAME PATH  loads a directory of the server's machine, below one of its adapter roots\n"
-    "  unload NAME     waits for running requests, then frees the memory\n"
-    "  inspect DIR     what a directory here holds and whether it would load; needs no server\n";
+    "lorikeet adapters VERB [flags]\n\n"
+    "  list [PREFIX]       the server's adapters\n"
+    "  get NAME            one of them\n"
+    "  load NAME PATH      loads a directory of the server's machine, below an adapter root of it\n"
+    "  upload NAME DIR     sends a directory of this machine and loads it\n"
+    "  reload NAME         loads again from where it was loaded from\n"
+    "  unload NAME         waits for running requests, then frees the memory\n"
+    "  pin|unpin NAME      keeps it in the server's memory, or not\n"
+    "  prefetch NAME       brings it into the server's memory\n"
+    "  alias NAME TARGET[=WEIGHT]...  leads NAME to other names or versions, by weight\n"
+    "  watch               prints changes until interrupted\n"
+    "  plan RANK [LINEAR]...  how many adapters of a shape fit\n"
+    "  inspect DIR         what a directory here holds and whether it would load; no server\n";
+
+// The flags of some verbs.
+struct Flags {
+  std::string server;
+  bool replace = false;
+  bool pin = false;
+  bool now = false;
+};
+
+using Positional = std::vector<std::string>;
 
 std::string Bytes(int64_t bytes) {
   if (bytes < 10'000) return absl::StrCat(bytes, " B");
@@ -48,54 +70,201 @@ void PrintTable(const std::vector<std::vector<std::string>>& rows) {
   }
 }
 
-absl::Status List(const std::string& server) {
-  const auto stub = v1::AdapterService::NewStub(Connect(server));
+// One call and its reply.
+template <typename Request, typename Reply>
+absl::Status Ask(const Flags& flags,
+                 grpc::Status (v1::AdapterService::Stub::*method)(grpc::ClientContext*,
+                                                                  const Request&, Reply*),
+                 const Request& request, Reply* reply) {
+  const auto stub = v1::AdapterService::NewStub(Connect(flags.server));
   grpc::ClientContext context;
-  v1::ListAdaptersResponse reply;
-  LK_RETURN_IF_ERROR(CallStatus(server, stub->ListAdapters(&context, {}, &reply)));
+  return CallStatus(flags.server, ((*stub).*method)(&context, request, reply));
+}
+
+absl::Status List(const Flags& flags, const Positional& args) {
   std::vector<std::vector<std::string>> rows = {
-      {"NAME", "VARIANT", "RANK", "MODULES", "MEMORY", "REQUESTS", "ACTIVE", "VERSION", "PATH"}};
-  for (const v1::Adapter& adapter : reply.adapters()) {
-    rows.push_back({adapter.name(), adapter.variant(), Ranks(adapter),
-                    absl::StrCat(adapter.modules()), Bytes(adapter.bytes()),
-                    absl::StrCat(adapter.requests()), absl::StrCat(adapter.active_requests()),
-                    adapter.version().substr(0, 12), adapter.path()});
-  }
+      {"NAME", "VARIANT", "RANK", "MODULES", "BYTES", "HOST", "REQUESTS", "ACTIVE", "VERSION",
+       "PATH"}};
+  v1::ListAdaptersRequest request;
+  request.set_page_size(1000);
+  if (!args.empty()) request.set_name_prefix(args[0]);
+  do {
+    v1::ListAdaptersResponse reply;
+    LK_RETURN_IF_ERROR(Ask(flags, &v1::AdapterService::Stub::ListAdapters, request, &reply));
+    for (const v1::Adapter& adapter : reply.adapters()) {
+      rows.push_back({adapter.name(), adapter.variant(), Ranks(adapter),
+                      absl::StrCat(adapter.modules()), Bytes(adapter.bytes()),
+                      adapter.pinned() ? "pinned" : adapter.in_host() ? "yes" : "no",
+                      absl::StrCat(adapter.requests()), absl::StrCat(adapter.active_requests()),
+                      adapter.version().substr(0, 12), adapter.path()});
+    }
+    request.set_page_token(reply.next_page_token());
+  } while (!request.page_token().empty());
   PrintTable(rows);
   return absl::OkStatus();
 }
 
-absl::Status Load(const std::string& server, const std::string& name, const std::string& path) {
-  const auto stub = v1::AdapterService::NewStub(Connect(server));
-  grpc::ClientContext context;
-  v1::LoadAdapterRequest request;
-  request.set_name(name);
-  request.set_path(path);
-  v1::LoadAdapterResponse reply;
-  LK_RETURN_IF_ERROR(CallStatus(server, stub->LoadAdapter(&context, request, &reply)));
-  const v1::Adapter& adapter = reply.adapter();
-  std::printf("loaded %s: %s, rank %s, %d modules, %s, version %s\n", adapter.name().c_str(),
+void Print(const char* what, const v1::Adapter& adapter) {
+  std::printf("%s %s: %s, rank %s, %d modules, %s, version %s\n", what, adapter.name().c_str(),
               adapter.variant().c_str(), Ranks(adapter).c_str(), adapter.modules(),
               Bytes(adapter.bytes()).c_str(), adapter.version().c_str());
+  for (const v1::AdapterTarget& target : adapter.targets()) {
+    if (adapter.targets_size() == 1) break;
+    std::printf("target: version %s, weight %d\n", target.target().c_str(), target.weight());
+  }
   for (const std::string& warning : adapter.warnings()) {
     std::printf("warning: %s\n", warning.c_str());
   }
+}
+
+// A call about one name that is answered with its adapter.
+template <typename Request, typename Reply>
+absl::Status AskAndPrint(const Flags& flags,
+                         grpc::Status (v1::AdapterService::Stub::*method)(grpc::ClientContext*,
+                                                                          const Request&, Reply*),
+                         const Request& request, const char* what) {
+  Reply reply;
+  LK_RETURN_IF_ERROR(Ask(flags, method, request, &reply));
+  Print(what, reply.adapter());
   return absl::OkStatus();
 }
 
-absl::Status Unload(const std::string& server, const std::string& name) {
-  const auto stub = v1::AdapterService::NewStub(Connect(server));
-  grpc::ClientContext context;
-  v1::UnloadAdapterRequest request;
+template <typename Request>
+Request Named(const std::string& name) {
+  Request request;
   request.set_name(name);
-  v1::UnloadAdapterResponse reply;
-  LK_RETURN_IF_ERROR(CallStatus(server, stub->UnloadAdapter(&context, request, &reply)));
-  std::printf("unloaded %s: %s freed, version %s\n", name.c_str(),
-              Bytes(reply.bytes_freed()).c_str(), reply.version().c_str());
+  return request;
+}
+
+absl::Status Get(const Flags& flags, const Positional& args) {
+  return AskAndPrint(flags, &v1::AdapterService::Stub::GetAdapter,
+                     Named<v1::GetAdapterRequest>(args[0]), "adapter");
+}
+
+absl::Status Load(const Flags& flags, const Positional& args) {
+  auto request = Named<v1::LoadAdapterRequest>(args[0]);
+  request.set_path(args[1]);
+  request.set_replace(flags.replace);
+  request.set_pin(flags.pin);
+  return AskAndPrint(flags, &v1::AdapterService::Stub::LoadAdapter, request, "loaded");
+}
+
+absl::Status Upload(const Flags& flags, const Positional& args) {
+  LK_ASSIGN_OR_RETURN(const std::string config, ReadTextFile(args[1] + "/adapter_config.json"));
+  LK_ASSIGN_OR_RETURN(const std::string weights,
+                      ReadTextFile(args[1] + "/adapter_model.safetensors"));
+  const auto hash = [](const std::string& bytes) {
+    Sha256 sha256;
+    sha256.Add(bytes);
+    return sha256.Hex();
+  };
+  v1::UploadAdapterRequest part;
+  v1::UploadHeader* header = part.mutable_header();
+  header->set_name(args[0]);
+  header->set_replace(flags.replace);
+  header->set_pin(flags.pin);
+  header->set_weights_bytes(static_cast<int64_t>(weights.size()));
+  header->set_weights_sha256(hash(weights));
+  header->set_config_sha256(hash(config));
+  const auto stub = v1::AdapterService::NewStub(Connect(flags.server));
+  grpc::ClientContext context;
+  v1::LoadAdapterResponse reply;
+  const auto writer = stub->UploadAdapter(&context, &reply);
+  bool open = writer->Write(part);
+  part.set_config(config);
+  open = open && writer->Write(part);
+  constexpr size_t kPiece = 1 << 20;
+  for (size_t at = 0; open && at < weights.size(); at += kPiece) {
+    part.set_weights(weights.substr(at, kPiece));
+    open = writer->Write(part);
+  }
+  writer->WritesDone();
+  LK_RETURN_IF_ERROR(CallStatus(flags.server, writer->Finish()));
+  Print("loaded", reply.adapter());
   return absl::OkStatus();
 }
 
-absl::Status Inspect(const std::string& directory) {
+absl::Status Reload(const Flags& flags, const Positional& args) {
+  return AskAndPrint(flags, &v1::AdapterService::Stub::ReloadAdapter,
+                     Named<v1::ReloadAdapterRequest>(args[0]), "loaded");
+}
+
+absl::Status Unload(const Flags& flags, const Positional& args) {
+  auto request = Named<v1::UnloadAdapterRequest>(args[0]);
+  if (flags.now) request.set_drain_ms(0);
+  v1::UnloadAdapterResponse reply;
+  LK_RETURN_IF_ERROR(Ask(flags, &v1::AdapterService::Stub::UnloadAdapter, request, &reply));
+  std::printf("unloaded %s: %s freed, version %s\n", args[0].c_str(),
+              Bytes(reply.host_bytes_freed()).c_str(), reply.version().c_str());
+  return absl::OkStatus();
+}
+
+absl::Status SetPinned(const Flags& flags, const std::string& name, bool pinned) {
+  auto request = Named<v1::PinAdapterRequest>(name);
+  request.set_pinned(pinned);
+  return AskAndPrint(flags, &v1::AdapterService::Stub::PinAdapter, request,
+                     pinned ? "pinned" : "unpinned");
+}
+absl::Status Pin(const Flags& flags, const Positional& args) {
+  return SetPinned(flags, args[0], true);
+}
+absl::Status Unpin(const Flags& flags, const Positional& args) {
+  return SetPinned(flags, args[0], false);
+}
+
+absl::Status Prefetch(const Flags& flags, const Positional& args) {
+  return AskAndPrint(flags, &v1::AdapterService::Stub::PrefetchAdapter,
+                     Named<v1::PrefetchAdapterRequest>(args[0]), "fetched");
+}
+
+absl::Status Alias(const Flags& flags, const Positional& args) {
+  v1::SetAliasRequest request;
+  request.set_alias(args[0]);
+  for (size_t i = 1; i < args.size(); ++i) {
+    const size_t equals = args[i].rfind('=');
+    v1::AdapterTarget* target = request.add_targets();
+    target->set_target(args[i].substr(0, equals));
+    target->set_weight(1);
+    if (equals == std::string::npos) continue;
+    LK_ASSIGN_OR_RETURN(const int64_t weight,
+                        ParseInt(args[i].substr(equals + 1), 1, 1'000'000, "the weight"));
+    target->set_weight(static_cast<int32_t>(weight));
+  }
+  return AskAndPrint(flags, &v1::AdapterService::Stub::SetAlias, request, "alias");
+}
+
+absl::Status Watch(const Flags& flags, const Positional&) {
+  const auto stub = v1::AdapterService::NewStub(Connect(flags.server));
+  grpc::ClientContext context;
+  const auto reader = stub->WatchAdapters(&context, {});
+  for (v1::AdapterEvent event; reader->Read(&event);) {
+    std::printf("%s %s %s\n",
+                v1::AdapterEvent::Kind_Name(event.kind()).substr(strlen("KIND_")).c_str(),
+                event.version().substr(0, 12).c_str(), event.name().c_str());
+    std::fflush(stdout);
+  }
+  return CallStatus(flags.server, reader->Finish());
+}
+
+std::string OrNoBound(int64_t count) { return count < 0 ? "no bound" : absl::StrCat(count); }
+
+absl::Status Plan(const Flags& flags, const Positional& args) {
+  v1::PlanCapacityRequest request;
+  LK_ASSIGN_OR_RETURN(const int64_t rank,
+                      ParseInt(args[0], 1, Limits::kMaxAdapterRank, "the rank"));
+  request.set_rank(static_cast<int32_t>(rank));
+  for (size_t i = 1; i < args.size(); ++i) request.add_linears(args[i]);
+  v1::PlanCapacityResponse reply;
+  LK_RETURN_IF_ERROR(Ask(flags, &v1::AdapterService::Stub::PlanCapacity, request, &reply));
+  std::printf("one adapter        %s\nin host memory     %s\nin one step        %s\n"
+              "tokens beside them %ld\n",
+              Bytes(reply.adapter_bytes()).c_str(), OrNoBound(reply.host_adapters()).c_str(),
+              OrNoBound(reply.device_adapters()).c_str(), static_cast<long>(reply.kv_tokens()));
+  return absl::OkStatus();
+}
+
+absl::Status Inspect(const Flags&, const Positional& args) {
+  const std::string& directory = args[0];
   const InspectReport report = InspectAdapter(directory);
   std::printf("%s", FormatReport(report).c_str());
   if (report.loadable()) return absl::OkStatus();
@@ -103,38 +272,41 @@ absl::Status Inspect(const std::string& directory) {
       absl::StrCat("'", directory, "' would be refused: ", report.refusals[0]));
 }
 
+struct Verb {
+  const char* name;
+  size_t least, most;  // arguments
+  absl::Status (*run)(const Flags& flags, const Positional& args);
+};
+
+constexpr size_t kAny = 100;
+constexpr Verb kVerbs[] = {
+    {"list", 0, 1, List},      {"get", 1, 1, Get},         {"load", 2, 2, Load},
+    {"upload", 2, 2, Upload},  {"reload", 1, 1, Reload},   {"unload", 1, 1, Unload},
+    {"pin", 1, 1, Pin},        {"unpin", 1, 1, Unpin},     {"prefetch", 1, 1, Prefetch},
+    {"alias", 2, kAny, Alias}, {"watch", 0, 0, Watch},     {"plan", 1, kAny, Plan},
+    {"inspect", 1, 1, Inspect}};
+
 }  // namespace
 
 absl::Status RunAdapters(Arguments args) {
-  std::string server;
+  Flags flags;
   OptionTable table;
-  AddServerOption(&table, &server);
+  AddServerOption(&table, &flags.server);
+  table.Switch("replace", "load, upload: lead a name from other weights to these", &flags.replace);
+  table.Switch("pin", "load, upload: keep it in the server's memory", &flags.pin);
+  table.Switch("now", "unload: do not wait for running requests", &flags.now);
   if (PrintedHelp(args, kUsage, table)) return absl::OkStatus();
-  struct Verb {
-    const char* name;
-    size_t positional;
-  };
-  constexpr Verb kVerbs[] = {{"list", 0}, {"load", 2}, {"unload", 1}, {"inspect", 1}};
   const auto verb = std::find_if(std::begin(kVerbs), std::end(kVerbs), [&](const Verb& known) {
     return !args.empty() && args[0] == known.name;
   });
   if (verb == std::end(kVerbs)) {
     return absl::InvalidArgumentError(
         absl::StrCat(args.empty() ? "no verb" : absl::StrCat("'", args[0], "'"),
-                     "; expected adapters list|load|unload|inspect"));
+                     "; see lorikeet adapters --help"));
   }
-  LK_ASSIGN_OR_RETURN(const std::vector<std::string> rest,
-                      ParseClientFlags(args.subspan(1), table, verb->positional));
-  switch (verb - std::begin(kVerbs)) {
-    case 0:
-      return List(server);
-    case 1:
-      return Load(server, rest[0], rest[1]);
-    case 2:
-      return Unload(server, rest[0]);
-    default:
-      return Inspect(rest[0]);
-  }
+  LK_ASSIGN_OR_RETURN(const Positional rest,
+                      ParseClientFlags(args.subspan(1), table, verb->least, verb->most));
+  return verb->run(flags, rest);
 }
 
 }  // namespace lorikeet

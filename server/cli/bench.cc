@@ -252,7 +252,7 @@ absl::Status RunBench(Arguments args) {
   BenchFlags flags;
   const OptionTable table = BenchOptions(&flags);
   if (PrintedHelp(args, kUsage, table)) return absl::OkStatus();
-  LK_RETURN_IF_ERROR(ParseClientFlags(args, table, 0).status());
+  LK_RETURN_IF_ERROR(ParseClientFlags(args, table, 0, 0).status());
   std::string prompt;
   if (!flags.prompt_file.empty()) {
     LK_ASSIGN_OR_RETURN(prompt, ReadTextFile(flags.prompt_file));

@@ -27,14 +27,14 @@ bool PrintedHelp(Arguments args, const std::string& usage, const OptionTable& ta
 }
 
 absl::StatusOr<std::vector<std::string>> ParseClientFlags(Arguments args, const OptionTable& table,
-                                                          size_t positional) {
+                                                          size_t least, size_t most) {
   LK_ASSIGN_OR_RETURN(std::vector<std::string> rest, table.ParseFlags(args));
-  if (rest.size() > positional) {
-    return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", rest[positional], "'"));
+  if (rest.size() > most) {
+    return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", rest[most], "'"));
   }
-  if (rest.size() < positional) {
+  if (rest.size() < least) {
     return absl::InvalidArgumentError(
-        absl::StrCat(rest.size(), " arguments given, ", positional, " needed; see --help"));
+        absl::StrCat(rest.size(), " arguments given, ", least, " needed; see --help"));
   }
   return rest;
 }

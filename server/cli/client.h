@@ -23,9 +23,9 @@ void AddServerOption(OptionTable* table, std::string* server);
 // True after printing `usage` and the table when --help is among the arguments.
 bool PrintedHelp(Arguments args, const std::string& usage, const OptionTable& table);
 
-// Parses `args`; INVALID_ARGUMENT unless exactly `positional` arguments are left.
+// Parses `args`; INVALID_ARGUMENT unless `least` to `most` arguments are left.
 absl::StatusOr<std::vector<std::string>> ParseClientFlags(Arguments args, const OptionTable& table,
-                                                          size_t positional);
+                                                          size_t least, size_t most);
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& server);
 

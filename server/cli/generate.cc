@@ -233,7 +233,7 @@ absl::Status RunGenerate(Arguments args) {
   table.Switch("echo", "print the prompt before the answer", &echo);
   table.Switch("json", "one line of JSON at the end instead of streamed text", &flags.json);
   if (PrintedHelp(args, kUsage, table)) return absl::OkStatus();
-  LK_RETURN_IF_ERROR(ParseClientFlags(args, table, 0).status());
+  LK_RETURN_IF_ERROR(ParseClientFlags(args, table, 0, 0).status());
   LK_RETURN_IF_ERROR(SetPrompt(flags, &flags.request));
   flags.request.mutable_stop()->set_max_tokens(flags.max_tokens);
   flags.request.mutable_stop()->set_ignore_eos(ignore_eos);

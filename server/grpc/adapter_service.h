@@ -2,41 +2,69 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
+#include <filesystem>
 
 #include "adapters_cache/registry.h"
+#include "engine/api/base_model.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
+#include "server/grpc/front_thread.h"
 #include "server/metrics.h"
 
 namespace lorikeet {
 
-class AdapterServiceImpl final : public v1::AdapterService::WithRawCallbackMethod_LoadAdapter<
-                                     v1::AdapterService::WithRawCallbackMethod_UnloadAdapter<
-                                         v1::AdapterService::WithRawCallbackMethod_GetAdapter<
-                                             v1::AdapterService::WithCallbackMethod_ListAdapters<
-                                                 v1::AdapterService::Service>>>> {
- public:
-  // `registry` and `metrics` outlive the server this is registered with. `drain` bounds how long
-  // an unload waits when its call has no earlier deadline.
-  AdapterServiceImpl(AdapterRegistry* registry, Metrics* metrics, std::chrono::microseconds drain)
-      : registry_(registry), metrics_(metrics), drain_(drain) {}
+struct AdapterServiceOptions {
+  std::chrono::microseconds drain{0};  // of an unload whose call has no earlier deadline
+  std::filesystem::path directory;     // where uploaded adapters are kept; empty: nowhere
+  // What PlanCapacity knows of the model and its memory.
+  const BaseModel* base = nullptr;
+  int64_t host_bytes = 0;     // for adapters
+  int64_t pool_bytes = 0;  // that adapters share with KV pages; 0: they take none of it
+  int64_t kv_tokens = 0;
+};
 
-  grpc::ServerUnaryReactor* LoadAdapter(grpc::CallbackServerContext* call,
-                                        const grpc::ByteBuffer* request,
-                                        grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* UnloadAdapter(grpc::CallbackServerContext* call,
-                                          const grpc::ByteBuffer* request,
-                                          grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* GetAdapter(grpc::CallbackServerContext* call,
-                                       const grpc::ByteBuffer* request,
-                                       grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* ListAdapters(grpc::CallbackServerContext* call,
-                                         const v1::ListAdaptersRequest* request,
-                                         v1::ListAdaptersResponse* response) override;
+class AdapterServiceImpl final
+    : public v1::AdapterService::WithRawCallbackMethod_LoadAdapter<
+          v1::AdapterService::WithRawCallbackMethod_UploadAdapter<
+              v1::AdapterService::WithRawCallbackMethod_ReloadAdapter<
+                  v1::AdapterService::WithRawCallbackMethod_UnloadAdapter<
+                      v1::AdapterService::WithRawCallbackMethod_ListAdapters<
+                          v1::AdapterService::WithRawCallbackMethod_GetAdapter<
+                              v1::AdapterService::WithRawCallbackMethod_PinAdapter<
+                                  v1::AdapterService::WithRawCallbackMethod_PrefetchAdapter<
+                                      v1::AdapterService::WithRawCallbackMethod_SetAlias<
+                                          v1::AdapterService::WithCallbackMethod_WatchAdapters<
+                                              v1::AdapterService::WithRawCallbackMethod_PlanCapacity<
+                                                  v1::AdapterService::Service>>>>>>>>>>> {
+ public:
+  // `registry`, `metrics` and `front` outlive the server this is registered with.
+  AdapterServiceImpl(AdapterRegistry* registry, Metrics* metrics, FrontThread* front,
+                     AdapterServiceOptions options)
+      : registry_(registry), metrics_(metrics), front_(front), options_(std::move(options)) {}
+
+  using Call = grpc::CallbackServerContext;
+  using Bytes = grpc::ByteBuffer;
+  using Unary = grpc::ServerUnaryReactor;
+  Unary* LoadAdapter(Call* call, const Bytes* request, Bytes* response) override;
+  grpc::ServerReadReactor<Bytes>* UploadAdapter(Call* call, Bytes* response) override;
+  Unary* ReloadAdapter(Call* call, const Bytes* request, Bytes* response) override;
+  Unary* UnloadAdapter(Call* call, const Bytes* request, Bytes* response) override;
+  Unary* ListAdapters(Call* call, const Bytes* request, Bytes* response) override;
+  Unary* GetAdapter(Call* call, const Bytes* request, Bytes* response) override;
+  Unary* PinAdapter(Call* call, const Bytes* request, Bytes* response) override;
+  Unary* PrefetchAdapter(Call* call, const Bytes* request, Bytes* response) override;
+  Unary* SetAlias(Call* call, const Bytes* request, Bytes* response) override;
+  grpc::ServerWriteReactor<v1::AdapterEvent>* WatchAdapters(
+      Call* call, const v1::WatchAdaptersRequest* request) override;
+  Unary* PlanCapacity(Call* call, const Bytes* request, Bytes* response) override;
 
  private:
+  AdapterRegistry::LoadDone FinishLoad(Unary* reactor, Bytes* response);
+
   AdapterRegistry* registry_;
   Metrics* metrics_;
-  std::chrono::microseconds drain_;
+  FrontThread* front_;
+  AdapterServiceOptions options_;
 };
 
 }  // namespace lorikeet

@@ -17,5 +17,6 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request);
 void AppendDelta(const GenerationDelta& delta, v1::GenerateResponse* response);
 
 v1::Adapter ToProto(const AdapterInfo& info);
+v1::AdapterEvent ToProto(const AdapterEvent& event);
 
 }  // namespace lorikeet

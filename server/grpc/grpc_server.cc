@@ -25,7 +25,7 @@ void AllowKeepalive(grpc::ServerBuilder* builder) {
 
 GrpcServer::GrpcServer(const ServingContext* context, AdapterRegistry* registry,
                        const GrpcOptions& options)
-    : generation_(context, &front_), adapters_(registry, context->metrics, options.unload_drain) {}
+    : generation_(context, &front_), adapters_(registry, context->metrics, &front_, options.adapters) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingContext* context,
                                                               AdapterRegistry* registry,

@@ -19,7 +19,7 @@ namespace lorikeet {
 struct GrpcOptions {
   std::string host;  // name or address
   int32_t port = 0;  // 0: any free one
-  std::chrono::microseconds unload_drain{0};
+  AdapterServiceOptions adapters;
 };
 
 class GrpcServer {

@@ -54,8 +54,8 @@ absl::StatusOr<AdapterOrder> ParseLoad(const std::string& body) {
   AdapterOrder order;
   fields.Read("lora_name", &order.name);
   fields.Read("lora_path", &order.path);
-  fields.Accept("load_inplace", false);
-  fields.Accept("pinned", false);
+  fields.Read("load_inplace", &order.replace);
+  fields.Read("pinned", &order.pin);
   LK_RETURN_IF_ERROR(fields.Finish());
   if (order.name.empty()) return FieldError("lora_name", "missing");
   if (order.path.empty()) return FieldError("lora_path", "missing");
@@ -77,7 +77,7 @@ std::unique_ptr<HttpAnswer> StartLoad(AdapterRegistry& registry, Metrics* metric
                                       MakeResponse<AdapterInfo> respond) {
   const auto slot = std::make_shared<Slot>();
   const int64_t start_us = SteadyMicros();
-  registry.LoadAsync(order.name, order.path, AdapterRegistry::Origin::kClient,
+  registry.LoadAsync(order.name, order.path, {.replace = order.replace, .pin = order.pin},
                      [=](absl::StatusOr<AdapterInfo> info) {
                        metrics->OnAdapterLoad(info.status(), SteadyMicros() - start_us);
                        slot->Put(respond(info));
@@ -106,7 +106,7 @@ HttpResponse VllmAnswer(const absl::Status& status, const std::string& name, con
 
 HttpResponse SglangAnswer(const absl::Status& status, const AdapterRegistry& registry) {
   Json loaded = Json::object();
-  for (const AdapterInfo& info : registry.List()) loaded[info.name] = info.path;
+  for (const AdapterInfo& info : registry.List({})) loaded[info.name] = info.path;
   const Json message = status.ok() ? Json() : Json(std::string(status.message()));
   return {.status = HttpStatusOf(status),
           .body = Dump({{"success", status.ok()},

@@ -17,9 +17,12 @@ namespace lorikeet {
 struct AdapterOrder {
   std::string name;
   std::string path;
+  bool replace = false;
+  bool pin = false;
 };
 
-// {"lora_name", "lora_path"}. A lora_int_id or lora_id, which other servers number adapters by, is
+// {"lora_name", "lora_path"} and, as vLLM has it, "load_inplace": a name in use is led to the new
+// version; as SGLang has it, "pinned". A lora_int_id or lora_id, which other servers number adapters by, is
 // not needed and must not be given.
 absl::StatusOr<AdapterOrder> ParseLoad(const std::string& body);
 absl::StatusOr<AdapterOrder> ParseUnload(const std::string& body);

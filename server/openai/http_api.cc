@@ -121,7 +121,7 @@ HttpApi::Answer HttpApi::Models(const HttpRequest&, const Wake&) const {
   base["parent"] = nullptr;
   base["max_model_len"] = context.max_context_tokens;
   models.push_back(std::move(base));
-  for (const AdapterInfo& info : serving_.registry->List()) {
+  for (const AdapterInfo& info : serving_.registry->List({})) {
     Json card = ModelCard(info.name, info.loaded_at_unix_us / 1'000'000);
     card["root"] = info.path;
     card["parent"] = context.model_name;

@@ -99,7 +99,9 @@ class Server {
     request.sampling.top_logprobs = 20;
     request.max_new_tokens = static_cast<int32_t>(prompt.greedy.size());
     request.ignore_eos = true;
-    const auto lease = mixer_->Acquire(c.adapters);
+    // All of them are in host memory, so that the lease comes at once.
+    absl::StatusOr<AdapterLease> lease = absl::UnavailableError("still to be read");
+    mixer_->AcquireAsync(c.adapters, [&lease](auto acquired) { lease = std::move(acquired); });
     LK_CHECK_MSG(lease.ok(), lease.status().ToString());
     request.adapter = *lease;
     request.adapter_name = c.name;

@@ -1,0 +1,479 @@
+// Names, versions and leases: everything that holds the registry's lock and does not wait.
+#include "adapters_cache/registry_core.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+
+int64_t UnixMicros() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string QuotedName(std::string_view name) {
+  const std::string shown(name.substr(0, AdapterRegistry::kMaxNameBytes));
+  return absl::StrCat("'", shown, "'");
+}
+
+absl::Status AdapterNotLoaded(std::string_view name) {
+  return absl::NotFoundError("adapter " + QuotedName(name) + " is not loaded");
+}
+
+absl::Status RegistryShuttingDown() {
+  return absl::CancelledError("the server is shutting down");
+}
+
+// ---- start and stop
+
+absl::Status AdapterRegistry::Core::Restore() {
+  if (options_.state_file.empty()) return absl::OkStatus();
+  LK_ASSIGN_OR_RETURN(const RegistryRecords records, ReadRegistryFile(options_.state_file));
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, record] : records.versions) {
+    versions_[id] = std::make_shared<Version>();
+    versions_[id]->record = record;
+  }
+  for (const auto& [name, record] : records.names) {
+    std::vector<Target> targets;
+    for (const auto& [id, weight] : record.targets) targets.push_back({versions_.at(id), weight});
+    const bool any_path = targets.front().version->record.any_path;
+    PointName(name, std::move(targets), any_path ? Origin::kOperator : Origin::kClient,
+              /*kept=*/true);
+    Name& entry = names_[name];
+    entry.pinned = record.pinned;
+    entry.loaded_at_unix_us = record.loaded_at_unix_us;
+    for (const Target& target : entry.targets) {
+      if (entry.pinned) AddPins(target.version, 1);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void AdapterRegistry::Core::Start() {
+  for (int i = 0; i < std::max(1, options_.loader_threads); ++i) {
+    threads_.emplace_back([this] { RunLoader(); });
+  }
+  threads_.emplace_back([this] { RunReaper(); });
+}
+
+void AdapterRegistry::Core::Stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  jobs_changed_.notify_all();
+  reaper_wakes_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  std::deque<Job> jobs;
+  std::vector<LeaseDone> waiting;
+  std::vector<UnloadDone> unloads;
+  std::vector<std::shared_ptr<const Adapter>> freed;
+  {
+    std::lock_guard lock(mutex_);
+    jobs.swap(jobs_);
+    for (const auto& drain : drains_) unloads.push_back(std::exchange(drain->done, nullptr));
+    drains_.clear();
+    for (const auto& [id, version] : versions_) {
+      std::ranges::move(version->waiting, std::back_inserter(waiting));
+      version->waiting.clear();
+      freed.push_back(std::move(version->adapter));
+      version->drains.clear();
+    }
+    names_.clear();
+    cold_.clear();
+    watchers_.clear();
+  }
+  for (Job& job : jobs) {
+    if (job.done) job.done(RegistryShuttingDown());
+  }
+  for (LeaseDone& done : waiting) done(RegistryShuttingDown());
+  for (UnloadDone& done : unloads) done(RegistryShuttingDown());
+}
+
+// ---- host memory
+
+// Whether `bytes` more fit, after cold versions made room.
+bool AdapterRegistry::Core::MakeRoom(int64_t bytes) {
+  while (host_bytes_ > options_.host_bytes - bytes && !cold_.empty()) Evict(cold_.front());
+  return host_bytes_ <= options_.host_bytes - bytes;
+}
+
+bool AdapterRegistry::Core::CanEverFit(const Version& version) const {
+  const int64_t others_pinned = pinned_bytes_ - (version.pins > 0 ? version.record.bytes : 0);
+  return version.record.bytes <= options_.host_bytes - others_pinned;
+}
+
+void AdapterRegistry::Core::AddPins(const VersionPtr& version, int32_t pins) {
+  const bool before = version->pins > 0;
+  version->pins += pins;
+  const bool after = version->pins > 0;
+  if (before != after) pinned_bytes_ += after ? version->record.bytes : -version->record.bytes;
+  SetCold(version.get());
+  if (read_waits_) jobs_changed_.notify_all();
+  if (after) QueueRead(version);
+}
+
+// Its bytes are counted already.
+void AdapterRegistry::Core::Admit(Version* version, std::shared_ptr<const Adapter> adapter) {
+  version->adapter = std::move(adapter);
+  ++stats_.in_host;
+  SetCold(version);
+  Emit(AdapterEvent::Kind::kInHost, "", version->record.id);
+}
+
+void AdapterRegistry::Core::Evict(Version* version) {
+  LK_CHECK(version->leases == 0 && version->adapter != nullptr);
+  graveyard_.push_back(std::move(version->adapter));
+  version->adapter = nullptr;
+  host_bytes_ -= version->record.bytes;
+  --stats_.in_host;
+  ++stats_.evictions;
+  SetCold(version);
+  reaper_wakes_.notify_one();
+  Emit(AdapterEvent::Kind::kEvicted, "", version->record.id);
+}
+
+void AdapterRegistry::Core::SetCold(Version* version) {
+  const bool cold = version->adapter != nullptr && version->leases == 0 && version->pins == 0 &&
+                    !version->retired;
+  if (cold == version->is_cold) return;
+  version->is_cold = cold;
+  if (cold) {
+    version->cold = cold_.insert(cold_.end(), version);
+    if (read_waits_) jobs_changed_.notify_all();
+  } else {
+    cold_.erase(version->cold);
+  }
+}
+
+void AdapterRegistry::Core::QueueRead(const VersionPtr& version) {
+  if (version->reading || version->adapter != nullptr) return;
+  version->reading = true;
+  jobs_.push_back({.version = version});
+  jobs_changed_.notify_one();
+}
+
+// ---- leases
+
+void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
+  absl::StatusOr<AdapterLease> lease = AdapterNotLoaded(name);
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = names_.find(name);
+    if (stopping_) {
+      lease = RegistryShuttingDown();
+    } else if (it != names_.end()) {
+      Name& entry = it->second;
+      ++entry.hits;
+      entry.last_used_unix_us = UnixMicros();
+      const int64_t total = std::accumulate(
+          entry.targets.begin(), entry.targets.end(), int64_t{0},
+          [](int64_t sum, const Target& target) { return sum + target.weight; });
+      // Fibonacci hashing of a counter spreads the choices evenly at any scale.
+      int64_t at = static_cast<int64_t>((next_choice_++ * 0x9E3779B97F4A7C15u >> 32) *
+                                        static_cast<uint64_t>(total) >> 32);
+      auto target = entry.targets.begin();
+      for (; at >= target->weight; ++target) at -= target->weight;
+      const VersionPtr& version = target->version;
+      if (version->adapter != nullptr) {
+        ++stats_.host_hits;
+        lease = Lease(version);
+      } else if (waiting_requests_ >= kMaxWaitingRequests) {
+        lease = absl::ResourceExhaustedError(
+            absl::StrCat(waiting_requests_, " requests wait for adapters; at most ",
+                         kMaxWaitingRequests, " may"));
+      } else {
+        ++stats_.host_misses;
+        ++waiting_requests_;
+        version->waiting.push_back(std::move(done));
+        QueueRead(version);
+        return;
+      }
+    }
+  }
+  done(std::move(lease));
+}
+
+AdapterLease AdapterRegistry::Core::Lease(const VersionPtr& version) {
+  ++version->leases;
+  SetCold(version.get());
+  const Adapter* adapter = version->adapter.get();
+  return AdapterLease(std::shared_ptr<const Adapter>(
+      adapter, [core = shared_from_this(), version,
+                own = version->adapter](const Adapter*) mutable {
+        core->OnLeaseDropped(version.get(), std::move(own));
+      }));
+}
+
+// Any thread, often the engine's. The version keeps the adapter, so nothing is freed here.
+void AdapterRegistry::Core::OnLeaseDropped(Version* version,
+                                           std::shared_ptr<const Adapter> adapter) {
+  std::lock_guard lock(mutex_);
+  if (version->adapter != nullptr) adapter.reset();
+  --version->leases;
+  if (stopping_) return;
+  SetCold(version);
+  const auto it = versions_.find(version->record.id);
+  if (it != versions_.end() && it->second.get() == version) RetireIfUnused(it->second);
+}
+
+void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
+  if (version->names > 0 || version->leases > 0 || version->reading || version->retired) return;
+  const VersionPtr kept = version;
+  kept->retired = true;
+  SetCold(kept.get());
+  versions_.erase(kept->record.id);
+  if (kept->adapter != nullptr) {
+    host_bytes_ -= kept->record.bytes;
+    --stats_.in_host;
+    for (const auto& drain : kept->drains) drain->result.host_bytes_freed += kept->record.bytes;
+    jobs_changed_.notify_all();
+  }
+  Emit(AdapterEvent::Kind::kFreed, "", kept->record.id);
+  retired_.push_back(kept);
+  reaper_wakes_.notify_one();
+}
+
+// ---- names
+
+void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Target> targets,
+                                      Origin origin, bool kept) {
+  for (const Target& target : targets) {
+    ++target.version->names;
+    // Loaded again while it drained: nothing is freed, and nobody waits for it any more.
+    for (const auto& drain : std::exchange(target.version->drains, {})) {
+      drain->missing = 0;
+      drain->deadline = SteadyTime::min();
+      reaper_wakes_.notify_one();
+    }
+  }
+  Name& entry = names_[name];
+  const std::vector<Target> before = std::exchange(entry.targets, std::move(targets));
+  for (const Target& target : entry.targets) {
+    if (entry.pinned) AddPins(target.version, 1);
+  }
+  entry.origin = origin;
+  entry.kept = kept;
+  entry.loaded_at_unix_us = UnixMicros();
+  ++generation_;
+  Emit(AdapterEvent::Kind::kRegistered, name, entry.targets.front().version->record.id);
+  DropTargets(before, entry.pinned, nullptr);
+}
+
+void AdapterRegistry::Core::DropTargets(const std::vector<Target>& targets, bool pinned,
+                                        const std::shared_ptr<Drain>& drain) {
+  for (const Target& target : targets) {
+    const VersionPtr& version = target.version;
+    --version->names;
+    if (pinned) AddPins(version, -1);
+    if (version->names == 0 && drain != nullptr) {
+      version->drains.push_back(drain);
+      ++drain->missing;
+    }
+    RetireIfUnused(version);
+  }
+}
+
+void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseconds drain_time,
+                                   UnloadDone done) {
+  // Never more than a day, so that the deadline cannot overflow.
+  drain_time = std::clamp<std::chrono::microseconds>(drain_time, std::chrono::microseconds(0),
+                                                     std::chrono::hours(24));
+  auto drain = std::make_shared<Drain>();
+  drain->name = name;
+  drain->deadline = SteadyTime::max();
+  drain->missing = 1;  // this call, until the change is on disk
+  absl::Status refused;
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = names_.find(name);
+    if (stopping_) {
+      refused = RegistryShuttingDown();
+    } else if (it == names_.end()) {
+      refused = AdapterNotLoaded(name);
+    } else {
+      const Name entry = std::move(it->second);
+      names_.erase(it);
+      ++generation_;
+      drain->done = std::move(done);
+      drain->result.version = entry.targets.front().version->record.id;
+      drains_.push_back(drain);
+      Emit(AdapterEvent::Kind::kUnloaded, drain->name, drain->result.version);
+      DropTargets(entry.targets, entry.pinned, drain);
+    }
+  }
+  if (!refused.ok()) return done(refused);
+  const absl::Status saved = Save();
+  {
+    std::lock_guard lock(mutex_);
+    if (--drain->missing > 0) {
+      drain->deadline = std::chrono::steady_clock::now() + drain_time;
+      reaper_wakes_.notify_one();
+      return;
+    }
+    std::erase(drains_, drain);
+    done = std::exchange(drain->done, nullptr);
+  }
+  if (!done) return;  // the registry stops
+  if (!saved.ok()) return done(saved);
+  done(drain->result);
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetPinned(std::string_view name, bool pinned) {
+  absl::StatusOr<AdapterInfo> info = AdapterNotLoaded(name);
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = names_.find(name);
+    if (it == names_.end()) return info;
+    Name& entry = it->second;
+    if (entry.pinned != pinned) {
+      entry.pinned = pinned;
+      ++generation_;
+      for (const Target& target : entry.targets) {
+        AddPins(target.version, pinned ? 1 : -1);
+      }
+    }
+    info = Describe(it->first, entry);
+  }
+  LK_RETURN_IF_ERROR(Save());
+  return info;
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
+    const std::string& alias, const std::vector<AdapterTarget>& targets) {
+  LK_RETURN_IF_ERROR(ValidateAdapterName(alias, options_.base_name));
+  if (targets.empty() || targets.size() > kMaxTargets) {
+    return absl::InvalidArgumentError(absl::StrCat("alias ", QuotedName(alias), " has ",
+                                                   targets.size(), " targets; 1 to ", kMaxTargets));
+  }
+  AdapterInfo info;
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) return RegistryShuttingDown();
+    std::vector<Target> resolved;
+    for (const AdapterTarget& target : targets) {
+      if (target.weight < 1 || target.weight > kMaxTargetWeight) {
+        return absl::InvalidArgumentError(absl::StrCat("the weight of ", QuotedName(target.version),
+                                                       " is ", target.weight, "; 1 to ",
+                                                       kMaxTargetWeight));
+      }
+      const auto version = versions_.find(target.version);
+      if (version != versions_.end() && version->second->names > 0) {
+        resolved.push_back({version->second, target.weight});
+        continue;
+      }
+      LK_ASSIGN_OR_RETURN(const Name* name, FindName(target.version));
+      if (name->targets.size() > 1) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("target ", QuotedName(target.version), " has several targets itself"));
+      }
+      resolved.push_back({name->targets.front().version, target.weight});
+    }
+    const bool fresh = !names_.contains(alias);
+    if (fresh && static_cast<int64_t>(names_.size()) >= options_.max_adapters) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
+    }
+    PointName(alias, std::move(resolved), Origin::kClient, /*kept=*/true);
+    info = Describe(alias, names_.find(alias)->second);
+  }
+  LK_RETURN_IF_ERROR(Save());
+  return info;
+}
+
+absl::StatusOr<const AdapterRegistry::Core::Name*> AdapterRegistry::Core::FindName(
+    std::string_view name) const {
+  const auto it = names_.find(name);
+  if (it == names_.end()) return AdapterNotLoaded(name);
+  return &it->second;
+}
+
+// ---- what is there
+
+AdapterInfo AdapterRegistry::Core::Describe(const std::string& name, const Name& entry) const {
+  const Version& version = *entry.targets.front().version;
+  const VersionRecord& record = version.record;
+  AdapterInfo info{.name = name,
+                   .version = record.id,
+                   .variant = record.variant,
+                   .path = record.path,
+                   .min_rank = record.min_rank,
+                   .max_rank = record.max_rank,
+                   .modules = record.modules,
+                   .bytes = record.bytes,
+                   .in_host = version.adapter != nullptr,
+                   .pinned = entry.pinned,
+                   .leases = version.leases,
+                   .hits = entry.hits,
+                   .loaded_at_unix_us = entry.loaded_at_unix_us,
+                   .last_used_unix_us = entry.last_used_unix_us,
+                   .warnings = record.warnings};
+  for (const Target& target : entry.targets) {
+    info.targets.push_back({target.version->record.id, target.weight});
+  }
+  return info;
+}
+
+std::vector<AdapterInfo> AdapterRegistry::Core::List(const AdapterFilter& filter) const {
+  std::lock_guard lock(mutex_);
+  std::vector<AdapterInfo> found;
+  auto it = filter.after < filter.name_prefix ? names_.lower_bound(filter.name_prefix)
+                                              : names_.upper_bound(filter.after);
+  if (filter.after.empty() && filter.name_prefix.empty()) it = names_.begin();
+  for (; it != names_.end() && static_cast<int32_t>(found.size()) < filter.limit; ++it) {
+    const auto& [name, entry] = *it;
+    if (!name.starts_with(filter.name_prefix)) break;
+    const auto leads_there = [&](const Target& target) {
+      return target.version->record.id == filter.version;
+    };
+    if (!filter.version.empty() && std::ranges::none_of(entry.targets, leads_there)) continue;
+    if (filter.in_host_only && entry.targets.front().version->adapter == nullptr) continue;
+    found.push_back(Describe(name, entry));
+  }
+  return found;
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Get(std::string_view name) const {
+  std::lock_guard lock(mutex_);
+  LK_ASSIGN_OR_RETURN(const Name* entry, FindName(name));
+  return Describe(std::string(name), *entry);
+}
+
+absl::StatusOr<std::string> AdapterRegistry::Core::Find(std::string_view name) const {
+  std::lock_guard lock(mutex_);
+  LK_ASSIGN_OR_RETURN(const Name* entry, FindName(name));
+  return entry->targets.front().version->record.id;
+}
+
+RegistryStats AdapterRegistry::Core::stats() const {
+  std::lock_guard lock(mutex_);
+  RegistryStats stats = stats_;
+  stats.names = static_cast<int64_t>(names_.size());
+  stats.versions = static_cast<int64_t>(versions_.size());
+  stats.host_bytes = host_bytes_;
+  return stats;
+}
+
+// What clients loaded: the operator's names come from the configuration again.
+RegistryRecords AdapterRegistry::Core::Records() const {
+  RegistryRecords records;
+  for (const auto& [name, entry] : names_) {
+    if (!entry.kept) continue;
+    NameRecord& record = records.names[name];
+    record.pinned = entry.pinned;
+    record.loaded_at_unix_us = entry.loaded_at_unix_us;
+    for (const Target& target : entry.targets) {
+      record.targets.emplace_back(target.version->record.id, target.weight);
+      records.versions[target.version->record.id] = target.version->record;
+    }
+  }
+  return records;
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,180 @@
+// The registry's inside: its tables, its threads, and the lock over them. No other folder includes
+// this.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <filesystem>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "adapters_cache/formats/adapter_files.h"
+#include "adapters_cache/registry.h"
+#include "adapters_cache/registry_file.h"
+
+namespace lorikeet {
+
+class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistry::Core> {
+ public:
+  Core(const BaseModel& base, Options options) : base_(base), options_(std::move(options)) {}
+
+  absl::Status Restore();  // from the state file; before Start
+  void Start();
+  void Stop();
+
+  void Load(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
+  void Reload(const std::string& name, LoadDone done);
+  void Unload(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
+  void Acquire(std::string_view name, LeaseDone done);
+  void Prefetch(std::string_view name, std::function<void(absl::Status)> done);
+  absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
+  absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
+                                       const std::vector<AdapterTarget>& targets);
+  std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
+  absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
+  absl::StatusOr<std::string> Find(std::string_view name) const;
+  RegistryStats stats() const;
+  std::unique_ptr<AdapterWatch> Watch(std::function<void()> wake);
+
+ private:
+  using SteadyTime = std::chrono::steady_clock::time_point;
+  struct Watcher;
+  class WatchHandle;
+
+  // An unload that waits for what its name alone led to.
+  struct Drain {
+    std::string name;
+    SteadyTime deadline;
+    UnloadDone done;  // empty once called
+    UnloadResult result;
+    int32_t missing = 0;  // versions not freed yet
+  };
+
+  struct Version {
+    VersionRecord record;
+    std::shared_ptr<const Adapter> adapter;  // nullptr: not in host memory
+    int32_t names = 0;                       // that lead here
+    int64_t leases = 0;
+    int32_t pins = 0;      // names that pin it
+    bool reading = false;  // a job will bring it into host memory
+    bool retired = false;  // in `retired_`
+    std::vector<LeaseDone> waiting;  // for that job
+    std::vector<std::shared_ptr<Drain>> drains;
+    std::list<Version*>::iterator cold{};  // its place in `cold_`, if it is there
+    bool is_cold = false;
+  };
+  using VersionPtr = std::shared_ptr<Version>;
+
+  struct Target {
+    VersionPtr version;
+    int32_t weight = 1;
+  };
+  struct Name {
+    std::vector<Target> targets;
+    Origin origin = Origin::kClient;  // of a reload
+    bool kept = true;                 // in the state file
+    bool pinned = false;
+    int64_t hits = 0;
+    int64_t loaded_at_unix_us = 0;
+    int64_t last_used_unix_us = 0;
+  };
+  using Names = std::map<std::string, Name, std::less<>>;
+
+  // Registers a directory, or (`version` set) reads a version again, room for it taken.
+  struct Job {
+    VersionPtr version;
+    std::string name;
+    std::filesystem::path path;
+    LoadOptions options;
+    LoadDone done;
+  };
+  struct Loaded {
+    VersionRecord record;
+    std::shared_ptr<const Adapter> adapter;
+  };
+
+  // ---- registry_load.cc: loader threads
+  void RunLoader();
+  bool TakeJob(Job* job);
+  void RunLoad(Job job);
+  void RunRead(const Job& job);
+  absl::StatusOr<AdapterInfo> LoadNow(const Job& job);
+  absl::StatusOr<AdapterFiles> ReadFiles(const std::filesystem::path& directory,
+                                         Origin origin) const;
+  absl::StatusOr<AdapterFiles> ReadAgain(const Job& job) const;
+  absl::StatusOr<Loaded> Build(AdapterFiles files, Origin origin) const;
+  absl::StatusOr<std::filesystem::path> ResolveDirectory(const std::filesystem::path& path,
+                                                         Origin origin) const;
+  std::filesystem::path FindRelative(const std::filesystem::path& path) const;
+  absl::Status Save();
+
+  // ---- all below: REQUIRES mutex_ is held
+  absl::StatusOr<bool> AlreadyNamed(const Job& job, const std::string& version) const;
+  absl::StatusOr<AdapterInfo> Publish(const Job& job, Loaded loaded);
+  void PointName(const std::string& name, std::vector<Target> targets, Origin origin, bool kept);
+  void DropTargets(const std::vector<Target>& targets, bool pinned,
+                   const std::shared_ptr<Drain>& drain);
+  void QueueRead(const VersionPtr& version);
+  bool CanEverFit(const Version& version) const;
+  bool MakeRoom(int64_t bytes);
+  void AddPins(const VersionPtr& version, int32_t pins);
+  void Admit(Version* version, std::shared_ptr<const Adapter> adapter);
+  void Evict(Version* version);
+  void SetCold(Version* version);  // whether it may make room
+  AdapterLease Lease(const VersionPtr& version);
+  void OnLeaseDropped(Version* version, std::shared_ptr<const Adapter> adapter);
+  void RetireIfUnused(const VersionPtr& version);
+  AdapterInfo Describe(const std::string& name, const Name& entry) const;
+  absl::StatusOr<const Name*> FindName(std::string_view name) const;
+  RegistryRecords Records() const;
+  void Emit(AdapterEvent::Kind kind, const std::string& name, const std::string& version);
+
+  // ---- registry_reaper.cc
+  void RunReaper();
+  void FreeRetired(std::unique_lock<std::mutex>& lock);
+  void EndLateDrains(std::unique_lock<std::mutex>& lock);
+  SteadyTime NextDeadline() const;
+
+  const BaseModel& base_;
+  const Options options_;
+
+  std::mutex save_mutex_;        // of writing the state file; taken before mutex_
+  int64_t saved_generation_ = 0;  // under save_mutex_
+
+  mutable std::mutex mutex_;  // everything below
+  std::condition_variable jobs_changed_;
+  std::condition_variable reaper_wakes_;
+  bool stopping_ = false;
+  int64_t generation_ = 0;  // of what the state file holds
+  std::deque<Job> jobs_;
+  int64_t waiting_requests_ = 0;
+  Names names_;
+  std::unordered_map<std::string, VersionPtr> versions_;  // by id
+  std::list<Version*> cold_;  // in host memory, neither leased nor pinned; longest unused first
+  int64_t host_bytes_ = 0;      // of versions in host memory and of reads under way
+  int64_t pinned_bytes_ = 0;    // of versions with pins, there or not
+  bool read_waits_ = false;     // for room
+  std::vector<VersionPtr> retired_;                       // for the reaper
+  std::vector<std::shared_ptr<const Adapter>> graveyard_;  // for the reaper
+  std::vector<std::shared_ptr<Drain>> drains_;            // with `done` still to be called
+  std::vector<std::shared_ptr<Watcher>> watchers_;
+  RegistryStats stats_;
+  uint64_t next_choice_ = 0;  // of a target among several
+  std::vector<std::thread> threads_;  // of Start and Stop
+};
+
+absl::Status AdapterNotLoaded(std::string_view name);
+absl::Status RegistryShuttingDown();
+std::string QuotedName(std::string_view name);
+int64_t UnixMicros();
+
+}  // namespace lorikeet

@@ -1,0 +1,51 @@
+// The names and versions of a registry in a file, so that they outlive the process.
+//
+// The file is one version byte, the SHA-256 of what follows in hexadecimal and a newline, then JSON.
+// It is replaced as a whole: a new file is written beside it, synced and renamed over it, and the
+// directory is synced; a crash at any point leaves the old file or the new one.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace lorikeet {
+
+// What is known of a version besides its weights.
+struct VersionRecord {
+  std::string id;  // 64 hexadecimal digits
+  std::string variant;
+  std::string path;          // resolved directory
+  bool any_path = false;     // else it must lie under an allowed root
+  int32_t min_rank = 0;
+  int32_t max_rank = 0;
+  int32_t modules = 0;
+  int64_t bytes = 0;
+  std::vector<std::string> warnings;
+};
+
+struct NameRecord {
+  std::vector<std::pair<std::string, int32_t>> targets;  // version and weight
+  bool pinned = false;
+  int64_t loaded_at_unix_us = 0;
+};
+
+struct RegistryRecords {
+  std::map<std::string, VersionRecord> versions;
+  std::map<std::string, NameRecord> names;
+};
+
+// Records of an absent file are empty. DATA_LOSS: not such a file, or damaged; UNIMPLEMENTED: of a
+// later version.
+absl::StatusOr<RegistryRecords> ReadRegistryFile(const std::filesystem::path& path);
+
+// UNAVAILABLE names the file and the system's reason; the old file is then still there.
+absl::Status WriteRegistryFile(const std::filesystem::path& path, const RegistryRecords& records);
+
+}  // namespace lorikeet

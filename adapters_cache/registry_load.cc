@@ -1,0 +1,270 @@
+// Loader threads: from directories to adapters in host memory.
+#include <algorithm>
+#include <limits>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/adapter_files.h"
+#include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/formats/problems.h"
+#include "adapters_cache/registry_core.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+
+namespace fs = std::filesystem;
+
+void AdapterRegistry::Core::RunLoader() {
+  for (Job job; TakeJob(&job);) {
+    if (job.version != nullptr) {
+      RunRead(job);
+    } else {
+      RunLoad(std::move(job));
+    }
+    job = Job();
+  }
+}
+
+// The first job that can run: a read waits for room in host memory, and later reads wait behind
+// it. False at the end.
+bool AdapterRegistry::Core::TakeJob(Job* job) {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    read_waits_ = false;
+    for (auto it = jobs_.begin(); it != jobs_.end(); ++it) {
+      if (it->version != nullptr) {
+        if (read_waits_) continue;
+        const VersionRecord& record = it->version->record;
+        read_waits_ = CanEverFit(*it->version) && !MakeRoom(record.bytes);
+        if (read_waits_) continue;
+        host_bytes_ += record.bytes;
+        it->path = record.path;
+        it->options.origin = record.any_path ? Origin::kOperator : Origin::kClient;
+      }
+      *job = std::move(*it);
+      jobs_.erase(it);
+      return true;
+    }
+    jobs_changed_.wait(lock);
+  }
+  return false;
+}
+
+void AdapterRegistry::Core::RunLoad(Job job) {
+  absl::StatusOr<AdapterInfo> info = LoadNow(job);
+  if (info.ok() && job.options.pin) info = SetPinned(job.name, true);
+  if (info.ok()) {
+    const absl::Status saved = Save();
+    if (!saved.ok()) info = saved;
+  }
+  job.done(std::move(info));
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
+  const Origin origin = job.options.origin;
+  LK_ASSIGN_OR_RETURN(const fs::path directory, ResolveDirectory(job.path, origin));
+  LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(directory, origin));
+  {
+    std::lock_guard lock(mutex_);
+    LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, files.version));
+    const auto known = versions_.find(files.version);
+    if (known != versions_.end()) {
+      VersionRecord& record = known->second->record;
+      if (known->second->adapter == nullptr) {  // read again from where it surely is
+        record.path = directory.string();
+        record.any_path = origin == Origin::kOperator;
+      }
+      if (named) return Describe(job.name, names_.find(job.name)->second);
+      return Publish(job, {.record = record});
+    }
+  }
+  LK_ASSIGN_OR_RETURN(Loaded loaded, Build(std::move(files), origin));
+  if (loaded.record.bytes > options_.host_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("adapter ", QuotedName(job.name), " has ", loaded.record.bytes,
+                     " bytes; host memory for adapters has ", options_.host_bytes));
+  }
+  std::lock_guard lock(mutex_);
+  return Publish(job, std::move(loaded));
+}
+
+// Whether the name leads to `version` alone already; an error if it may not lead there.
+absl::StatusOr<bool> AdapterRegistry::Core::AlreadyNamed(const Job& job,
+                                                         const std::string& version) const {
+  const auto it = names_.find(job.name);
+  if (it == names_.end()) {
+    if (static_cast<int64_t>(names_.size()) < options_.max_adapters) return false;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
+  }
+  const std::vector<Target>& targets = it->second.targets;
+  const std::string& current = targets.front().version->record.id;
+  if (targets.size() == 1 && current == version) return true;
+  if (job.options.replace) return false;
+  return absl::AlreadyExistsError(absl::StrCat("adapter ", QuotedName(job.name),
+                                               " is loaded with version ", current, ", not ",
+                                               version, "; reload it, or unload it first"));
+}
+
+absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadFiles(const fs::path& directory,
+                                                              Origin origin) const {
+  std::span<const fs::path> roots = options_.allowed_roots;
+  if (origin == Origin::kOperator) roots = {};
+  return ReadAdapterFiles(directory, roots);
+}
+
+absl::StatusOr<AdapterRegistry::Core::Loaded> AdapterRegistry::Core::Build(AdapterFiles files,
+                                                                           Origin origin) const {
+  const std::string path = files.directory.string();
+  Problems problems;
+  const RawAdapter raw = ParseAdapter(std::move(files), &problems);
+  LK_RETURN_IF_ERROR(problems.ToStatus());
+  Loaded loaded;
+  LK_ASSIGN_OR_RETURN(loaded.adapter, Normalise(raw, base_, {options_.precision, options_.allow_dense}));
+  VersionRecord& record = loaded.record;
+  record = {.id = raw.version,
+            .variant = raw.variant,
+            .path = path,
+            .any_path = origin == Origin::kOperator,
+            .min_rank = std::numeric_limits<int32_t>::max(),
+            .max_rank = loaded.adapter->max_rank,
+            .bytes = loaded.adapter->bytes,
+            .warnings = raw.warnings};
+  for (const ModuleDelta& module : loaded.adapter->modules) {
+    if (module.empty()) continue;
+    ++record.modules;
+    record.min_rank = std::min(record.min_rank, module.low_rank.rank);
+  }
+  return loaded;
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loaded loaded) {
+  if (stopping_) return RegistryShuttingDown();
+  // Another load may have been faster.
+  LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, loaded.record.id));
+  if (!named) {
+    VersionPtr& version = versions_[loaded.record.id];
+    if (version == nullptr) {
+      version = std::make_shared<Version>();
+      version->record = std::move(loaded.record);
+    }
+    const int64_t bytes = version->record.bytes;
+    if (version->adapter == nullptr && loaded.adapter != nullptr && !version->reading &&
+        MakeRoom(bytes)) {
+      host_bytes_ += bytes;
+      Admit(version.get(), std::move(loaded.adapter));
+    }
+    PointName(job.name, {{version, 1}}, job.options.origin,
+              job.options.keep || job.options.origin == Origin::kClient);
+  }
+  if (loaded.adapter != nullptr) graveyard_.push_back(std::move(loaded.adapter));
+  reaper_wakes_.notify_one();
+  return Describe(job.name, names_.find(job.name)->second);
+}
+
+absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) const {
+  const VersionRecord& record = job.version->record;
+  {
+    std::lock_guard lock(mutex_);
+    if (!CanEverFit(*job.version)) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the adapter has ", record.bytes, " bytes; host memory for adapters has ",
+          options_.host_bytes, ", of which ", pinned_bytes_, " are pinned"));
+    }
+  }
+  LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(job.path, job.options.origin));
+  if (files.version == record.id) return files;
+  return absl::DataLossError(absl::StrCat(job.path.string(), " has version ", files.version,
+                                          " by now, not ", record.id, "; reload the adapter"));
+}
+
+// Room for it is taken already.
+void AdapterRegistry::Core::RunRead(const Job& job) {
+  const VersionPtr& version = job.version;
+  absl::StatusOr<Loaded> loaded = [&]() -> absl::StatusOr<Loaded> {
+    LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAgain(job));
+    return Build(std::move(files), job.options.origin);
+  }();
+  std::vector<LeaseDone> waiting;
+  std::vector<absl::StatusOr<AdapterLease>> leases;
+  {
+    std::lock_guard lock(mutex_);
+    version->reading = false;
+    waiting.swap(version->waiting);
+    waiting_requests_ -= static_cast<int64_t>(waiting.size());
+    if (loaded.ok()) {
+      Admit(version.get(), std::move(loaded->adapter));
+    } else {
+      host_bytes_ -= version->record.bytes;
+      jobs_changed_.notify_all();
+    }
+    for (size_t i = 0; i < waiting.size(); ++i) {
+      leases.push_back(loaded.ok() ? absl::StatusOr<AdapterLease>(Lease(version))
+                                   : loaded.status());
+    }
+    RetireIfUnused(version);
+  }
+  for (size_t i = 0; i < waiting.size(); ++i) waiting[i](std::move(leases[i]));
+}
+
+absl::StatusOr<fs::path> AdapterRegistry::Core::ResolveDirectory(const fs::path& path,
+                                                                 Origin origin) const {
+  if (path.empty() || path.native().find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError("the adapter's path is empty or holds a zero byte");
+  }
+  std::error_code error;
+  fs::path real;
+  if (origin == Origin::kOperator || path.is_absolute()) {
+    real = fs::weakly_canonical(path, error);
+  } else {
+    real = FindRelative(path);
+  }
+  if (origin == Origin::kClient && !IsUnder(real, options_.allowed_roots)) {
+    std::string roots;
+    for (const fs::path& root : options_.allowed_roots) absl::StrAppend(&roots, " ", root.string());
+    return absl::PermissionDeniedError(absl::StrCat(path.string(), " is outside the allowed roots:",
+                                                    roots.empty() ? " there are none" : roots));
+  }
+  if (error || !fs::is_directory(real, error)) {
+    return absl::NotFoundError(absl::StrCat(path.string(), " is not a directory"));
+  }
+  return real;
+}
+
+// Below the first root that has it, else in the working directory. A path that is nowhere is taken
+// for one below the last root.
+fs::path AdapterRegistry::Core::FindRelative(const fs::path& path) const {
+  std::error_code error;
+  fs::path real;
+  for (const fs::path& root : options_.allowed_roots) {
+    real = fs::weakly_canonical(root / path, error);
+    if (fs::is_directory(real, error)) return real;
+  }
+  const fs::path here = fs::weakly_canonical(path, error);
+  const bool allowed = IsUnder(here, options_.allowed_roots) && fs::is_directory(here, error);
+  return allowed ? here : real;
+}
+
+// One write covers every change made before it begins.
+absl::Status AdapterRegistry::Core::Save() {
+  if (options_.state_file.empty()) return absl::OkStatus();
+  int64_t wanted = 0;
+  {
+    std::lock_guard lock(mutex_);
+    wanted = generation_;
+  }
+  std::lock_guard saving(save_mutex_);
+  if (saved_generation_ >= wanted) return absl::OkStatus();
+  RegistryRecords records;
+  {
+    std::lock_guard lock(mutex_);
+    records = Records();
+    wanted = generation_;
+  }
+  LK_RETURN_IF_ERROR(WriteRegistryFile(options_.state_file, records));
+  saved_generation_ = wanted;
+  return absl::OkStatus();
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,59 @@
+// UploadAdapter: an adapter's files as they come, then a load of them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "adapters_cache/registry.h"
+#include "adapters_cache/sha256.h"
+#include "lorikeet/v1/adapters.grpc.pb.h"
+#include "server/metrics.h"
+
+namespace lorikeet {
+
+// The files go to a folder of their own below `directory`/uploads, named by their hashes once they
+// are complete; an upload that fails leaves nothing.
+class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
+ public:
+  // Lives until gRPC is done with it.
+  static AdapterUpload* Start(AdapterRegistry* registry, Metrics* metrics,
+                              const std::filesystem::path& directory, grpc::ByteBuffer* response);
+
+  void OnReadDone(bool ok) override;
+  void OnDone() override { delete this; }
+
+ private:
+  // One of the two files.
+  struct File {
+    std::ofstream out;
+    Sha256 hash;
+    int64_t bytes = 0;
+    int64_t most = 0;
+  };
+
+  AdapterUpload(AdapterRegistry* registry, Metrics* metrics, std::filesystem::path directory,
+                grpc::ByteBuffer* response);
+
+  absl::Status Take(v1::UploadAdapterRequest part);
+  absl::Status Begin(const v1::UploadHeader& header);
+  absl::Status Append(File* file, const char* name, const std::string& bytes);
+  absl::StatusOr<std::filesystem::path> Complete();
+  void End(const absl::Status& status);
+
+  AdapterRegistry* const registry_;
+  Metrics* const metrics_;
+  const std::filesystem::path directory_;
+  grpc::ByteBuffer* const response_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  grpc::ByteBuffer bytes_;  // being read
+  v1::UploadHeader header_;
+  bool begun_ = false;
+  std::filesystem::path scratch_;  // empty: nothing to remove
+  File config_, weights_;
+};
+
+}  // namespace lorikeet

@@ -1,0 +1,459 @@
+// Versions between disk and host memory, names that lead to them, and what outlives the process.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <malloc.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "adapters_cache/registry.h"
+#include "adapters_cache/registry_file.h"
+#include "tests/unit/adapters_support.h"
+
+namespace lorikeet {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::TempDir;
+using testing::TestAdapter;
+using testing::TestBase;
+using std::chrono::hours;
+using std::chrono::microseconds;
+namespace fs = std::filesystem;
+
+constexpr microseconds kNow{0};
+
+class Tiers : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    fs::create_directories(Root());
+    options_.base_name = "the-base";
+    options_.allowed_roots = {Root()};
+    Write("probe", 99);
+    Open();
+    each_ = Load("probe", "probe")->bytes;  // all have this size
+    ASSERT_TRUE(registry_->Unload("probe", hours(1)).ok());
+  }
+  void Open() {
+    registry_.reset();
+    auto registry = AdapterRegistry::Create(base_, options_);
+    ASSERT_TRUE(registry.ok()) << registry.status();
+    registry_ = *std::move(registry);
+  }
+  fs::path Root() const { return dir_.path() / "root"; }
+  void Write(const std::string& name, uint32_t seed) const {
+    TestAdapter::Lora(base_, {"q_proj", "up_proj"}, 4, seed).Write(Root() / name);
+  }
+  absl::StatusOr<AdapterInfo> Load(const std::string& name, const fs::path& path,
+                                   AdapterRegistry::LoadOptions options = {}) {
+    return registry_->Load(name, path, options);
+  }
+  // `count` adapters a0, a1, ... with other bytes each.
+  void LoadMany(int count) {
+    for (int i = 0; i < count; ++i) {
+      const std::string name = "a" + std::to_string(i);
+      Write(name, static_cast<uint32_t>(i));
+      const auto info = Load(name, name);
+      ASSERT_TRUE(info.ok()) << info.status();
+    }
+  }
+  bool InHost(const std::string& name) { return registry_->Get(name)->in_host; }
+
+  const TestBase base_ = TestBase::Random(2);
+  const TempDir dir_;
+  AdapterRegistry::Options options_;
+  std::unique_ptr<AdapterRegistry> registry_;
+  int64_t each_ = 0;
+};
+
+TEST_F(Tiers, WhatWasUsedLongestAgoMakesRoomAndComesBackWhenAskedFor) {
+  options_.host_bytes = 2 * each_ + each_ / 2;
+  Open();
+  LoadMany(3);
+  EXPECT_FALSE(InHost("a0"));
+  EXPECT_TRUE(InHost("a1") && InHost("a2"));
+  EXPECT_EQ(registry_->stats().host_bytes, 2 * each_);
+  ASSERT_TRUE(registry_->Acquire("a1").ok());
+  const auto lease = registry_->Acquire("a0");
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  EXPECT_EQ(lease->version(), registry_->Get("a0")->version);
+  EXPECT_NE(lease->get()->modules[0].low_rank.a, nullptr);
+  EXPECT_TRUE(InHost("a0") && InHost("a1"));
+  EXPECT_FALSE(InHost("a2")) << "a1 was used after it";
+  const RegistryStats stats = registry_->stats();
+  EXPECT_EQ(stats.names, 3);
+  EXPECT_EQ(stats.in_host, 2);
+  EXPECT_EQ(stats.host_hits, 1);
+  EXPECT_EQ(stats.host_misses, 1);
+  EXPECT_EQ(stats.evictions, 2);
+}
+
+TEST_F(Tiers, AReadWaitsForRoomThatRequestsHold) {
+  options_.host_bytes = each_;
+  Open();
+  LoadMany(2);
+  std::optional<AdapterLease> held = *registry_->Acquire("a0");
+  auto other = std::async(std::launch::async, [&] { return registry_->Acquire("a1"); });
+  EXPECT_EQ(other.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  EXPECT_TRUE(registry_->Acquire("a0").ok()) << "what is there waits for nobody";
+  Write("b", 7);
+  EXPECT_TRUE(Load("b", "b").ok()) << "registering needs no room";
+  held.reset();
+  const auto lease = other.get();
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  EXPECT_LE(registry_->stats().host_bytes, options_.host_bytes);
+}
+
+TEST_F(Tiers, AnAdapterLargerThanHostMemoryIsRefused) {
+  options_.host_bytes = each_ - 1;
+  Open();
+  Write("a", 1);
+  const absl::Status status = Load("a", "a").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(std::to_string(each_)));
+}
+
+TEST_F(Tiers, PinnedOnesStayAndWhatCannotFitBesideThemSaysSo) {
+  options_.host_bytes = 2 * each_;
+  Open();
+  LoadMany(3);
+  ASSERT_TRUE(registry_->SetPinned("a1", true).ok());
+  ASSERT_TRUE(registry_->Acquire("a0").ok());
+  ASSERT_TRUE(registry_->Acquire("a2").ok());
+  EXPECT_TRUE(InHost("a1"));
+  ASSERT_TRUE(registry_->SetPinned("a2", true).ok());
+  const absl::Status full = registry_->Acquire("a0").status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("pinned"));
+  ASSERT_TRUE(registry_->SetPinned("a1", false).ok());
+  EXPECT_TRUE(registry_->Acquire("a0").ok());
+  EXPECT_TRUE(registry_->SetPinned("nobody", true).status().code() == absl::StatusCode::kNotFound);
+}
+
+TEST_F(Tiers, PrefetchBringsItAndPinningDoesToo) {
+  options_.host_bytes = each_;
+  Open();
+  LoadMany(2);
+  EXPECT_FALSE(InHost("a0"));
+  EXPECT_TRUE(registry_->Prefetch("a0").ok());
+  EXPECT_TRUE(InHost("a0"));
+  EXPECT_TRUE(registry_->Prefetch("a0").ok());
+  EXPECT_EQ(registry_->Prefetch("nobody").code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(registry_->Get("a0")->leases, 0);
+}
+
+TEST_F(Tiers, FilesThatChangedOrWentSinceTheLoadFailTheirRequestsAlone) {
+  options_.host_bytes = each_;
+  Open();
+  LoadMany(2);
+  Write("a0", 50);  // other bytes
+  const absl::Status changed = registry_->Acquire("a0").status();
+  EXPECT_EQ(changed.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(changed.message()), HasSubstr("reload"));
+  EXPECT_TRUE(registry_->Acquire("a1").ok());
+  fs::remove_all(Root() / "a0");
+  EXPECT_EQ(registry_->Acquire("a0").status().code(), absl::StatusCode::kNotFound);
+  fs::create_directory_symlink("/etc", Root() / "a0");
+  EXPECT_EQ(registry_->Acquire("a0").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(registry_->stats().host_bytes, 0) << "a failed read gives its room back";
+  Write("elsewhere", 0);  // a0's bytes
+  ASSERT_TRUE(Load("a0", "elsewhere").ok());
+  EXPECT_TRUE(registry_->Acquire("a0").ok());
+}
+
+TEST_F(Tiers, ManyRequestsForOneColdAdapterReadItOnce) {
+  options_.host_bytes = each_;
+  Open();
+  LoadMany(2);
+  std::vector<std::future<absl::StatusOr<AdapterLease>>> asked;
+  for (int i = 0; i < 20; ++i) {
+    asked.push_back(std::async(std::launch::async, [&] { return registry_->Acquire("a0"); }));
+  }
+  std::set<const Adapter*> objects;
+  std::vector<AdapterLease> leases;
+  for (auto& future : asked) {
+    leases.push_back(*future.get());
+    objects.insert(leases.back().get());
+  }
+  EXPECT_EQ(objects.size(), 1);
+  EXPECT_EQ(registry_->Get("a0")->leases, 20);
+}
+
+TEST_F(Tiers, AReloadLeadsTheNameToOtherBytesAndRunningRequestsKeepTheirs) {
+  Write("a", 1);
+  const auto first = Load("a", "a");
+  const AdapterLease running = *registry_->Acquire("a");
+  EXPECT_EQ(registry_->Reload("a")->version, first->version) << "the same bytes";
+  Write("a", 2);
+  const auto second = registry_->Reload("a");
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_NE(second->version, first->version);
+  EXPECT_EQ(registry_->Acquire("a")->version(), second->version);
+  EXPECT_EQ(running.version(), first->version);
+  EXPECT_NE(running.get()->modules[0].low_rank.a, nullptr);
+  EXPECT_EQ(registry_->stats().versions, 2);
+  Write("b", 3);
+  EXPECT_EQ(Load("a", "b").status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_TRUE(Load("a", "b", {.replace = true}).ok());
+  EXPECT_EQ(registry_->Reload("nobody").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(Tiers, TheOldVersionOfAReloadIsFreedWithItsLastRequest) {
+  Write("a", 1);
+  ASSERT_TRUE(Load("a", "a").ok());
+  std::optional<AdapterLease> running = *registry_->Acquire("a");
+  Write("a", 2);
+  ASSERT_TRUE(registry_->Reload("a").ok());
+  EXPECT_EQ(registry_->stats().host_bytes, 2 * each_);
+  running.reset();
+  EXPECT_EQ(registry_->stats().host_bytes, each_);
+  EXPECT_EQ(registry_->stats().versions, 1);
+}
+
+TEST_F(Tiers, AnAliasSplitsRequestsByWeightAndChangesInOneStep) {
+  LoadMany(2);
+  const std::string v0 = registry_->Get("a0")->version, v1 = registry_->Get("a1")->version;
+  ASSERT_TRUE(registry_->SetAlias("prod", {{"a0", 9}, {v1, 1}}).ok());
+  std::map<std::string, int> asked;
+  for (int i = 0; i < 1000; ++i) ++asked[std::string(registry_->Acquire("prod")->version())];
+  EXPECT_NEAR(asked[v0], 900, 30);
+  EXPECT_EQ(asked[v0] + asked[v1], 1000);
+  EXPECT_EQ(registry_->Get("prod")->hits, 1000);
+
+  EXPECT_EQ(registry_->Unload("a0", kNow)->host_bytes_freed, 0) << "prod leads there";
+  EXPECT_EQ(registry_->Reload("prod").status().code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(registry_->SetAlias("prod", {{"a1", 1}}).ok());
+  EXPECT_EQ(registry_->Acquire("prod")->version(), v1);
+  EXPECT_EQ(registry_->stats().host_bytes, each_) << "nothing leads to the other any more";
+
+  const auto code = [&](const std::vector<AdapterTarget>& targets) {
+    return registry_->SetAlias("x", targets).status().code();
+  };
+  EXPECT_EQ(code({}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{"a1", 0}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{"nobody", 1}}), absl::StatusCode::kNotFound);
+  EXPECT_EQ(code(std::vector<AdapterTarget>(9, {"a1", 1})), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(registry_->SetAlias("the-base", {{"a1", 1}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(registry_->Get("x").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(Tiers, ListsByPageAndFilter) {
+  LoadMany(5);
+  ASSERT_TRUE(registry_->SetAlias("b", {{"a3", 1}}).ok());
+  const auto names = [&](const AdapterFilter& filter) {
+    std::string all;
+    for (const AdapterInfo& info : registry_->List(filter)) all += info.name + " ";
+    return all;
+  };
+  EXPECT_EQ(names({}), "a0 a1 a2 a3 a4 b ");
+  EXPECT_EQ(names({.limit = 2}), "a0 a1 ");
+  EXPECT_EQ(names({.after = "a1", .limit = 2}), "a2 a3 ");
+  EXPECT_EQ(names({.name_prefix = "a", .after = "a3"}), "a4 ");
+  EXPECT_EQ(names({.name_prefix = "b"}), "b ");
+  EXPECT_EQ(names({.version = registry_->Get("a3")->version}), "a3 b ");
+  EXPECT_EQ(names({.name_prefix = "c"}), "");
+}
+
+TEST_F(Tiers, AWatcherSeesEveryChangeInOrder) {
+  std::atomic<int> wakes = 0;
+  const auto watch = registry_->Watch([&] { ++wakes; });
+  Write("a", 1);
+  ASSERT_TRUE(Load("a", "a").ok());
+  Write("a", 2);
+  ASSERT_TRUE(registry_->Reload("a").ok());
+  ASSERT_TRUE(registry_->Unload("a", hours(1)).ok());
+  std::vector<AdapterEvent::Kind> kinds;
+  AdapterEvent event;
+  while (*watch->Next(&event)) {
+    kinds.push_back(event.kind);
+    EXPECT_EQ(event.version.size(), 64);
+  }
+  using Kind = AdapterEvent::Kind;
+  EXPECT_THAT(kinds, ::testing::ElementsAre(Kind::kInHost, Kind::kRegistered, Kind::kInHost,
+                                            Kind::kRegistered, Kind::kFreed, Kind::kUnloaded,
+                                            Kind::kFreed));
+  EXPECT_EQ(wakes, 7);
+}
+
+TEST_F(Tiers, NamesAreThereAfterARestartAndTheirFilesAreChecked) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(3);
+  ASSERT_TRUE(registry_->SetAlias("prod", {{"a0", 3}, {"a1", 1}}).ok());
+  ASSERT_TRUE(registry_->SetPinned("a2", true).ok());
+  ASSERT_TRUE(registry_->Unload("a1", hours(1)).ok());
+  TestAdapter::Lora(base_, {"q_proj"}, 2, 5).Write(dir_.path() / "outside");
+  ASSERT_TRUE(
+      registry_->Load("operator", dir_.path() / "outside", AdapterRegistry::Origin::kOperator)
+          .ok());
+  const auto before = *registry_->Get("prod");
+  Open();
+  EXPECT_EQ(registry_->Get("a1").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(registry_->Get("operator").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(registry_->Get("prod")->targets, before.targets);
+  EXPECT_TRUE(registry_->Get("a2")->pinned);
+  EXPECT_FALSE(InHost("a0"));
+  EXPECT_EQ(registry_->Acquire("a0")->version(), registry_->Get("a0")->version);
+  Write("a2", 77);
+  Open();
+  EXPECT_EQ(registry_->Acquire("a2").status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(Tiers, ADamagedStateFileIsRefused) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(1);
+  registry_.reset();
+  std::fstream file(options_.state_file, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(100);
+  file.put('#');
+  file.close();
+  EXPECT_EQ(AdapterRegistry::Create(base_, options_).status().code(), absl::StatusCode::kDataLoss);
+  testing::WriteFile(options_.state_file, "2");
+  EXPECT_EQ(AdapterRegistry::Create(base_, options_).status().code(), absl::StatusCode::kDataLoss);
+  testing::WriteFile(options_.state_file, "2" + std::string(70, '0'));
+  EXPECT_EQ(AdapterRegistry::Create(base_, options_).status().code(),
+            absl::StatusCode::kUnimplemented);
+}
+
+RegistryRecords RecordsOf(int names) {
+  RegistryRecords records;
+  records.versions["v"] = {.id = "v", .variant = "lora", .path = "/somewhere"};
+  for (int i = 0; i < names; ++i) records.names["n" + std::to_string(i)].targets = {{"v", 1}};
+  return records;
+}
+
+// Kills a process that replaces the file at its n-th system call, for every n there is.
+TEST_F(Tiers, ACrashAtAnyPointLeavesTheOldFileOrTheNewOne) {
+  const fs::path path = dir_.path() / "registry";
+  bool ended = false;
+  int old_files = 0, new_files = 0;
+  for (int kill_at = 1; !ended; ++kill_at) {
+    ASSERT_TRUE(WriteRegistryFile(path, RecordsOf(1)).ok());
+    const pid_t child = fork();
+    if (child == 0) {
+      ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+      raise(SIGSTOP);
+      const absl::Status status = WriteRegistryFile(path, RecordsOf(500));
+      _exit(status.ok() ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    for (int stop = 0; stop < kill_at && !ended; ++stop) {
+      ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);  // to the next entry or exit of a call
+      ASSERT_EQ(waitpid(child, &status, 0), child);
+      ended = WIFEXITED(status);
+    }
+    if (!ended) {
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+    }
+    const auto records = ReadRegistryFile(path);
+    ASSERT_TRUE(records.ok()) << "killed at stop " << kill_at << ": " << records.status();
+    ASSERT_TRUE(records->names.size() == 1 || records->names.size() == 500) << kill_at;
+    ++(records->names.size() == 1 ? old_files : new_files);
+  }
+  EXPECT_GT(old_files, 5);
+  EXPECT_GT(new_files, 1);
+}
+
+TEST_F(Tiers, ARegisteredAdapterThatIsNotLoadedTakesLessThan4KiB) {
+  constexpr int kAdapters = 2000;
+  RegistryRecords records;
+  for (int i = 0; i < kAdapters; ++i) {
+    const std::string id = std::string(56, 'a') + std::to_string(10'000'000 + i);
+    records.versions[id] = {.id = id,
+                            .variant = "lora",
+                            .path = "/a/path/as/long/as/paths/usually/are/adapter-" + id,
+                            .warnings = {"a key of the configuration that changes nothing"}};
+    records.names["tenant/adapter-" + std::to_string(i)].targets = {{id, 1}};
+  }
+  options_.state_file = dir_.path() / "registry";
+  ASSERT_TRUE(WriteRegistryFile(options_.state_file, records).ok());
+  records = {};
+  registry_.reset();
+  malloc_trim(0);
+  const auto in_use = [] { return mallinfo2().uordblks + mallinfo2().hblkhd; };
+  const size_t before = in_use();
+  Open();
+  ASSERT_EQ(registry_->stats().names, kAdapters);
+  const size_t each = (in_use() - before) / kAdapters;
+  RecordProperty("bytes_per_registered_adapter", static_cast<int>(each));
+  EXPECT_LT(each, 4096u);
+  EXPECT_GT(each, 100u) << "the measure is broken";
+}
+
+TEST_F(Tiers, HoldsUnderConcurrentChangesOfEveryKind) {
+  options_.host_bytes = 3 * each_;  // each reader holds one adapter while it asks for another
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  constexpr int kNames = 4;
+  for (uint32_t i = 0; i < 4; ++i) Write("s" + std::to_string(i), i);
+  std::atomic<bool> stop = false;
+  std::atomic<int64_t> leases = 0;
+  std::vector<std::thread> threads;
+  const auto name = [](int i) { return "n" + std::to_string(i % kNames); };
+  threads.emplace_back([&] {
+    for (int i = 0; i < 150; ++i) {
+      const auto info = Load(name(i), "s" + std::to_string(i % 3), {.replace = true});
+      EXPECT_TRUE(info.ok()) << info.status();
+    }
+    stop = true;
+  });
+  threads.emplace_back([&] {
+    for (int i = 0; !stop; ++i) {
+      const auto done = registry_->Unload(name(i * 3), microseconds(100)).status();
+      EXPECT_TRUE(done.ok() || done.code() == absl::StatusCode::kNotFound ||
+                  done.code() == absl::StatusCode::kDeadlineExceeded)
+          << done;
+    }
+  });
+  threads.emplace_back([&] {
+    for (int i = 0; !stop; ++i) {
+      const auto alias = registry_->SetAlias("alias", {{name(i), 1}, {name(i + 1), 2}}).status();
+      EXPECT_TRUE(alias.ok() || alias.code() == absl::StatusCode::kNotFound) << alias;
+      registry_->SetPinned(name(i), i % 2 == 0).IgnoreError();
+      registry_->SetPinned(name(i), false).IgnoreError();
+    }
+  });
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t] {
+      std::vector<AdapterLease> held;
+      for (int i = t; !stop; ++i) {
+        auto lease = registry_->Acquire(i % 5 == 0 ? "alias" : name(i));
+        if (lease.ok()) {
+          ++leases;
+          EXPECT_EQ(lease->get()->version.size(), 64);
+          held = {*std::move(lease)};
+        }
+        EXPECT_LE(registry_->stats().host_bytes, options_.host_bytes);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(leases, 0);
+  for (const AdapterInfo& info : registry_->List({})) {
+    EXPECT_TRUE(registry_->Unload(info.name, hours(1)).ok());
+  }
+  EXPECT_EQ(registry_->stats().host_bytes, 0);
+  EXPECT_EQ(registry_->stats().versions, 0);
+  EXPECT_THAT(ReadRegistryFile(options_.state_file)->names, IsEmpty());
+}
+
+}  // namespace
+}  // namespace lorikeet
