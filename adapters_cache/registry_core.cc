@@ -29,12 +29,23 @@ absl::Status RegistryShuttingDown() {
   return absl::CancelledError("the server is shutting down");
 }
 
+namespace {
+
+absl::Status TooManyWaiting(int64_t requests) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat(requests, " requests wait for adapters; at most ",
+                   AdapterRegistry::kMaxWaitingRequests, " may"));
+}
+
+}  // namespace
+
 // ---- start and stop
 
 absl::Status AdapterRegistry::Core::Restore() {
   if (options_.state_file.empty()) return absl::OkStatus();
   LK_ASSIGN_OR_RETURN(const RegistryRecords records, ReadRegistryFile(options_.state_file));
   std::lock_guard lock(mutex_);
+  room_came_ = true;
   for (const auto& [id, record] : records.versions) {
     versions_[id] = std::make_shared<Version>();
     versions_[id]->record = record;
@@ -48,6 +59,7 @@ absl::Status AdapterRegistry::Core::Restore() {
     Name& entry = names_[name];
     entry.pinned = record.pinned;
     entry.loaded_at_unix_us = record.loaded_at_unix_us;
+    entry.hits = record.hits;
     for (const Target& target : entry.targets) {
       if (entry.pinned) AddPins(target.version, 1);
     }
@@ -70,6 +82,11 @@ void AdapterRegistry::Core::Stop() {
   jobs_changed_.notify_all();
   reaper_wakes_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  {
+    std::lock_guard lock(mutex_);
+    ++generation_;  // the hits
+  }
+  Save().IgnoreError();  // what was changed was saved when it was
   std::deque<Job> jobs;
   std::vector<LeaseDone> waiting;
   std::vector<UnloadDone> unloads;
@@ -155,20 +172,62 @@ void AdapterRegistry::Core::SetCold(Version* version) {
 void AdapterRegistry::Core::QueueRead(const VersionPtr& version) {
   if (version->reading || version->adapter != nullptr) return;
   version->reading = true;
+  if (!version->record.source.empty() && options_.sources != nullptr) return FetchThenRead(version);
   jobs_.push_back({.version = version});
   jobs_changed_.notify_one();
+}
+
+// The version that was asked for most often of those not in memory, if there is room as it is; one
+// at a time, so that other loads find a thread.
+bool AdapterRegistry::Core::QueueReadAhead() {
+  if (const VersionPtr last = reading_ahead_.lock(); last != nullptr && last->reading) return false;
+  if (read_ahead_.empty() && std::exchange(room_came_, false)) ListReadAhead();
+  while (!read_ahead_.empty()) {
+    const VersionPtr version = read_ahead_.back().lock();
+    const bool wanted = version != nullptr && version->names > 0 && !version->reading &&
+                        version->adapter == nullptr;
+    if (wanted && host_bytes_ > options_.host_bytes - version->record.bytes) return false;
+    read_ahead_.pop_back();
+    if (!wanted) continue;
+    reading_ahead_ = version;
+    QueueRead(version);
+    return true;
+  }
+  return false;
+}
+
+void AdapterRegistry::Core::ListReadAhead() {
+  std::unordered_map<const Version*, int64_t> hits;
+  for (const auto& [name, entry] : names_) {
+    for (const Target& target : entry.targets) {
+      if (target.version->adapter != nullptr || entry.hits == 0) continue;
+      int64_t& of_version = hits[target.version.get()];
+      if (of_version == 0) read_ahead_.push_back(target.version);
+      of_version += entry.hits;
+    }
+  }
+  std::ranges::sort(read_ahead_, {}, [&](const std::weak_ptr<Version>& version) {
+    return hits.at(version.lock().get());
+  });
 }
 
 // ---- leases
 
 void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
   absl::StatusOr<AdapterLease> lease = AdapterNotLoaded(name);
+  bool wanted = false;
   {
     std::lock_guard lock(mutex_);
     const auto it = names_.find(name);
     if (stopping_) {
       lease = RegistryShuttingDown();
-    } else if (it != names_.end()) {
+    } else if (it == names_.end()) {
+      wanted = IsWanted(name);
+      if (wanted && waiting_requests_ >= kMaxWaitingRequests) {
+        wanted = false;
+        lease = TooManyWaiting(waiting_requests_);
+      }
+    } else {
       Name& entry = it->second;
       ++entry.hits;
       entry.last_used_unix_us = UnixMicros();
@@ -185,9 +244,7 @@ void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
         ++stats_.host_hits;
         lease = Lease(version);
       } else if (waiting_requests_ >= kMaxWaitingRequests) {
-        lease = absl::ResourceExhaustedError(
-            absl::StrCat(waiting_requests_, " requests wait for adapters; at most ",
-                         kMaxWaitingRequests, " may"));
+        lease = TooManyWaiting(waiting_requests_);
       } else {
         ++stats_.host_misses;
         ++entry.host_misses;
@@ -198,6 +255,7 @@ void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
       }
     }
   }
+  if (wanted) return AcquireOnDemand(std::string(name), std::move(done));
   done(std::move(lease));
 }
 
@@ -233,6 +291,7 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
   if (kept->adapter != nullptr) {
     host_bytes_ -= kept->record.bytes;
     --stats_.in_host;
+    room_came_ = true;
     for (const auto& drain : kept->drains) drain->result.host_bytes_freed += kept->record.bytes;
     jobs_changed_.notify_all();
   }
@@ -416,7 +475,7 @@ AdapterInfo AdapterRegistry::Core::Describe(const std::string& name, const Name&
   AdapterInfo info{.name = name,
                    .version = record.id,
                    .variant = record.variant,
-                   .path = record.path,
+                   .path = record.location(),
                    .min_rank = record.min_rank,
                    .max_rank = record.max_rank,
                    .modules = record.modules,
@@ -486,6 +545,7 @@ RegistryRecords AdapterRegistry::Core::Records() const {
     NameRecord& record = records.names[name];
     record.pinned = entry.pinned;
     record.loaded_at_unix_us = entry.loaded_at_unix_us;
+    record.hits = entry.hits;
     for (const Target& target : entry.targets) {
       record.targets.emplace_back(target.version->record.id, target.weight);
       records.versions[target.version->record.id] = target.version->record;

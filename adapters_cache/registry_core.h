@@ -43,6 +43,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
   absl::StatusOr<std::string> Find(std::string_view name) const;
+  bool MayAppear(std::string_view name) const;
   RegistryStats stats() const;
   std::unique_ptr<AdapterWatch> Watch(std::function<void()> wake);
 
@@ -104,17 +105,31 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     std::filesystem::path path;
     LoadOptions options;
     LoadDone done;
+    std::string source;                // URL that `path` was fetched from
+    std::shared_ptr<const void> hold;  // of `path`
   };
   struct Loaded {
     VersionRecord record;
     std::shared_ptr<const Adapter> adapter;
   };
 
+  // ---- registry_sources.cc
+  void FetchThenLoad(Job job);
+  void OnFetched(Job job, const std::string& location,
+                 const absl::StatusOr<FetchedAdapter>& fetched);
+  void FetchThenRead(const VersionPtr& version);
+  void OnFetchedAgain(const VersionPtr& version, const absl::StatusOr<FetchedAdapter>& fetched);
+  bool IsWanted(std::string_view name) const;  // with mutex_ held: it is looked for on demand
+  void AcquireOnDemand(const std::string& name, LeaseDone done);
+  void LookFor(const std::string& name, size_t location);
+  void EndSearch(const std::string& name, const absl::Status& status);
+
   // ---- registry_load.cc: loader threads
   void RunLoader();
   bool TakeJob(Job* job);
   void RunLoad(Job job);
   void RunRead(const Job& job);
+  void EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded, bool has_room = false);
   absl::StatusOr<AdapterInfo> LoadNow(const Job& job);
   absl::StatusOr<AdapterFiles> ReadFiles(const std::filesystem::path& directory,
                                          Origin origin) const;
@@ -132,6 +147,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);
   void QueueRead(const VersionPtr& version);
+  bool QueueReadAhead();
+  void ListReadAhead();
   bool CanEverFit(const Version& version) const;
   bool MakeRoom(int64_t bytes);
   void AddPins(const VersionPtr& version, int32_t pins);
@@ -169,6 +186,12 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   bool stopping_ = false;
   int64_t generation_ = 0;  // of what the state file holds
   std::deque<Job> jobs_;
+  size_t fetching_ = 0;  // loads whose files are on their way
+  std::vector<std::weak_ptr<Version>> read_ahead_;  // asked for most often last
+  std::weak_ptr<Version> reading_ahead_;
+  bool room_came_ = false;                          // since read_ahead_ was made
+  std::map<std::string, std::vector<LeaseDone>> wanted_;  // by name; looked for on demand
+  std::unordered_map<std::string, SteadyTime> absent_until_;  // not looked for again before
   int64_t waiting_requests_ = 0;
   Names names_;
   std::unordered_map<std::string, VersionPtr> versions_;  // by id

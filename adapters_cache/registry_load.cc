@@ -46,6 +46,7 @@ bool AdapterRegistry::Core::TakeJob(Job* job) {
       jobs_.erase(it);
       return true;
     }
+    if (jobs_.empty() && QueueReadAhead()) continue;
     jobs_changed_.wait(lock);
   }
   return false;
@@ -62,9 +63,14 @@ void AdapterRegistry::Core::RunLoad(Job job) {
 }
 
 absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
-  const Origin origin = job.options.origin;
+  const Origin origin = job.source.empty() ? job.options.origin : Origin::kOperator;
   LK_ASSIGN_OR_RETURN(const fs::path directory, ResolveDirectory(job.path, origin));
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(directory, origin));
+  if (!job.options.version.empty() && files.version != job.options.version) {
+    return absl::DataLossError(absl::StrCat(job.source.empty() ? directory.string() : job.source,
+                                            " has version ", files.version, ", not ",
+                                            job.options.version));
+  }
   {
     std::lock_guard lock(mutex_);
     LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, files.version));
@@ -73,6 +79,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
       VersionRecord& record = known->second->record;
       if (known->second->adapter == nullptr) {  // read again from where it surely is
         record.path = directory.string();
+        record.source = job.source;
         record.any_path = origin == Origin::kOperator;
       }
       if (named) return Describe(job.name, names_.find(job.name)->second);
@@ -80,6 +87,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
     }
   }
   LK_ASSIGN_OR_RETURN(Loaded loaded, Build(std::move(files), origin));
+  loaded.record.source = job.source;
   if (loaded.record.bytes > options_.host_bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("adapter ", QuotedName(job.name), " has ", loaded.record.bytes,
@@ -155,8 +163,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
       host_bytes_ += bytes;
       Admit(version.get(), std::move(loaded.adapter));
     }
-    PointName(job.name, {{version, 1}}, job.options.origin,
-              job.options.keep || job.options.origin == Origin::kClient);
+    PointName(job.name, {{version, 1}}, job.options.origin, job.options.keep);
   }
   if (loaded.adapter != nullptr) graveyard_.push_back(std::move(loaded.adapter));
   reaper_wakes_.notify_one();
@@ -181,11 +188,15 @@ absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) co
 
 // Room for it is taken already.
 void AdapterRegistry::Core::RunRead(const Job& job) {
-  const VersionPtr& version = job.version;
-  absl::StatusOr<Loaded> loaded = [&]() -> absl::StatusOr<Loaded> {
+  const auto read = [&]() -> absl::StatusOr<Loaded> {
     LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAgain(job));
     return Build(std::move(files), job.options.origin);
-  }();
+  };
+  EndRead(job.version, read(), /*has_room=*/true);
+}
+
+void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded,
+                                    bool has_room) {
   std::vector<LeaseDone> waiting;
   std::vector<absl::StatusOr<AdapterLease>> leases;
   {
@@ -195,10 +206,10 @@ void AdapterRegistry::Core::RunRead(const Job& job) {
     waiting_requests_ -= static_cast<int64_t>(waiting.size());
     if (loaded.ok()) {
       Admit(version.get(), std::move(loaded->adapter));
-    } else {
+    } else if (has_room) {
       host_bytes_ -= version->record.bytes;
-      jobs_changed_.notify_all();
     }
+    jobs_changed_.notify_all();
     for (size_t i = 0; i < waiting.size(); ++i) {
       leases.push_back(loaded.ok() ? absl::StatusOr<AdapterLease>(Lease(version))
                                    : loaded.status());

@@ -20,6 +20,8 @@
 #include "server/http/http_server.h"
 #include "server/metrics.h"
 #include "server/openai/http_api.h"
+#include "server/sources/directory_watch.h"
+#include "server/sources/remote_sources.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
 
@@ -64,7 +66,9 @@ class Service {
  private:
   explicit Service(const ServerConfig& config) : config_(config) {}
 
+  absl::Status StartSources();
   absl::Status StartRegistry();
+  void StartWatch();
   absl::Status StartEngine();
   AdapterServiceOptions ForAdapterService() const;
   absl::Status LoadAdapters();
@@ -77,7 +81,9 @@ class Service {
   ServedModel model_;
   ServingContext context_;
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
+  std::unique_ptr<RemoteSources> sources_;  // nullptr: none
   std::unique_ptr<AdapterRegistry> registry_;
+  std::unique_ptr<DirectoryWatch> watch_;  // nullptr: none
   std::unique_ptr<Engine> engine_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> started_{false};  // registry_ and engine_ are there for good

@@ -80,7 +80,9 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::LoadAdapter(Call* call, const Byte
   return Decoded<v1::LoadAdapterRequest>(
       call, bytes, [&](const v1::LoadAdapterRequest& request, Unary* reactor) {
         registry_->LoadAsync(request.name(), request.path(),
-                             {.replace = request.replace(), .pin = request.pin()},
+                             {.replace = request.replace(),
+                              .pin = request.pin(),
+                              .version = request.version()},
                              FinishLoad(reactor, response));
       });
 }

@@ -65,8 +65,7 @@ void AdapterUpload::OnReadDone(bool ok) {
   registry_->LoadAsync(header_.name(), *path,
                        {.origin = AdapterRegistry::Origin::kOperator,
                         .replace = header_.replace(),
-                        .pin = header_.pin(),
-                        .keep = true},
+                        .pin = header_.pin()},
                        [this](const absl::StatusOr<AdapterInfo>& info) {
                          if (info.ok()) {
                            v1::LoadAdapterResponse reply;

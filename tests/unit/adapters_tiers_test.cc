@@ -314,6 +314,23 @@ TEST_F(Tiers, NamesAreThereAfterARestartAndTheirFilesAreChecked) {
   EXPECT_EQ(registry_->Acquire("a2").status().code(), absl::StatusCode::kDataLoss);
 }
 
+TEST_F(Tiers, WhatWasAskedForMostOftenIsReadAheadAfterARestart) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(4);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(registry_->Acquire("a2").ok());
+  ASSERT_TRUE(registry_->Acquire("a1").ok());
+  registry_.reset();
+  options_.host_bytes = each_;
+  Open();
+  EXPECT_EQ(registry_->Get("a2")->hits, 3) << "they outlive the process";
+  while (!InHost("a2")) std::this_thread::yield();
+  EXPECT_FALSE(InHost("a1")) << "nothing goes for what may never be asked for";
+  ASSERT_TRUE(registry_->Unload("a2", hours(1)).ok());
+  while (!InHost("a1")) std::this_thread::yield();
+  EXPECT_FALSE(InHost("a0") || InHost("a3")) << "nobody asked for them";
+}
+
 TEST_F(Tiers, ADamagedStateFileIsRefused) {
   options_.state_file = dir_.path() / "registry";
   Open();
