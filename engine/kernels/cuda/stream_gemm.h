@@ -9,7 +9,7 @@ namespace lorikeet::cuda {
 
 // Whether LaunchStreamGemm serves the product on this device: at most kMaxStreamedRows rows of a
 // 16-bit type, rows of x and of the weight at multiples of 16 bytes, compute capability 9.0.
-inline constexpr int32_t kMaxStreamedRows = 64;
+inline constexpr int32_t kMaxStreamedRows = 32;
 bool CanStream(const void* weight, Matrix x);
 
 // y = x Wᵀ with float32 sums, the same for a row whatever the others are. weight: [y.width, x.width]
