@@ -72,6 +72,7 @@ struct AdapterFilter {
   bool in_host_only = false;
   std::string after;          // names behind this one
   int32_t limit = std::numeric_limits<int32_t>::max();
+  std::function<bool(std::string_view name)> visible;  // others are not there; empty: all are
 };
 
 struct AdapterEvent {
@@ -223,5 +224,8 @@ class AdapterRegistry final : public AdapterStore {
 // 1 to AdapterRegistry::kMaxNameBytes characters of A-Z a-z 0-9 . _ - : / @ +, the first a letter
 // or digit, and not `base_name`. INVALID_ARGUMENT says which rule is broken.
 absl::Status ValidateAdapterName(std::string_view name, std::string_view base_name);
+
+// NOT_FOUND, in the registry's words.
+absl::Status AdapterNotLoaded(std::string_view name);
 
 }  // namespace lorikeet

@@ -429,6 +429,7 @@ std::vector<AdapterInfo> AdapterRegistry::Core::List(const AdapterFilter& filter
   for (; it != names_.end() && static_cast<int32_t>(found.size()) < filter.limit; ++it) {
     const auto& [name, entry] = *it;
     if (!name.starts_with(filter.name_prefix)) break;
+    if (filter.visible && !filter.visible(name)) continue;
     const auto leads_there = [&](const Target& target) {
       return target.version->record.id == filter.version;
     };

@@ -172,7 +172,6 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   std::vector<std::thread> threads_;  // of Start and Stop
 };
 
-absl::Status AdapterNotLoaded(std::string_view name);
 absl::Status RegistryShuttingDown();
 std::string QuotedName(std::string_view name);
 int64_t UnixMicros();

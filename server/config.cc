@@ -120,6 +120,14 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
   table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
             &c->http_port);
+  table.Text("keys", "FILE",
+             "who may do what, by API key or client certificate (`lorikeet keys`); read again when "
+             "it changes; without it anyone may, except that beyond loopback nobody changes adapters",
+             &c->keys);
+  table.Text("audit-log", "FILE", "a JSON line for every change of adapters, done or refused",
+             &c->audit_log);
+  table.Switch("open-admin", "lets anyone change adapters, though there are no keys, beyond loopback",
+               &c->open_admin);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
   table.Choice("precision", {"auto", "exact", "fast"},
                "exact computes in f32; fast may round activations", &c->precision);

@@ -23,12 +23,11 @@ void AllowKeepalive(grpc::ServerBuilder* builder) {
 
 }  // namespace
 
-GrpcServer::GrpcServer(const ServingContext* context, AdapterRegistry* registry,
-                       const GrpcOptions& options)
-    : generation_(context, &front_), adapters_(registry, context->metrics, &front_, options.adapters) {}
+GrpcServer::GrpcServer(const ServingContext* context, AdapterAdmin* admin)
+    : generation_(context, &front_), adapters_(admin, context->access, &front_) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingContext* context,
-                                                              AdapterRegistry* registry,
+                                                              AdapterAdmin* admin,
                                                               const GrpcOptions& options) {
   LK_RETURN_IF_ERROR(CheckCanListen(options.host, options.port, "gRPC port"));
   // Both register plugins for servers built later; repeated calls change nothing.
@@ -36,7 +35,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::health::v1::HealthCheckRequest::descriptor();  // linked in, for reflection to describe it
 
-  std::unique_ptr<GrpcServer> self(new GrpcServer(context, registry, options));
+  std::unique_ptr<GrpcServer> self(new GrpcServer(context, admin));
   const std::string address = HostPort(options.host, options.port);
   grpc::ServerBuilder builder;
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &self->port_);

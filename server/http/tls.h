@@ -4,10 +4,12 @@
 #include <openssl/ssl.h>
 
 #include <string>
+#include <vector>
 
 namespace lorikeet {
 
-// The common name of the client certificate that was verified; empty: there is none.
-std::string PeerIdentity(const SSL* ssl);
+// The names in the client certificate that was verified, as gRPC gives them: the alternative ones
+// that are a host or URI, then the common name. Empty: there is no such certificate.
+std::vector<std::string> PeerNames(const SSL* ssl);
 
 }  // namespace lorikeet
