@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
   self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get());
   LK_ASSIGN_OR_RETURN(
       self->http_,
-      HttpServer::Start({config.host, config.http_port, config.http_limits},
+      HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},
                         [api = self->http_api_.get()](HttpRequest request, auto wake) {
                           return api->Handle(std::move(request), wake);
                         }));
@@ -56,8 +56,9 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
 }
 
 absl::Status Service::OpenAccess() {
-  const Access::Options options{.keys_file = config_.keys,
-                                .trusted_callers = config_.open_admin || IsLoopback(config_.host)};
+  const bool trusted =
+      config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
+  const Access::Options options{.keys_file = config_.keys, .trusted_callers = trusted};
   LK_ASSIGN_OR_RETURN(audit_, AuditLog::Open(config_.audit_log));
   LK_ASSIGN_OR_RETURN(access_, Access::Open(options, &clock_, audit_.get()));
   if (config_.keys.empty()) return absl::OkStatus();
@@ -84,7 +85,7 @@ absl::Status Service::Serve(ServedModel model) {
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
   LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, admin_.get(),
-                                               {config_.host, config_.grpc_port}));
+                                               {config_.host, config_.grpc_port, config_.tls}));
   http_api_->Serve(&context_, admin_.get());
   ready_ = true;
   return absl::OkStatus();

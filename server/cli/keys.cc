@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 constexpr char kUsage[] =
     "lorikeet keys add FILE ID [flags]\n\n"
     "Makes a new key, adds its hash to the keys file FILE, which is made if it is not there, and\n"
-    "prints the key, which is kept nowhere else. A server that reads the file takes the key at once.\n";
+    "prints the key, which is kept nowhere else. A server with this file takes the key at once.\n";
 
 // Whoever opens FILE sees all of the old one or all of the new one.
 absl::Status Replace(const std::string& file, const std::string& content) {

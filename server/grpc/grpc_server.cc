@@ -2,6 +2,9 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_credentials_options.h>
 #include <grpcpp/server_builder.h>
 
 #include <utility>
@@ -21,6 +24,21 @@ void AllowKeepalive(grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
+std::shared_ptr<grpc::ServerCredentials> MakeCredentials(const TlsFiles& files) {
+  if (!files.on()) return grpc::InsecureServerCredentials();
+  using grpc::experimental::FileWatcherCertificateProvider;
+  constexpr unsigned kWatchSeconds = 1;
+  const bool mutual = !files.client_ca.empty();
+  grpc::experimental::TlsServerCredentialsOptions options(
+      std::make_shared<FileWatcherCertificateProvider>(files.key, files.certificate,
+                                                       files.client_ca, kWatchSeconds));
+  options.watch_identity_key_cert_pairs();
+  if (mutual) options.watch_root_certs();
+  options.set_cert_request_type(mutual ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                       : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
+  return grpc::experimental::TlsServerCredentials(options);
+}
+
 }  // namespace
 
 GrpcServer::GrpcServer(const ServingContext* context, AdapterAdmin* admin)
@@ -38,7 +56,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
   std::unique_ptr<GrpcServer> self(new GrpcServer(context, admin));
   const std::string address = HostPort(options.host, options.port);
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &self->port_);
+  builder.AddListeningPort(address, MakeCredentials(options.tls), &self->port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server is an error
   AllowKeepalive(&builder);
   builder.SetMaxReceiveMessageSize(Limits::kMaxRequestBytes);

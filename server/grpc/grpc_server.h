@@ -13,18 +13,21 @@
 #include "server/grpc/adapter_service.h"
 #include "server/grpc/front_thread.h"
 #include "server/grpc/generation_service.h"
+#include "server/tls_files.h"
 
 namespace lorikeet {
 
 struct GrpcOptions {
   std::string host;  // name or address
   int32_t port = 0;  // 0: any free one
+  TlsFiles tls;
 };
 
 class GrpcServer {
  public:
   // Listens and serves. `context` and `admin` outlive it. UNAVAILABLE: the port is in use;
-  // INVALID_ARGUMENT: no such address.
+  // INVALID_ARGUMENT: no such address. Certificates that change are taken for new connections; the
+  // files must be right at first.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServingContext* context,
                                                            AdapterAdmin* admin,
                                                            const GrpcOptions& options);

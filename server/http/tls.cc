@@ -2,7 +2,11 @@
 
 #include <openssl/x509v3.h>
 
+#include <boost/asio/ssl/verify_mode.hpp>
 #include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
 
 namespace lorikeet {
 namespace {
@@ -29,7 +33,32 @@ void AddAlternatives(const X509* certificate, std::vector<std::string>* names) {
   }
 }
 
+absl::Status Wrong(const char* setting, const std::string& file,
+                   const boost::system::error_code& error) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(setting, ": '", file, "': ", error.message()));
+}
+
 }  // namespace
+
+absl::StatusOr<std::shared_ptr<boost::asio::ssl::context>> LoadTls(const TlsFiles& files) {
+  using Context = boost::asio::ssl::context;
+  auto tls = std::make_shared<Context>(Context::tls_server);
+  boost::system::error_code error;
+  SSL_CTX_set_min_proto_version(tls->native_handle(), TLS1_2_VERSION);
+  constexpr unsigned char kSessions[] = "lorikeet";  // clients with certificates need a name there
+  SSL_CTX_set_session_id_context(tls->native_handle(), kSessions, sizeof kSessions - 1);
+  tls->use_certificate_chain_file(files.certificate, error);
+  if (error) return Wrong("tls-cert", files.certificate, error);
+  tls->use_private_key_file(files.key, Context::pem, error);
+  if (error) return Wrong("tls-key", files.key, error);
+  if (files.client_ca.empty()) return tls;
+  tls->load_verify_file(files.client_ca, error);
+  if (error) return Wrong("tls-client-ca", files.client_ca, error);
+  tls->set_verify_mode(boost::asio::ssl::verify_peer |
+                       boost::asio::ssl::verify_fail_if_no_peer_cert);
+  return tls;
+}
 
 std::vector<std::string> PeerNames(const SSL* ssl) {
   const std::unique_ptr<X509, decltype(&X509_free)> certificate(SSL_get1_peer_certificate(ssl),
