@@ -6,7 +6,6 @@
 #pragma once
 
 #include <chrono>
-#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -18,11 +17,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "adapters_cache/registry.h"
-#include "engine/api/base_model.h"
 #include "lorikeet/v1/adapters.pb.h"
 #include "server/auth/audit_log.h"
 #include "server/auth/identity.h"
 #include "server/metrics.h"
+#include "server/plan_capacity.h"
 
 namespace lorikeet {
 
@@ -32,11 +31,7 @@ class AdapterAdmin {
   struct Options {
     std::chrono::microseconds drain{0};  // of an unload that does not say
     std::filesystem::path directory;     // where uploaded adapters are kept; empty: nowhere
-    // What PlanCapacity knows of the model and its memory.
-    const BaseModel* base = nullptr;
-    int64_t host_bytes = 0;  // for adapters
-    int64_t pool_bytes = 0;  // that adapters share with KV pages; 0: they take none of it
-    int64_t kv_tokens = 0;
+    Capacity capacity;
   };
 
   // All of them outlive it and the registry's callbacks.

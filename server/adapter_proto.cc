@@ -14,6 +14,8 @@ v1::Adapter ToProto(const AdapterInfo& info) {
   proto.set_max_rank(info.max_rank);
   proto.set_modules(info.modules);
   proto.set_bytes(info.bytes);
+  proto.set_device_bytes(info.device_bytes);
+  proto.set_host_misses(info.host_misses);
   proto.set_in_host(info.in_host);
   proto.set_pinned(info.pinned);
   for (const AdapterTarget& target : info.targets) {

@@ -94,6 +94,7 @@ void SetFinish(const GenerationEnd& end, v1::Finish* finish) {
   finish->mutable_usage()->set_prompt_tokens(end.prompt_tokens);
   finish->mutable_usage()->set_cached_tokens(end.cached_tokens);
   finish->mutable_usage()->set_adapter_read_us(end.adapter_read_us);
+  finish->mutable_usage()->set_adapter_copy_us(end.adapter_copy_us);
   finish->mutable_usage()->set_completion_tokens(end.completion_tokens);
   finish->set_adapter_version(end.adapter_version);
 }
