@@ -182,8 +182,13 @@ absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::SetAlias(const Client& client
 
 absl::StatusOr<v1::GetAdapterResponse> AdapterAdmin::Get(
     const Identity& caller, const v1::GetAdapterRequest& request) const {
-  LK_RETURN_IF_ERROR(CheckSees(caller, request.name()));
-  return WithAdapter<v1::GetAdapterResponse>(registry_->Get(request.name()));
+  return WithAdapter<v1::GetAdapterResponse>(Find(caller, request.name()));
+}
+
+absl::StatusOr<AdapterInfo> AdapterAdmin::Find(const Identity& caller,
+                                               std::string_view name) const {
+  LK_RETURN_IF_ERROR(CheckSees(caller, name));
+  return registry_->Get(name);
 }
 
 absl::StatusOr<v1::ListAdaptersResponse> AdapterAdmin::List(

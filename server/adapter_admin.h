@@ -69,6 +69,8 @@ class AdapterAdmin {
   absl::StatusOr<v1::PlanCapacityResponse> PlanCapacity(
       const v1::PlanCapacityRequest& request) const;
 
+  // NOT_FOUND unless the caller sees it.
+  absl::StatusOr<AdapterInfo> Find(const Identity& caller, std::string_view name) const;
   // All that the caller sees, by name.
   std::vector<AdapterInfo> Visible(const Identity& caller) const;
   // Changes of what the caller sees. Events of versions, which have no name, are for those alone

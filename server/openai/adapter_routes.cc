@@ -1,13 +1,19 @@
 #include "server/openai/adapter_routes.h"
 
+#include <memory>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/http/errors.h"
+#include "server/http/late_reply.h"
 #include "server/openai/fields.h"
 
 namespace lorikeet {
+namespace {
 
 absl::StatusOr<v1::LoadAdapterRequest> ParseLoad(const std::string& body) {
   LK_ASSIGN_OR_RETURN(const Json json, ParseBody(body));
@@ -51,6 +57,48 @@ HttpResponse SglangAnswer(const absl::Status& status, const std::vector<AdapterI
           .body = Dump({{"success", status.ok()},
                         {"error_message", message},
                         {"loaded_adapters", std::move(names)}})};
+}
+
+}  // namespace
+
+HttpOutcome LoadVllm(AdapterAdmin& admin, const HttpCall& call) {
+  LK_ASSIGN_OR_RETURN(const v1::LoadAdapterRequest request, ParseLoad(call.request.body));
+  auto answer = std::make_unique<LateReply>(call.wake);
+  admin.Load(call.client, request,
+             [bring = answer->bring(), name = request.name()](const auto& reply) {
+               bring(VllmAnswer(reply.status(), name, "added"));
+             });
+  return answer;
+}
+
+HttpOutcome UnloadVllm(AdapterAdmin& admin, const HttpCall& call) {
+  LK_ASSIGN_OR_RETURN(const v1::UnloadAdapterRequest request, ParseUnload(call.request.body));
+  auto answer = std::make_unique<LateReply>(call.wake);
+  admin.Unload(call.client, request, std::nullopt,
+               [bring = answer->bring(), name = request.name()](const auto& reply) {
+                 bring(VllmAnswer(reply.status(), name, "removed"));
+               });
+  return answer;
+}
+
+HttpOutcome LoadSglang(AdapterAdmin& admin, const HttpCall& call) {
+  LK_ASSIGN_OR_RETURN(const v1::LoadAdapterRequest request, ParseLoad(call.request.body));
+  auto answer = std::make_unique<LateReply>(call.wake);
+  admin.Load(call.client, request, [&admin, bring = answer->bring(),
+                                    caller = call.client.caller](const auto& reply) {
+    bring(SglangAnswer(reply.status(), admin.Visible(*caller)));
+  });
+  return answer;
+}
+
+HttpOutcome UnloadSglang(AdapterAdmin& admin, const HttpCall& call) {
+  LK_ASSIGN_OR_RETURN(const v1::UnloadAdapterRequest request, ParseUnload(call.request.body));
+  auto answer = std::make_unique<LateReply>(call.wake);
+  admin.Unload(call.client, request, std::nullopt,
+               [&admin, bring = answer->bring(), caller = call.client.caller](const auto& reply) {
+                 bring(SglangAnswer(reply.status(), admin.Visible(*caller)));
+               });
+  return answer;
 }
 
 }  // namespace lorikeet

@@ -1,6 +1,5 @@
 #include "server/openai/http_api.h"
 
-#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -10,9 +9,10 @@
 #include "engine/base/status_macros.h"
 #include "server/generation_request.h"
 #include "server/http/errors.h"
-#include "server/http/late_reply.h"
+#include "server/openai/adapter_rest.h"
 #include "server/openai/adapter_routes.h"
 #include "server/openai/generate.h"
+#include "server/openai/proto_json.h"
 #include "server/openai/request.h"
 #include "server/version.h"
 
@@ -29,6 +29,31 @@ std::unique_ptr<HttpAnswer> RespondText(int status, std::string text) {
 }
 std::unique_ptr<HttpAnswer> RespondJson(const Json& json) { return Respond({.body = Dump(json)}); }
 
+constexpr Door kOpen{.open = true};
+constexpr Door kAnyKey{};
+constexpr Door kGenerate{.role = Role::kGenerate};
+constexpr Door kRead{.role = Role::kAdaptersRead};
+constexpr Door kWrite{.role = Role::kAdaptersWrite};
+constexpr Door kMetrics{.role = Role::kMetrics};
+
+// Whether `path` is `pattern`, in which "{name}" stands for one part, which `name` gets.
+bool Leads(std::string_view path, std::string_view pattern, std::string* name) {
+  constexpr std::string_view kName = "{name}";
+  const size_t at = pattern.find(kName);
+  if (at == std::string_view::npos) return path == pattern;
+  const std::string_view before = pattern.substr(0, at), behind = pattern.substr(at + kName.size());
+  if (path.size() <= before.size() + behind.size() || !path.starts_with(before) ||
+      !path.ends_with(behind)) {
+    return false;
+  }
+  path.remove_prefix(before.size());
+  path.remove_suffix(behind.size());
+  absl::StatusOr<std::string> decoded = DecodeUrl(path);
+  if (!decoded.ok() || path.find('/') != std::string_view::npos) return false;
+  *name = *std::move(decoded);
+  return true;
+}
+
 bool Matches(std::string_view method, std::string_view given) {
   return given == method || (given == "HEAD" && method == "GET");
 }
@@ -40,20 +65,30 @@ Json ModelCard(const std::string& id, int64_t created_s) {
 }  // namespace
 
 const HttpApi::Route HttpApi::kRoutes[] = {
-    {"GET", "/health", &HttpApi::Health, {.open = true}, false},
-    {"GET", "/ping", &HttpApi::Health, {.open = true}, false},
-    {"GET", "/ready", &HttpApi::Ready, {.open = true}, false},
-    {"GET", "/version", &HttpApi::Version, {.open = true}, false},
-    {"GET", "/metrics", &HttpApi::Metrics, {.role = Role::kMetrics}, false},
-    {"POST", "/v1/completions", &HttpApi::Completions, {.role = Role::kGenerate}, true},
-    {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, {.role = Role::kGenerate}, true},
-    {"GET", "/v1/models", &HttpApi::Models, {}, true},
-    {"POST", "/tokenize", &HttpApi::Tokenize, {.role = Role::kGenerate}, true},
-    {"POST", "/detokenize", &HttpApi::Detokenize, {.role = Role::kGenerate}, true},
-    {"POST", "/v1/load_lora_adapter", &HttpApi::LoadVllm, {.role = Role::kAdaptersWrite}, true},
-    {"POST", "/v1/unload_lora_adapter", &HttpApi::UnloadVllm, {.role = Role::kAdaptersWrite}, true},
-    {"POST", "/load_lora_adapter", &HttpApi::LoadSglang, {.role = Role::kAdaptersWrite}, true},
-    {"POST", "/unload_lora_adapter", &HttpApi::UnloadSglang, {.role = Role::kAdaptersWrite}, true},
+    {"GET", "/health", &HttpApi::Health, kOpen, false},
+    {"GET", "/ping", &HttpApi::Health, kOpen, false},
+    {"GET", "/ready", &HttpApi::Ready, kOpen, false},
+    {"GET", "/version", &HttpApi::Version, kOpen, false},
+    {"GET", "/metrics", &HttpApi::Metrics, kMetrics, false},
+    {"POST", "/v1/completions", &HttpApi::Completions, kGenerate, true},
+    {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, kGenerate, true},
+    {"GET", "/v1/models", &HttpApi::Models, kAnyKey, true},
+    {"GET", "/v1/models/{name}", &HttpApi::Model, kAnyKey, true},
+    {"POST", "/tokenize", &HttpApi::Tokenize, kGenerate, true},
+    {"POST", "/detokenize", &HttpApi::Detokenize, kGenerate, true},
+    {"POST", "/v1/load_lora_adapter", &HttpApi::Admin<LoadVllm>, kWrite, true},
+    {"POST", "/v1/unload_lora_adapter", &HttpApi::Admin<UnloadVllm>, kWrite, true},
+    {"POST", "/load_lora_adapter", &HttpApi::Admin<LoadSglang>, kWrite, true},
+    {"POST", "/unload_lora_adapter", &HttpApi::Admin<UnloadSglang>, kWrite, true},
+    {"GET", "/v1/adapters", &HttpApi::Admin<rest::ListAdapters>, kRead, true},
+    {"POST", "/v1/adapters", &HttpApi::Admin<rest::LoadAdapter>, kWrite, true},
+    {"GET", "/v1/adapters/{name}", &HttpApi::Admin<rest::GetAdapter>, kRead, true},
+    {"DELETE", "/v1/adapters/{name}", &HttpApi::Admin<rest::UnloadAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/reload", &HttpApi::Admin<rest::ReloadAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/pin", &HttpApi::Admin<rest::PinAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/prefetch", &HttpApi::Admin<rest::PrefetchAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/alias", &HttpApi::Admin<rest::SetAlias>, kWrite, true},
+    {"POST", "/v1/plan_capacity", &HttpApi::Admin<rest::PlanCapacity>, kRead, true},
 };
 
 void HttpApi::Serve(const ServingContext* context, AdapterAdmin* admin) {
@@ -65,10 +100,11 @@ void HttpApi::Serve(const ServingContext* context, AdapterAdmin* admin) {
 std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wake) const {
   std::vector<std::string> allowed;
   for (const Route& route : kRoutes) {
-    if (request.path != route.path) continue;
+    std::string name;
+    if (!Leads(request.path, route.path, &name)) continue;
     allowed.push_back(route.method);
     if (!Matches(route.method, request.method)) continue;
-    Call call{std::move(request), {}, wake};
+    Call call{std::move(request), std::move(name), {}, wake};
     const absl::Status admitted = Admit(route, &call);
     if (!admitted.ok()) return Respond(ErrorResponse(admitted));
     Answer answer = (this->*route.handle)(call);
@@ -127,22 +163,34 @@ HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
 }
 
+Json HttpApi::BaseCard() const {
+  Json card = ModelCard(context_->model_name, context_->started_unix_s);
+  card["root"] = context_->model_name;
+  card["parent"] = nullptr;
+  card["max_model_len"] = context_->max_context_tokens;
+  return card;
+}
+
+Json HttpApi::AdapterCard(const AdapterInfo& info) const {
+  Json card = ModelCard(info.name, info.loaded_at_unix_us / 1'000'000);
+  card["root"] = info.path;
+  card["parent"] = context_->model_name;
+  card["version"] = info.version;
+  return card;
+}
+
 HttpApi::Answer HttpApi::Models(const Call& call) const {
-  const ServingContext& context = *context_;
-  Json models = Json::array();
-  Json base = ModelCard(context.model_name, context.started_unix_s);
-  base["root"] = context.model_name;
-  base["parent"] = nullptr;
-  base["max_model_len"] = context.max_context_tokens;
-  models.push_back(std::move(base));
+  Json models = Json::array({BaseCard()});
   for (const AdapterInfo& info : admin_->Visible(*call.client.caller)) {
-    Json card = ModelCard(info.name, info.loaded_at_unix_us / 1'000'000);
-    card["root"] = info.path;
-    card["parent"] = context.model_name;
-    card["version"] = info.version;
-    models.push_back(std::move(card));
+    models.push_back(AdapterCard(info));
   }
   return RespondJson({{"object", "list"}, {"data", std::move(models)}});
+}
+
+HttpApi::Answer HttpApi::Model(const Call& call) const {
+  if (call.name == context_->model_name) return RespondJson(BaseCard());
+  LK_ASSIGN_OR_RETURN(const AdapterInfo info, admin_->Find(*call.client.caller, call.name));
+  return RespondJson(AdapterCard(info));
 }
 
 HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
@@ -185,46 +233,6 @@ HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const std::string text,
                       context_->tokenizer->Decode(ids, /*skip_special=*/false));
   return RespondJson({{"prompt", text}});
-}
-
-HttpApi::Answer HttpApi::LoadVllm(const Call& call) const {
-  LK_ASSIGN_OR_RETURN(const v1::LoadAdapterRequest request, ParseLoad(call.request.body));
-  auto answer = std::make_unique<LateReply>(call.wake);
-  admin_->Load(call.client, request,
-               [bring = answer->bring(), name = request.name()](const auto& reply) {
-                 bring(VllmAnswer(reply.status(), name, "added"));
-               });
-  return answer;
-}
-
-HttpApi::Answer HttpApi::UnloadVllm(const Call& call) const {
-  LK_ASSIGN_OR_RETURN(const v1::UnloadAdapterRequest request, ParseUnload(call.request.body));
-  auto answer = std::make_unique<LateReply>(call.wake);
-  admin_->Unload(call.client, request, std::nullopt,
-                 [bring = answer->bring(), name = request.name()](const auto& reply) {
-                   bring(VllmAnswer(reply.status(), name, "removed"));
-                 });
-  return answer;
-}
-
-HttpApi::Answer HttpApi::LoadSglang(const Call& call) const {
-  LK_ASSIGN_OR_RETURN(const v1::LoadAdapterRequest request, ParseLoad(call.request.body));
-  auto answer = std::make_unique<LateReply>(call.wake);
-  admin_->Load(call.client, request, [this, bring = answer->bring(),
-                                      caller = call.client.caller](const auto& reply) {
-    bring(SglangAnswer(reply.status(), admin_->Visible(*caller)));
-  });
-  return answer;
-}
-
-HttpApi::Answer HttpApi::UnloadSglang(const Call& call) const {
-  LK_ASSIGN_OR_RETURN(const v1::UnloadAdapterRequest request, ParseUnload(call.request.body));
-  auto answer = std::make_unique<LateReply>(call.wake);
-  admin_->Unload(call.client, request, std::nullopt,
-                 [this, bring = answer->bring(), caller = call.client.caller](const auto& reply) {
-                   bring(SglangAnswer(reply.status(), admin_->Visible(*caller)));
-                 });
-  return answer;
 }
 
 }  // namespace lorikeet

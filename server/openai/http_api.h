@@ -13,8 +13,16 @@
 #include "server/auth/access.h"
 #include "server/generation.h"
 #include "server/http/message.h"
+#include "server/openai/fields.h"
+#include "server/openai/http_call.h"
 
 namespace lorikeet {
+
+// Who may ask: anyone, or whoever is known and has the role, if one is named.
+struct Door {
+  bool open = false;
+  std::optional<Role> role = {};
+};
 
 // Thread-safe.
 class HttpApi {
@@ -34,20 +42,11 @@ class HttpApi {
 
  private:
   using Wake = std::function<void()>;
-  struct Call {
-    HttpRequest request;
-    Client client;  // nobody on open paths
-    Wake wake;
-  };
-  using Answer = absl::StatusOr<std::unique_ptr<HttpAnswer>>;
-  // Who may ask: anyone, or whoever is known and has the role, if one is named.
-  struct Door {
-    bool open = false;
-    std::optional<Role> role;
-  };
+  using Call = HttpCall;
+  using Answer = HttpOutcome;
   struct Route {
     const char* method;
-    const char* path;
+    const char* path;  // "{name}" in it stands for one part of a request's
     Answer (HttpApi::*handle)(const Call&) const;
     Door door;
     bool needs_model;
@@ -61,14 +60,17 @@ class HttpApi {
   Answer Completions(const Call& call) const;
   Answer ChatCompletions(const Call& call) const;
   Answer Models(const Call& call) const;
+  Answer Model(const Call& call) const;
   Answer Tokenize(const Call& call) const;
   Answer Detokenize(const Call& call) const;
-  Answer LoadVllm(const Call& call) const;
-  Answer UnloadVllm(const Call& call) const;
-  Answer LoadSglang(const Call& call) const;
-  Answer UnloadSglang(const Call& call) const;
+  template <auto kAnswer>
+  Answer Admin(const Call& call) const {
+    return kAnswer(*admin_, call);
+  }
 
   absl::Status Admit(const Route& route, Call* call) const;
+  Json BaseCard() const;
+  Json AdapterCard(const AdapterInfo& info) const;
 
   const Probes probes_;
   Access* const access_;
