@@ -148,8 +148,9 @@ void AdapterAdmin::Prefetch(const Client& client, const v1::PrefetchAdapterReque
 
 absl::StatusOr<v1::PinAdapterResponse> AdapterAdmin::Pin(const Client& client,
                                                          const v1::PinAdapterRequest& request) {
-  absl::StatusOr<AdapterInfo> info = CheckSees(*client.caller, request.name());
-  if (info.status().ok()) info = registry_->SetPinned(request.name(), request.pinned());
+  const absl::Status seen = CheckSees(*client.caller, request.name());
+  const absl::StatusOr<AdapterInfo> info =
+      seen.ok() ? registry_->SetPinned(request.name(), request.pinned()) : seen;
   Note(client, "PinAdapter", request.name(), info.status());
   return WithAdapter<v1::PinAdapterResponse>(info);
 }

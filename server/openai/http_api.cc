@@ -15,6 +15,7 @@
 #include "server/openai/proto_json.h"
 #include "server/openai/request.h"
 #include "server/version.h"
+#include "server/web/web_files.h"
 
 namespace lorikeet {
 namespace {
@@ -69,6 +70,8 @@ const HttpApi::Route HttpApi::kRoutes[] = {
     {"GET", "/ping", &HttpApi::Health, kOpen, false},
     {"GET", "/ready", &HttpApi::Ready, kOpen, false},
     {"GET", "/version", &HttpApi::Version, kOpen, false},
+    {"GET", "/", &HttpApi::Page, kOpen, false},
+    {"GET", "/web/{name}", &HttpApi::Page, kOpen, false},
     {"GET", "/metrics", &HttpApi::Metrics, kMetrics, false},
     {"POST", "/v1/completions", &HttpApi::Completions, kGenerate, true},
     {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, kGenerate, true},
@@ -149,6 +152,18 @@ HttpApi::Answer HttpApi::Metrics(const Call&) const {
 
 HttpApi::Answer HttpApi::Version(const Call&) const {
   return RespondJson({{"version", kVersion}});
+}
+
+HttpApi::Answer HttpApi::Page(const Call& call) const {
+  for (const WebFile& file : kWebFiles) {
+    if (call.request.path != file.path) continue;
+    return Respond({.body = std::string(file.content),
+                    .content_type = file.content_type,
+                    .headers = "Cache-Control: no-cache\r\n"
+                               "Content-Security-Policy: default-src 'self'; "
+                               "frame-ancestors 'none'\r\n"});
+  }
+  return Respond(ErrorResponse(404, absl::StrCat("there is nothing at ", call.request.path)));
 }
 
 HttpApi::Answer HttpApi::Completions(const Call& call) const {

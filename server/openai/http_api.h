@@ -57,6 +57,7 @@ class HttpApi {
   Answer Ready(const Call& call) const;
   Answer Metrics(const Call& call) const;
   Answer Version(const Call& call) const;
+  Answer Page(const Call& call) const;
   Answer Completions(const Call& call) const;
   Answer ChatCompletions(const Call& call) const;
   Answer Models(const Call& call) const;

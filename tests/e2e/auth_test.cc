@@ -1,4 +1,4 @@
-// Keys over both ports: who may do what, which adapters there are for whom, and what is written down.
+// Keys over both ports: who may do what, which adapters there are for whom, the audit log.
 #include <gmock/gmock.h>
 
 #include "server/auth/keys_file.h"
@@ -76,7 +76,8 @@ class AuthTest : public ServiceTest {
   std::string keys_;
   const std::string admin_ =
       Key("admin", "roles: [generate, adapters:read, adapters:write, metrics]");
-  const std::string a_ = Key("a", "roles: [generate, adapters:read, adapters:write], adapters: [a-*]");
+  const std::string a_ =
+      Key("a", "roles: [generate, adapters:read, adapters:write], adapters: [a-*]");
   const std::string user_ = Key("user", "roles: [generate], tenant: u");
 };
 
@@ -144,7 +145,7 @@ TEST_F(AuthTest, WhatAKeyMayNotUseIsNotThere) {
   for (const char* model : {"b-one", "llama:b-one", "b-one@00000000"}) {
     EXPECT_EQ(Complete(a_, model).status, 404) << model;
   }
-  const json mixed = {{"prompt", "x"}, {"adapters", {{{"id", "a-one"}}, {{"id", "b-one"}}}}};
+  const json mixed = {{"model", "llama"}, {"prompt", "x"}, {"adapters", {{{"id", "a-one"}}, {{"id", "b-one"}}}}};
   EXPECT_EQ(Http(a_, "/v1/completions", mixed).status, 404);
   EXPECT_EQ(Http(a_, "/tokenize", {{"model", "b-one"}, {"prompt", "x"}}).status, 404);
   EXPECT_THAT(Http(a_, "/v1/models").body, Not(HasSubstr("b-one")));
@@ -255,8 +256,8 @@ TEST_F(OpenTest, BeyondLoopbackNobodyChangesAdaptersWithoutKeys) {
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::PERMISSION_DENIED);
   EXPECT_THAT(refused.error_message(), HasSubstr("--keys"));
   HttpClient client(service_->http_port());
-  EXPECT_EQ(client.Post("/v1/load_lora_adapter", R"({"lora_name": "x", "lora_path": "lora"})").status,
-            403);
+  const std::string load = R"({"lora_name": "x", "lora_path": "lora"})";
+  EXPECT_EQ(client.Post("/v1/load_lora_adapter", load).status, 403);
   v1::GenerateResponse response;
   EXPECT_TRUE(Unary(TextRequest("hello", 1), &response).ok());
 }

@@ -111,7 +111,7 @@ TEST_F(TlsTest, AStreamIsWhole) {
   for (int i = 0; i < 3; ++i) {  // on one connection
     const HttpResult answer = client.Post(
         "/v1/completions",
-        R"({"prompt": "hi", "max_tokens": 200, "stream": true, "ignore_eos": true, "seed": 1})");
+        R"({"model": "llama", "prompt": "hi", "max_tokens": 50, "stream": true, "seed": 1})");
     EXPECT_EQ(answer.status, 200);
     ASSERT_FALSE(answer.events().empty());
     EXPECT_EQ(answer.events().back(), "[DONE]");
