@@ -132,7 +132,7 @@ void AdapterRegistry::Core::Load(std::string name, fs::path path, LoadOptions op
 }
 
 void AdapterRegistry::Core::Reload(const std::string& name, LoadDone done) {
-  LoadOptions options{.replace = true};
+  LoadOptions options{.replace = true};  // the name keeps its tenant
   absl::StatusOr<std::string> path = AdapterNotLoaded(name);
   {
     std::lock_guard lock(mutex_);
@@ -238,8 +238,9 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::SetPinned(std::string_view name, bo
   return core_->SetPinned(name, pinned);
 }
 absl::StatusOr<AdapterInfo> AdapterRegistry::SetAlias(const std::string& alias,
-                                                      const std::vector<AdapterTarget>& targets) {
-  return core_->SetAlias(alias, targets);
+                                                      const std::vector<AdapterTarget>& targets,
+                                                      const std::string& tenant) {
+  return core_->SetAlias(alias, targets, tenant);
 }
 void AdapterRegistry::SetDevice(DeviceTier* device) { core_->SetDevice(device); }
 std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) const {

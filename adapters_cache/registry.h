@@ -79,6 +79,7 @@ struct AdapterFilter {
   bool on_device_only = false;
   std::string after;          // names behind this one
   int32_t limit = std::numeric_limits<int32_t>::max();
+  std::function<bool(std::string_view name)> visible;  // others are not there; empty: all are
 };
 
 struct AdapterEvent {
@@ -127,6 +128,9 @@ class AdapterRegistry final : public AdapterStore {
     // Where names loaded by clients outlive the process; empty: they do not. See registry_file.h.
     std::filesystem::path state_file;
     int32_t max_adapters = std::numeric_limits<int32_t>::max();  // names
+    // Of each tenant that has a name (LoadOptions::tenant).
+    int32_t tenant_max_adapters = std::numeric_limits<int32_t>::max();
+    int64_t tenant_host_bytes = std::numeric_limits<int64_t>::max();
     AdapterSources* sources = nullptr;  // of URLs; outlives the registry
     // Directories below the roots and URLs: an unknown name is looked for below each in turn when a
     // request first asks for it.
@@ -144,6 +148,7 @@ class AdapterRegistry final : public AdapterStore {
     bool pin = false;
     bool keep = true;      // the name survives the process
     std::string version;   // DATA_LOSS if it is another; empty: any
+    std::string tenant;    // whose name it is, if it is new; empty: nobody's
   };
 
   using LoadDone = std::function<void(absl::StatusOr<AdapterInfo>)>;
@@ -168,8 +173,8 @@ class AdapterRegistry final : public AdapterStore {
   // name leads to another version and `replace` is not set; PERMISSION_DENIED: outside the roots
   // (path and roots are named); NOT_FOUND: no such directory or file; DATA_LOSS: truncated or
   // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
-  // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters names are taken, or it
-  // alone has more than host_bytes; and what AdapterSources::FetchAsync says of URLs.
+  // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters or tenant_max_adapters names
+  // are taken, or it alone has more than host_bytes or tenant_host_bytes; and what AdapterSources::FetchAsync says of URLs.
   void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
   // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has
@@ -201,7 +206,8 @@ class AdapterRegistry final : public AdapterStore {
   // requests. In one step: no request sees half of it. INVALID_ARGUMENT: no targets, more than
   // kMaxTargets, a weight that is not positive; NOT_FOUND: a target, named.
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
-                                       const std::vector<AdapterTarget>& targets);
+                                       const std::vector<AdapterTarget>& targets,
+                                       const std::string& tenant = {});
 
   // Where adapters have images besides; nullptr, as at first: nowhere. What is set must outlive the
   // registry or be taken away again.
@@ -242,5 +248,8 @@ class AdapterRegistry final : public AdapterStore {
 // 1 to AdapterRegistry::kMaxNameBytes characters of A-Z a-z 0-9 . _ - : / @ +, the first a letter
 // or digit, and not `base_name`. INVALID_ARGUMENT says which rule is broken.
 absl::Status ValidateAdapterName(std::string_view name, std::string_view base_name);
+
+// NOT_FOUND, in the registry's words.
+absl::Status AdapterNotLoaded(std::string_view name);
 
 }  // namespace lorikeet

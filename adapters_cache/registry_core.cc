@@ -54,8 +54,11 @@ absl::Status AdapterRegistry::Core::Restore() {
     std::vector<Target> targets;
     for (const auto& [id, weight] : record.targets) targets.push_back({versions_.at(id), weight});
     const bool any_path = targets.front().version->record.any_path;
+    for (const Target& target : targets) {
+      if (target.version->names == 0) target.version->tenant = record.tenant;
+    }
     PointName(name, std::move(targets), any_path ? Origin::kOperator : Origin::kClient,
-              /*kept=*/true);
+              /*kept=*/true, record.tenant);
     Name& entry = names_[name];
     entry.pinned = record.pinned;
     entry.loaded_at_unix_us = record.loaded_at_unix_us;
@@ -111,104 +114,6 @@ void AdapterRegistry::Core::Stop() {
   }
   for (LeaseDone& done : waiting) done(RegistryShuttingDown());
   for (UnloadDone& done : unloads) done(RegistryShuttingDown());
-}
-
-// ---- host memory
-
-// Whether `bytes` more fit, after cold versions made room.
-bool AdapterRegistry::Core::MakeRoom(int64_t bytes) {
-  while (host_bytes_ > options_.host_bytes - bytes && !cold_.empty()) Evict(cold_.front());
-  return host_bytes_ <= options_.host_bytes - bytes;
-}
-
-bool AdapterRegistry::Core::CanEverFit(const Version& version) const {
-  const int64_t others_pinned = pinned_bytes_ - (version.pins > 0 ? version.record.bytes : 0);
-  return version.record.bytes <= options_.host_bytes - others_pinned;
-}
-
-void AdapterRegistry::Core::AddPins(const VersionPtr& version, int32_t pins) {
-  const bool before = version->pins > 0;
-  version->pins += pins;
-  const bool after = version->pins > 0;
-  if (before != after) pinned_bytes_ += after ? version->record.bytes : -version->record.bytes;
-  SetCold(version.get());
-  if (read_waits_) jobs_changed_.notify_all();
-  if (after) QueueRead(version);
-}
-
-// Its bytes are counted already.
-void AdapterRegistry::Core::Admit(Version* version, std::shared_ptr<const Adapter> adapter) {
-  version->adapter = std::move(adapter);
-  ++stats_.in_host;
-  SetCold(version);
-  Emit(AdapterEvent::Kind::kInHost, "", version->record.id);
-}
-
-void AdapterRegistry::Core::Evict(Version* version) {
-  LK_CHECK(version->leases == 0 && version->adapter != nullptr);
-  graveyard_.push_back(std::move(version->adapter));
-  version->adapter = nullptr;
-  host_bytes_ -= version->record.bytes;
-  --stats_.in_host;
-  ++stats_.evictions;
-  SetCold(version);
-  reaper_wakes_.notify_one();
-  Emit(AdapterEvent::Kind::kEvicted, "", version->record.id);
-}
-
-void AdapterRegistry::Core::SetCold(Version* version) {
-  const bool cold = version->adapter != nullptr && version->leases == 0 && version->pins == 0 &&
-                    !version->retired;
-  if (cold == version->is_cold) return;
-  version->is_cold = cold;
-  if (cold) {
-    version->cold = cold_.insert(cold_.end(), version);
-    if (read_waits_) jobs_changed_.notify_all();
-  } else {
-    cold_.erase(version->cold);
-  }
-}
-
-void AdapterRegistry::Core::QueueRead(const VersionPtr& version) {
-  if (version->reading || version->adapter != nullptr) return;
-  version->reading = true;
-  if (!version->record.source.empty() && options_.sources != nullptr) return FetchThenRead(version);
-  jobs_.push_back({.version = version});
-  jobs_changed_.notify_one();
-}
-
-// The version that was asked for most often of those not in memory, if there is room as it is; one
-// at a time, so that other loads find a thread.
-bool AdapterRegistry::Core::QueueReadAhead() {
-  if (const VersionPtr last = reading_ahead_.lock(); last != nullptr && last->reading) return false;
-  if (read_ahead_.empty() && std::exchange(room_came_, false)) ListReadAhead();
-  while (!read_ahead_.empty()) {
-    const VersionPtr version = read_ahead_.back().lock();
-    const bool wanted = version != nullptr && version->names > 0 && !version->reading &&
-                        version->adapter == nullptr;
-    if (wanted && host_bytes_ > options_.host_bytes - version->record.bytes) return false;
-    read_ahead_.pop_back();
-    if (!wanted) continue;
-    reading_ahead_ = version;
-    QueueRead(version);
-    return true;
-  }
-  return false;
-}
-
-void AdapterRegistry::Core::ListReadAhead() {
-  std::unordered_map<const Version*, int64_t> hits;
-  for (const auto& [name, entry] : names_) {
-    for (const Target& target : entry.targets) {
-      if (target.version->adapter != nullptr || entry.hits == 0) continue;
-      int64_t& of_version = hits[target.version.get()];
-      if (of_version == 0) read_ahead_.push_back(target.version);
-      of_version += entry.hits;
-    }
-  }
-  std::ranges::sort(read_ahead_, {}, [&](const std::weak_ptr<Version>& version) {
-    return hits.at(version.lock().get());
-  });
 }
 
 // ---- leases
@@ -289,7 +194,7 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
   SetCold(kept.get());
   versions_.erase(kept->record.id);
   if (kept->adapter != nullptr) {
-    host_bytes_ -= kept->record.bytes;
+    CountHost(*kept, -1);
     --stats_.in_host;
     room_came_ = true;
     for (const auto& drain : kept->drains) drain->result.host_bytes_freed += kept->record.bytes;
@@ -307,7 +212,8 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
 // ---- names
 
 void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Target> targets,
-                                      Origin origin, bool kept) {
+                                      Origin origin, bool kept,
+                                      const std::string& tenant) {
   for (const Target& target : targets) {
     ++target.version->names;
     // Loaded again while it drained: nothing is freed, and nobody waits for it any more.
@@ -316,7 +222,12 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
       reaper_wakes_.notify_one();
     }
   }
+  const bool fresh = !names_.contains(name);
   Name& entry = names_[name];
+  if (fresh) {
+    entry.tenant = tenant;
+    ++tenants_[tenant].names;
+  }
   const std::vector<Target> before = std::exchange(entry.targets, std::move(targets));
   for (const Target& target : entry.targets) {
     if (entry.pinned) AddPins(target.version, 1);
@@ -363,6 +274,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
     } else {
       const Name entry = std::move(it->second);
       names_.erase(it);
+      --tenants_[entry.tenant].names;
       ++generation_;
       drain->done = std::move(done);
       drain->result.version = entry.targets.front().version->record.id;
@@ -408,8 +320,25 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetPinned(std::string_view na
   return info;
 }
 
+// Whether one more name is allowed.
+absl::Status AdapterRegistry::Core::CheckNames(const std::string& tenant) const {
+  if (static_cast<int64_t>(names_.size()) >= options_.max_adapters) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
+  }
+  const auto found = tenants_.find(tenant);
+  if (tenant.empty() || found == tenants_.end() ||
+      found->second.names < options_.tenant_max_adapters) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(absl::StrCat("tenant '", tenant, "' has ",
+                                                   found->second.names, " adapters; at most ",
+                                                   options_.tenant_max_adapters, " are allowed"));
+}
+
 absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
-    const std::string& alias, const std::vector<AdapterTarget>& targets) {
+    const std::string& alias, const std::vector<AdapterTarget>& targets,
+    const std::string& tenant) {
   LK_RETURN_IF_ERROR(ValidateAdapterName(alias, options_.base_name));
   if (targets.empty() || targets.size() > kMaxTargets) {
     return absl::InvalidArgumentError(absl::StrCat("alias ", QuotedName(alias), " has ",
@@ -438,12 +367,8 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
       }
       resolved.push_back({name->targets.front().version, target.weight});
     }
-    const bool fresh = !names_.contains(alias);
-    if (fresh && static_cast<int64_t>(names_.size()) >= options_.max_adapters) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
-    }
-    PointName(alias, std::move(resolved), Origin::kClient, /*kept=*/true);
+    if (!names_.contains(alias)) LK_RETURN_IF_ERROR(CheckNames(tenant));
+    PointName(alias, std::move(resolved), Origin::kClient, /*kept=*/true, tenant);
     info = Describe(alias, names_.find(alias)->second);
   }
   LK_RETURN_IF_ERROR(Save());
@@ -504,6 +429,7 @@ std::vector<AdapterInfo> AdapterRegistry::Core::List(const AdapterFilter& filter
   for (; it != names_.end() && static_cast<int32_t>(found.size()) < filter.limit; ++it) {
     const auto& [name, entry] = *it;
     if (!name.starts_with(filter.name_prefix)) break;
+    if (filter.visible && !filter.visible(name)) continue;
     const auto leads_there = [&](const Target& target) {
       return target.version->record.id == filter.version;
     };
@@ -546,6 +472,7 @@ RegistryRecords AdapterRegistry::Core::Records() const {
     record.pinned = entry.pinned;
     record.loaded_at_unix_us = entry.loaded_at_unix_us;
     record.hits = entry.hits;
+    record.tenant = entry.tenant;
     for (const Target& target : entry.targets) {
       record.targets.emplace_back(target.version->record.id, target.weight);
       records.versions[target.version->record.id] = target.version->record;

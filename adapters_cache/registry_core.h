@@ -38,7 +38,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void Prefetch(std::string_view name, std::function<void(absl::Status)> done);
   absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
-                                       const std::vector<AdapterTarget>& targets);
+                                       const std::vector<AdapterTarget>& targets,
+                                       const std::string& tenant);
   void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
@@ -69,6 +70,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
 
   struct Version {
     VersionRecord record;
+    std::string tenant;  // whose share of host memory it takes: the first to load it
     std::shared_ptr<const Adapter> adapter;  // nullptr: not in host memory
     int32_t names = 0;                       // that lead here
     int64_t leases = 0;
@@ -90,6 +92,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     std::vector<Target> targets;
     Origin origin = Origin::kClient;  // of a reload
     bool kept = true;                 // in the state file
+    std::string tenant;               // who brought it; empty: nobody in particular
     bool pinned = false;
     int64_t hits = 0;
     int64_t host_misses = 0;
@@ -97,6 +100,13 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     int64_t last_used_unix_us = 0;
   };
   using Names = std::map<std::string, Name, std::less<>>;
+
+  // What one has; no limit where the tenant is empty.
+  struct Tenant {
+    int32_t names = 0;
+    int64_t host_bytes = 0;    // of versions in host memory and of reads under way
+    int64_t pinned_bytes = 0;  // of versions with pins, there or not
+  };
 
   // Registers a directory, or (`version` set) reads a version again, room for it taken.
   struct Job {
@@ -143,7 +153,9 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   // ---- all below: REQUIRES mutex_ is held
   absl::StatusOr<bool> AlreadyNamed(const Job& job, const std::string& version) const;
   absl::StatusOr<AdapterInfo> Publish(const Job& job, Loaded loaded);
-  void PointName(const std::string& name, std::vector<Target> targets, Origin origin, bool kept);
+  void PointName(const std::string& name, std::vector<Target> targets, Origin origin, bool kept,
+                 const std::string& tenant);
+  absl::Status CheckNames(const std::string& tenant) const;
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);
   void QueueRead(const VersionPtr& version);
@@ -151,6 +163,9 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void ListReadAhead();
   bool CanEverFit(const Version& version) const;
   bool MakeRoom(int64_t bytes);
+  bool MakeTenantRoom(const Version& version);
+  int64_t HostBytesOf(const std::string& tenant) const;
+  void CountHost(const Version& version, int sign);
   void AddPins(const VersionPtr& version, int32_t pins);
   void Admit(Version* version, std::shared_ptr<const Adapter> adapter);
   void Evict(Version* version);
@@ -195,6 +210,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   int64_t waiting_requests_ = 0;
   Names names_;
   std::unordered_map<std::string, VersionPtr> versions_;  // by id
+  std::unordered_map<std::string, Tenant> tenants_;
   std::list<Version*> cold_;  // in host memory, neither leased nor pinned; longest unused first
   int64_t host_bytes_ = 0;      // of versions in host memory and of reads under way
   int64_t pinned_bytes_ = 0;    // of versions with pins, there or not
@@ -208,7 +224,6 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   std::vector<std::thread> threads_;  // of Start and Stop
 };
 
-absl::Status AdapterNotLoaded(std::string_view name);
 absl::Status RegistryShuttingDown();
 std::string QuotedName(std::string_view name);
 int64_t UnixMicros();

@@ -43,7 +43,8 @@ Json ToJson(const RegistryRecords& records) {
     names[name] = {{"targets", n.targets},
                    {"pinned", n.pinned},
                    {"loaded_at", n.loaded_at_unix_us},
-                   {"hits", n.hits}};
+                   {"hits", n.hits},
+                   {"tenant", n.tenant}};
   }
   return {{"versions", versions}, {"names", names}};
 }
@@ -65,7 +66,8 @@ RegistryRecords FromJson(const Json& json) {
   }
   for (const auto& [name, n] : json.at("names").items()) {
     NameRecord& record = records.names[name];
-    record = {n.at("targets"), n.at("pinned"), n.at("loaded_at"), n.value("hits", int64_t{0})};
+    record = {n.at("targets"), n.at("pinned"), n.at("loaded_at"), n.value("hits", int64_t{0}),
+              n.value("tenant", "")};
     for (const auto& [version, weight] : record.targets) json.at("versions").at(version);
   }
   return records;

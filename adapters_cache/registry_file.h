@@ -38,6 +38,7 @@ struct NameRecord {
   bool pinned = false;
   int64_t loaded_at_unix_us = 0;
   int64_t hits = 0;  // requests that asked for it
+  std::string tenant;
 };
 
 struct RegistryRecords {

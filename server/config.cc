@@ -85,6 +85,42 @@ absl::Status ApplyFile(const std::string& path, const OptionTable& table) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }
 
+// Where the ports are, and who may use them.
+void AddPortOptions(ServerConfig* c, OptionTable* table) {
+  table->Text("host", "ADDRESS", "address both ports listen on", &c->host);
+  table->Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
+  table->Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
+             &c->http_port);
+  table->Text("tls-cert", "FILE",
+              "PEM certificate chain of both ports, which then speak TLS alone; read again when it "
+              "changes",
+              &c->tls.certificate);
+  table->Text("tls-key", "FILE", "PEM private key of tls-cert", &c->tls.key);
+  table->Text("tls-client-ca", "FILE",
+              "PEM root certificates: clients must have a certificate of one of them",
+              &c->tls.client_ca);
+  table->Text("keys", "FILE",
+              "who may do what, by API key or client certificate (`lorikeet keys`); read again when "
+              "it changes; without it anyone may, except that beyond loopback nobody changes adapters",
+              &c->keys);
+  table->Text("audit-log", "FILE", "a JSON line for every change of adapters, done or refused",
+              &c->audit_log);
+  table->Switch("open-admin", "lets anyone change adapters, though there are no keys, beyond loopback",
+                &c->open_admin);
+  table->Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
+             &c->http_limits.connections);
+}
+
+absl::Status CheckTls(const TlsFiles& files) {
+  if (files.certificate.empty() != files.key.empty()) {
+    return absl::InvalidArgumentError("tls-cert and tls-key go together");
+  }
+  if (!files.on() && !files.client_ca.empty()) {
+    return absl::InvalidArgumentError("tls-client-ca needs tls-cert and tls-key");
+  }
+  return absl::OkStatus();
+}
+
 // What the command line takes: the file's keys, and the file, which is read before the rest.
 OptionTable FlagOptions(ServerConfig* config) {
   OptionTable table = ServerOptions(config);
@@ -94,45 +130,44 @@ OptionTable FlagOptions(ServerConfig* config) {
 }
 
 // Which adapters there are and where they come from.
-void AddAdapters(OptionTable* options, ServerConfig* c) {
-  OptionTable& table = *options;
-  table.Pairs("adapter", "NAME=PATH", "adapter directory to load at start", &c->adapters);
-  table.List("adapter-root", "DIR", "LoadAdapter reads below this directory alone",
+void AddAdapterOptions(ServerConfig* c, OptionTable* table) {
+  table->Pairs("adapter", "NAME=PATH", "adapter directory to load at start", &c->adapters);
+  table->List("adapter-root", "DIR", "LoadAdapter reads below this directory alone",
              &c->adapter_roots);
-  table.List("adapter-watch", "DIR",
+  table->List("adapter-watch", "DIR",
              "adapters below this directory are loaded as they come, by their folders' names, and "
              "unloaded as they go",
              &c->adapter_watches);
-  table.List("adapter-source", "URL",
+  table->List("adapter-source", "URL",
              "LoadAdapter fetches from below https://..., s3://BUCKET/... or "
              "hf://ORGANISATION/...; takes --adapter-dir",
              &c->adapter_sources);
-  table.List("adapter-on-demand", "DIR|URL",
+  table->List("adapter-on-demand", "DIR|URL",
              "an adapter that is not loaded is looked for below this when a request first asks for "
              "it",
              &c->adapter_on_demand);
-  table.Int("adapter-disk-mib", 1, 1 << 28, "MiB",
+  table->Int("adapter-disk-mib", 1, 1 << 28, "MiB",
             "disk below --adapter-dir for fetched adapters; those used longest ago make room",
             &c->adapter_disk_mib);
-  table.Text("s3-endpoint", "URL",
+  table->Text("s3-endpoint", "URL",
              "of s3:// sources, buckets as first part of the path (default: Amazon's); keys come "
              "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
              &c->s3_endpoint);
-  table.Text("s3-region", "NAME", "of s3:// sources (default: us-east-1)", &c->s3_region);
-  table.Text("hub-endpoint", "URL",
+  table->Text("s3-region", "NAME", "of s3:// sources (default: us-east-1)", &c->s3_region);
+  table->Text("hub-endpoint", "URL",
              "of hf:// sources (default: https://huggingface.co); a token comes from HF_TOKEN",
              &c->hub_endpoint);
-  table.Switch("allow-dense", "loads adapters whose deltas are as large as the model's weights",
+  table->Switch("allow-dense", "loads adapters whose deltas are as large as the model's weights",
                &c->allow_dense);
-  table.Text("adapter-dir", "DIR",
+  table->Text("adapter-dir", "DIR",
              "where the server keeps uploaded adapters and the list of loaded ones, to have both "
              "again after a restart",
              &c->adapter_dir);
-  table.Int("adapter-host-mib", 0, 1 << 24, "MiB",
+  table->Int("adapter-host-mib", 0, 1 << 24, "MiB",
             "host memory for adapters; those used longest ago make room and are read again when "
             "asked for; 0: no bound",
             &c->adapter_host_mib);
-  table.Int("max-adapters", 1, 10'000'000, "adapters", "adapters loaded at a time",
+  table->Int("max-adapters", 1, 10'000'000, "adapters", "adapters loaded at a time",
             &c->max_adapters);
 }
 
@@ -144,11 +179,8 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Text("model", "PATH", "GGUF file or Hugging Face directory to serve", &c->model);
   table.Text("model-name", "NAME", "what clients call the base model (default: its own name)",
              &c->model_name);
-  AddAdapters(&table, c);
-  table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
-  table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
-  table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
-            &c->http_port);
+  AddAdapterOptions(c, &table);
+  AddPortOptions(c, &table);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
   table.Choice("precision", {"auto", "exact", "fast"},
                "exact computes in f32; fast may round activations", &c->precision);
@@ -171,8 +203,6 @@ OptionTable ServerOptions(ServerConfig* c) {
             &limits.max_running_requests);
   table.Int("max-queued-requests", 0, 1 << 20, "requests", "requests waiting behind them",
             &limits.max_queued_requests);
-  table.Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
-            &c->http_limits.connections);
   table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
             &c->drain_s);
   return table;
@@ -209,6 +239,7 @@ absl::StatusOr<ServerConfig> ParseServerConfig(std::span<const std::string> args
   if (config.model.empty()) {
     return absl::InvalidArgumentError("no model: give --model PATH or `model` in the file");
   }
+  LK_RETURN_IF_ERROR(CheckTls(config.tls));
   return config;
 }
 

@@ -11,6 +11,7 @@
 #include "engine/api/limits.h"
 #include "server/http/limits.h"
 #include "server/options.h"
+#include "server/tls_files.h"
 
 namespace lorikeet {
 
@@ -27,9 +28,15 @@ struct ServerConfig {
   std::string s3_endpoint, s3_region, hub_endpoint;  // empty: SourceEndpoints' own
   int32_t adapter_host_mib = 0;            // 0: no bound
   int32_t max_adapters = 100'000;
+  int32_t tenant_max_adapters = 0;      // 0: no bound
+  int32_t tenant_adapter_host_mib = 0;  // 0: no bound
   std::string host = "127.0.0.1";
   int32_t grpc_port = 50051;  // 0: any free port
   int32_t http_port = 8080;   // 0: any free port
+  TlsFiles tls;
+  std::string keys;           // keys file; empty: no keys
+  std::string audit_log;      // file; empty: none
+  bool open_admin = false;    // without keys, beyond loopback
   std::string device = "auto";
   std::string precision = "auto";
   int32_t threads = 0;  // 0: all cores

@@ -44,14 +44,31 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
     return service->ready_ && service->device_status().ok();
   };
   probes.metrics = [service = self.get()] { return service->MetricsText(); };
-  self->http_api_ = std::make_unique<HttpApi>(std::move(probes));
+  LK_RETURN_IF_ERROR(self->OpenAccess());
+  self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get());
   LK_ASSIGN_OR_RETURN(
       self->http_,
-      HttpServer::Start({config.host, config.http_port, config.http_limits},
+      HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},
                         [api = self->http_api_.get()](HttpRequest request, auto wake) {
                           return api->Handle(std::move(request), wake);
                         }));
   return self;
+}
+
+absl::Status Service::OpenAccess() {
+  const bool trusted =
+      config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
+  const Access::Options options{.keys_file = config_.keys, .trusted_callers = trusted};
+  LK_ASSIGN_OR_RETURN(audit_, AuditLog::Open(config_.audit_log));
+  LK_ASSIGN_OR_RETURN(access_, Access::Open(options, &clock_, audit_.get()));
+  if (config_.keys.empty()) return absl::OkStatus();
+  keys_watch_ = std::make_unique<FileWatch>(
+      std::vector{config_.keys}, [access = access_.get(), file = config_.keys] {
+        const absl::Status status = access->Reload();
+        Say(status.ok() ? absl::StrCat("keys read again from ", file)
+                        : absl::StrCat(status.message(), "; the keys from before stay"));
+      });
+  return absl::OkStatus();
 }
 
 Service::~Service() {
@@ -72,9 +89,9 @@ absl::Status Service::Serve(ServedModel model) {
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
   StartWatch();
-  const GrpcOptions grpc{config_.host, config_.grpc_port, ForAdapterService()};
-  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
-  http_api_->Serve({&context_, registry_.get(), std::chrono::seconds(config_.drain_s)});
+  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, admin_.get(),
+                                               {config_.host, config_.grpc_port, config_.tls}));
+  http_api_->Serve(&context_, admin_.get());
   ready_ = true;
   return absl::OkStatus();
 }
@@ -136,12 +153,13 @@ absl::Status Service::StartRegistry() {
     options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";
   }
   LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
+  admin_ = std::make_unique<AdapterAdmin>(registry_.get(), &metrics_, audit_.get(), ForAdmin());
   mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
   return absl::OkStatus();
 }
 
-AdapterServiceOptions Service::ForAdapterService() const {
-  AdapterServiceOptions options;
+AdapterAdmin::Options Service::ForAdmin() const {
+  AdapterAdmin::Options options;
   options.drain = std::chrono::seconds(config_.drain_s);
   options.directory = config_.adapter_dir;
   options.capacity = {.base = model_.base,
@@ -164,6 +182,7 @@ absl::Status Service::StartEngine() {
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
   registry_->SetDevice(engine_.get());
   context_ = {.engine = engine_.get(),
+              .access = access_.get(),
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
               .tokenizer = model_.tokenizer.get(),

@@ -12,12 +12,13 @@
 namespace lorikeet {
 namespace {
 
-// Empty strings are the base model's and of no salt. The salt's length keeps the two apart.
+// Empty strings are the base model's and of no tenant or salt. Their lengths keep them apart.
 KvIdentity IdentityOf(const Request& request) {
   const Adapter* adapter = request.adapter.get();
   if (request.skip_prefix_cache || (adapter != nullptr && !adapter->cacheable)) return nullptr;
   return std::make_shared<const std::string>(absl::StrCat(
-      request.cache_salt.size(), ":", request.cache_salt, adapter ? adapter->version : ""));
+      request.tenant.size(), ":", request.tenant, request.cache_salt.size(), ":",
+      request.cache_salt, adapter ? adapter->version : ""));
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ constexpr char kUsage[] =
 
 // The flags of some verbs.
 struct Flags {
-  std::string server;
+  ServerAddress server;
   bool replace = false;
   bool pin = false;
   bool now = false;
