@@ -143,6 +143,10 @@ absl::Status Service::StartRegistry() {
   options.allow_dense = config_.allow_dense;
   options.max_adapters = config_.max_adapters;
   if (config_.adapter_host_mib > 0) options.host_bytes = config_.adapter_host_mib * kMiB;
+  if (config_.tenant_max_adapters > 0) options.tenant_max_adapters = config_.tenant_max_adapters;
+  if (config_.tenant_adapter_host_mib > 0) {
+    options.tenant_host_bytes = config_.tenant_adapter_host_mib * kMiB;
+  }
   if (!config_.adapter_dir.empty()) {
     std::error_code error;
     std::filesystem::create_directories(config_.adapter_dir, error);
