@@ -124,6 +124,12 @@ struct Engine::Impl {
     std::shared_ptr<TokenSink> sink;
   };
 
+  struct ImageEntry {
+    Image image;
+    int64_t start_us = 0;  // of its copy
+    bool there = false;
+  };
+
   Impl(const EngineOptions& options, Runner* runner, const Clock* clock, StatsSink* stats)
       : options(options),
         images(runner->images()),
@@ -144,6 +150,7 @@ struct Engine::Impl {
   void Enqueue(Submission submission);
   void Step();
   void WakeForImages();
+  void Move(AdapterMoves moves);
   void TakeLoaded();
   void CountRunning();
   void Deliver();
@@ -168,6 +175,7 @@ struct Engine::Impl {
   absl::Status device;  // written by the engine thread alone
   int32_t running = 0;
   bool images_came = false;
+  std::unordered_map<uint64_t, ImageEntry> image_table;  // by the adapter's serial
 
   // The engine thread's own.
   Scheduler scheduler;
@@ -222,10 +230,10 @@ void Engine::Impl::Step() {
   scheduler.Expire(start_us, &events);
   if (!device.ok()) scheduler.FailAll(device, start_us, &events);
   TakeLoaded();
-  const bool planned = scheduler.Plan(&batch);
+  const bool planned = scheduler.Plan(start_us, &batch);
   blocked = !planned;
   AdapterMoves moves = scheduler.TakeMoves();
-  if (!moves.empty()) images->Move(std::move(moves));
+  if (!moves.empty()) Move(std::move(moves));
   if (planned) {
     CountRunning();
     absl::StatusOr<StepResult> result = runner->Run(batch);
@@ -254,10 +262,34 @@ void Engine::Impl::WakeForImages() {
   wake.notify_one();
 }
 
+void Engine::Impl::Move(AdapterMoves moves) {
+  {
+    std::lock_guard lock(mutex);
+    for (const uint64_t serial : moves.drops) image_table.erase(serial);
+    for (const AdapterLoad& load : moves.loads) {
+      image_table[load.adapter.get()->serial] = {
+          .image = {std::string(load.adapter.version()), static_cast<int32_t>(load.pages.size())},
+          .start_us = clock->NowMicros()};
+    }
+  }
+  images->Move(std::move(moves));
+}
+
 void Engine::Impl::TakeLoaded() {
   if (images == nullptr) return;
   for (const AdapterLoaded& loaded : images->TakeLoaded()) {
-    scheduler.Loaded(loaded, clock->NowMicros(), &events);
+    const int64_t now_us = clock->NowMicros();
+    scheduler.Loaded(loaded, now_us, &events);
+    ImageLoad load{.ok = loaded.status.ok()};
+    {
+      std::lock_guard lock(mutex);
+      const auto entry = image_table.find(loaded.serial);
+      load.bytes = entry->second.image.pages * options.kv.page_bytes();
+      load.took_us = now_us - entry->second.start_us;
+      entry->second.there = true;
+      if (!load.ok) image_table.erase(entry);
+    }
+    if (stats != nullptr) stats->OnImageLoad(load);
   }
 }
 
@@ -359,5 +391,16 @@ Engine::Gauges Engine::gauges() const {
   std::lock_guard lock(impl_->mutex);
   return {static_cast<int32_t>(impl_->open.size()) - impl_->running, impl_->running};
 }
+
+std::vector<Engine::Image> Engine::images() const {
+  std::vector<Image> there;
+  std::lock_guard lock(impl_->mutex);
+  for (const auto& [serial, entry] : impl_->image_table) {
+    if (entry.there) there.push_back(entry.image);
+  }
+  return there;
+}
+
+bool Engine::uses_images() const { return impl_->images != nullptr; }
 
 }  // namespace lorikeet

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -87,6 +88,15 @@ class Engine {
     int32_t running = 0;
   };
   Gauges gauges() const;  // any thread
+
+  // An adapter's image in the pool.
+  struct Image {
+    std::string version;
+    int32_t pages = 0;
+  };
+  // Those that steps can use now, in no order; none where adapters need no image. Any thread.
+  std::vector<Image> images() const;
+  bool uses_images() const;
 
  private:
   struct Impl;

@@ -53,6 +53,10 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
   return self;
 }
 
+Service::Service(const ServerConfig& config)
+    : config_(config),
+      metrics_({.vllm = !config.no_vllm_metrics, .named_adapters = config.metrics_adapters}) {}
+
 Service::~Service() { Drain(0); }
 
 absl::Status Service::Serve(ServedModel model) {
@@ -159,14 +163,43 @@ void Service::Drain(int32_t grace_s) {
 int Service::adapters() const { return static_cast<int>(registry_->stats().names); }
 
 std::string Service::MetricsText() {
+  return metrics_.Text(started_ ? CurrentMetrics() : Metrics::Current());
+}
+
+Metrics::Current Service::CurrentMetrics() const {
   Metrics::Current current;
-  if (started_) {
-    const Engine::Gauges gauges = engine_->gauges();
-    current.waiting = gauges.waiting;
-    current.running = gauges.running;
-    current.adapters = registry_->stats();
+  ServerState& state = current.state;
+  const Engine::Gauges gauges = engine_->gauges();
+  state.waiting = gauges.waiting;
+  state.running = gauges.running;
+  state.block_tokens = KvLayout::kPageTokens;
+  state.blocks = model_.pages / model_.kv.pages_per_block;
+  state.in_host = registry_->List({.in_host_only = true, .limit = kMaxListedAdapters});
+  state.has_device_tier = engine_->uses_images();
+  int64_t image_pages = 0;
+  for (const Engine::Image& image : engine_->images()) {
+    state.device_versions.insert(image.version);
+    image_pages += image.pages;
   }
-  return metrics_.Text(current);
+  current.adapters = registry_->stats();
+  state.max_adapters = AdaptersThatFit(state, current.adapters, image_pages);
+  current.device_memory = model_.runner->memory_use();
+  current.weight_bytes = model_.weight_bytes;
+  current.bandwidth = model_.bandwidth;
+  current.gone = [this](const std::string& name) { return !registry_->Find(name).ok(); };
+  return current;
+}
+
+// By the mean size of those that are there.
+int64_t Service::AdaptersThatFit(const ServerState& state, const RegistryStats& adapters,
+                                 int64_t image_pages) const {
+  if (state.has_device_tier) {
+    const auto there = static_cast<int64_t>(state.device_versions.size());
+    return image_pages > 0 ? model_.pages * there / image_pages : model_.pages;
+  }
+  if (config_.adapter_host_mib == 0 || adapters.host_bytes == 0) return config_.max_adapters;
+  return std::min<int64_t>(config_.max_adapters,
+                           config_.adapter_host_mib * kMiB * adapters.in_host / adapters.host_bytes);
 }
 
 }  // namespace lorikeet

@@ -20,16 +20,29 @@ struct StepStats {
   int32_t pages_cached = 0;       // of earlier requests, free once they are needed
   int32_t pages_images = 0;       // of adapters' images
   int32_t pages_total = 0;
+  int32_t pages_images_used = 0;  // of them, of this step's adapters
   int32_t images_loading = 0;     // on their way after planning
   int32_t images_dropped = 0;     // by this step
+  int32_t image_hits = 0;         // requests admitted first whose image was there when they came
+  int32_t image_misses = 0;       // and those that had to wait for it
+  int64_t context_bytes = 0;      // keys, values and adapters that the step reads, each once
   int32_t tokens_sampled = 0;
   int64_t step_us = 0;
+};
+
+// An adapter's copy to the device, from its start until the engine saw it there.
+struct ImageLoad {
+  bool ok = false;
+  int64_t bytes = 0;
+  int64_t took_us = 0;
 };
 
 class StatsSink {
  public:
   virtual ~StatsSink() = default;
-  virtual void OnStep(const StepStats& stats) = 0;  // engine thread; must not block
+  // Both on the engine thread: they must not block.
+  virtual void OnStep(const StepStats& stats) = 0;
+  virtual void OnImageLoad(const ImageLoad&) {}
 };
 
 }  // namespace lorikeet
