@@ -216,8 +216,8 @@ TEST_F(MetricsTest, CancelsSayWho) {
     context.TryCancel();
     stream->Finish();
   }
-  Release();
   WaitFor([&] { return Metric("lorikeet_canceled_requests_total{reason=\"client\"}") == 1; });
+  Release();
 }
 
 TEST_F(MetricsTest, HostLoadsAreCountedWithTimeAndBytes) {
