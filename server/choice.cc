@@ -75,9 +75,10 @@ GenerationDelta Choice::Poll() {
 // The first choice to be admitted stands for the request.
 void Choice::NoteAdmission(const TokenEvent& event) {
   cached_tokens_ = event.cached_tokens;
+  adapter_copy_us_ = event.adapter_copy_us;
   if (record_->admitted_us > 0 || event.admitted_us == 0) return;
   record_->admitted_us = event.admitted_us;
-  record_->image_us = event.image_us;
+  record_->adapter_copy_us = event.adapter_copy_us;
   record_->cached_tokens = event.cached_tokens;
 }
 
@@ -143,6 +144,7 @@ void Choice::End(GenerationEnd end, GenerationDelta* delta) {
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
   end.adapter_read_us = record_->adapter_read_us;
+  end.adapter_copy_us = adapter_copy_us_;
   ended_ = true;
   delta->end = std::move(end);
 }

@@ -23,7 +23,7 @@ MetricFamily Gauge(std::string name, std::string help, double value) {
 
 // Where steps can use it.
 bool Ready(const ServerState& state, const AdapterInfo& adapter) {
-  return !state.has_device_tier || state.device_versions.contains(adapter.version);
+  return !state.has_device_tier || adapter.device_bytes > 0;
 }
 
 // One series alone; the newest counts, says the protocol, by a value that is the time.

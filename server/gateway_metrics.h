@@ -28,7 +28,6 @@ struct ServerState {
 
   std::vector<AdapterInfo> in_host;      // at most kMaxListedAdapters
   bool has_device_tier = false;          // else adapters are used where the host has them
-  std::set<std::string> device_versions;  // there now; nothing without a device tier
   // Adapters that fit into the memory they are used in, by the mean size of those there.
   int64_t max_adapters = 0;
   std::set<std::string> waited_for;  // names of adapters with requests that have no token yet

@@ -32,7 +32,7 @@ constexpr double kSecond = 1e6;  // in microseconds
 // Values of the label `adapter` beside adapters' names.
 constexpr char kBase[] = "base";    // requests of the base model
 constexpr char kSum[] = "sum";      // of a sum of several adapters
-constexpr char kOther[] = "other";  // of adapters without series of their own
+constexpr char kOther[] = "other";  // of adapters, or tenants, without series of their own
 
 Buckets CountBuckets() { return {0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512}; }
 Buckets StepSecondsBuckets() {
@@ -55,52 +55,49 @@ const char* CancelReason(const absl::Status& status) {
   }
 }
 
-// How long the adapter kept the request from its first step, on the device's side.
-int64_t ImageWaitMicros(const RequestRecord& request) {
-  return request.image_us > 0 ? std::max<int64_t>(request.image_us - request.submitted_us, 0) : 0;
-}
-
 Usage UsageOf(const RequestRecord& request) {
   return {.requests = 1,
           .failed = request.status.ok() ? 0 : 1,
           .prompt_tokens = request.prompt_tokens,
           .cached_tokens = request.cached_tokens,
           .completion_tokens = request.completion_tokens,
-          .adapter_wait_us = request.adapter_read_us + ImageWaitMicros(request),
+          .adapter_wait_us = request.adapter_read_us + request.adapter_copy_us,
           .serving_us = request.admitted_us > 0 ? request.end_us - request.admitted_us : 0};
 }
 
-// One family a counter, one sample a name and one for the rest.
-std::vector<MetricFamily> UsageFamilies(const UsageTable& table) {
-  struct Column {
-    const char* name;
-    const char* help;
-    double (*value)(const Usage&);
-  };
-  static constexpr Column kColumns[] = {
-      {"lorikeet_adapter_requests_total", "Requests that ended, by adapter",
-       [](const Usage& u) { return double(u.requests); }},
-      {"lorikeet_adapter_failed_requests_total", "Of them, those with an error or cancelled",
-       [](const Usage& u) { return double(u.failed); }},
-      {"lorikeet_adapter_prompt_tokens_total", "Prompt tokens of those requests",
-       [](const Usage& u) { return double(u.prompt_tokens); }},
-      {"lorikeet_adapter_cached_tokens_total", "Of them, found in the prefix cache",
-       [](const Usage& u) { return double(u.cached_tokens); }},
-      {"lorikeet_adapter_generated_tokens_total", "Tokens answered to those requests",
-       [](const Usage& u) { return double(u.completion_tokens); }},
-      {"lorikeet_adapter_wait_seconds_total", "Time that those requests waited for the adapter",
-       [](const Usage& u) { return u.adapter_wait_us / kSecond; }},
-      {"lorikeet_adapter_serving_seconds_total", "From those requests' admission to their end",
-       [](const Usage& u) { return u.serving_us / kSecond; }}};
+struct UsageColumn {
+  const char* name;  // behind lorikeet_adapter_ or lorikeet_tenant_
+  const char* help;
+  double (*value)(const Usage&);
+};
+
+constexpr UsageColumn kUsageColumns[] = {
+    {"requests_total", "Requests that ended", [](const Usage& u) { return double(u.requests); }},
+    {"failed_requests_total", "Of them, those with an error or cancelled",
+     [](const Usage& u) { return double(u.failed); }},
+    {"prompt_tokens_total", "Prompt tokens of those requests",
+     [](const Usage& u) { return double(u.prompt_tokens); }},
+    {"cached_tokens_total", "Of them, found in the prefix cache",
+     [](const Usage& u) { return double(u.cached_tokens); }},
+    {"generated_tokens_total", "Tokens answered to those requests",
+     [](const Usage& u) { return double(u.completion_tokens); }},
+    {"wait_seconds_total", "Time that those requests waited for their adapter",
+     [](const Usage& u) { return u.adapter_wait_us / kSecond; }},
+    {"serving_seconds_total", "From those requests' admission to their end",
+     [](const Usage& u) { return u.serving_us / kSecond; }}};
+
+// One family a counter, one sample a name and one for the rest, by `label`.
+std::vector<MetricFamily> UsageFamilies(const std::string& label, const UsageTable& table) {
   const UsageTable::Counters counters = table.Read();
   std::vector<MetricFamily> families;
-  for (const Column& column : kColumns) {
-    MetricFamily& family =
-        families.emplace_back(MakeFamily(column.name, column.help, MetricType::Counter));
+  for (const UsageColumn& column : kUsageColumns) {
+    MetricFamily& family = families.emplace_back(
+        MakeFamily("lorikeet_" + label + "_" + column.name,
+                   std::string(column.help) + ", by " + label, MetricType::Counter));
     for (const auto& [name, usage] : counters.named) {
-      AddSample(&family, {{"adapter", name}}, column.value(usage));
+      AddSample(&family, {{label, name}}, column.value(usage));
     }
-    AddSample(&family, {{"adapter", kOther}}, column.value(counters.other));
+    AddSample(&family, {{label, kOther}}, column.value(counters.other));
   }
   return families;
 }
@@ -220,6 +217,13 @@ struct Metrics::Families {
   Gauge& device_resident = resident.Add({{"tier", "device"}});
   Gauge& adapter_bytes =
       make.Level("lorikeet_adapter_bytes", "Host memory of the adapters that are there");
+  Gauge& image_bytes = make.Level("lorikeet_adapter_device_bytes",
+                                  "Bytes of the pages that adapters take on the device");
+  Gauge& image_waste = make.Level("lorikeet_adapter_device_waste_bytes",
+                                  "Of them, those that hold nothing: rounding to pages");
+  Counter& decode_waits =
+      make.Count("lorikeet_decode_waits_for_adapters_total",
+                 "Steps put off, though a request was generating, because adapters were on their way");
   Family<Counter>& hits = make.Counters("lorikeet_adapter_hits_total",
                                         "Requests whose adapter was in the tier when they came");
   Counter& host_hits = hits.Add({{"tier", "host"}});
@@ -256,10 +260,13 @@ struct Metrics::Families {
                         "From such a call to its end", WaitSecondsBuckets());
 
   explicit Families(const MetricsOptions& options)
-      : vllm(options.vllm), usage(static_cast<size_t>(options.named_adapters)) {}
+      : vllm(options.vllm),
+        adapters_usage(static_cast<size_t>(options.named_adapters)),
+        tenants_usage(static_cast<size_t>(options.named_adapters)) {}
 
   const bool vllm;
-  UsageTable usage;
+  UsageTable adapters_usage;
+  UsageTable tenants_usage;
   std::mutex scrape_mutex;  // one scrape at a time
   std::mutex mutex;
   std::map<std::string, int32_t> waited_for;  // requests without a token, by adapter
@@ -290,21 +297,12 @@ void Metrics::OnStep(const StepStats& stats) {
   f.cached_tokens.Increment(stats.cached_tokens);
   f.device_hits.Increment(stats.image_hits);
   f.device_misses.Increment(stats.image_misses);
-  f.device_evictions.Increment(stats.images_dropped);
   f.loading.Set(stats.images_loading);
   f.pages_cached.Set(stats.pages_cached);
   f.pages_adapters.Set(stats.pages_images);
   f.pages_adapters_used.Set(stats.pages_images_used);
   f.pages_used.Set(stats.pages_used);
   f.pages_total.Set(stats.pages_total);
-}
-
-void Metrics::OnImageLoad(const ImageLoad& load) {
-  Families& f = *families_;
-  if (!load.ok) return f.device_failures.Increment();
-  f.device_loads.Increment();
-  f.device_load_bytes.Increment(static_cast<double>(load.bytes));
-  f.device_load_seconds.Increment(load.took_us / kSecond);
 }
 
 void Metrics::OnRequestStart(const RequestRecord& request) {
@@ -322,7 +320,7 @@ void Metrics::OnFirstToken(const RequestRecord& request) {
   Families& f = *families_;
   f.ttft.Observe((request.first_token_us - request.arrival_us) / kSecond);
   f.queue_seconds.Observe((request.admitted_us - request.submitted_us) / kSecond);
-  if (request.image_us > 0) f.device_wait.Observe(ImageWaitMicros(request) / kSecond);
+  if (request.adapter_copy_us > 0) f.device_wait.Observe(request.adapter_copy_us / kSecond);
   StopWaiting(request);
 }
 
@@ -350,7 +348,8 @@ void Metrics::OnRequestDone(const RequestRecord& request) {
   if (request.first_token_us == 0) StopWaiting(request);
   if (request.submitted_us == 0) return;  // refused: no name in it is known to be an adapter's
   const char* adapter = request.sum ? kSum : request.adapter.c_str();
-  f.usage.Add(request.adapter.empty() ? kBase : adapter, UsageOf(request));
+  f.adapters_usage.Add(request.adapter.empty() ? kBase : adapter, UsageOf(request));
+  if (!request.tenant.empty()) f.tenants_usage.Add(request.tenant, UsageOf(request));
 }
 
 void Metrics::OnAdapterLoad(const absl::Status& outcome, int64_t took_us) {
@@ -373,13 +372,15 @@ std::string Metrics::Text(Current current) {
   f.bandwidth.Set(current.bandwidth);
   f.device_used.Set(static_cast<double>(current.device_memory.used));
   f.device_total.Set(static_cast<double>(current.device_memory.total));
-  f.device_resident.Set(static_cast<double>(state.device_versions.size()));
+  GrowTo(f.decode_waits, static_cast<double>(current.decode_waits));
   SetRegistry(current.adapters);
-  f.usage.Retire([&](const std::string& name) {
+  SetImages(current.images);
+  f.adapters_usage.Retire([&](const std::string& name) {
     return name != kBase && name != kSum && current.gone && current.gone(name);
   });
   std::vector<MetricFamily> all = f.registry.Collect();
-  Append(UsageFamilies(f.usage), &all);
+  Append(UsageFamilies("adapter", f.adapters_usage), &all);
+  Append(UsageFamilies("tenant", f.tenants_usage), &all);
   Append(ProcessFamilies(), &all);
   if (f.vllm) {
     const double total = f.pages_total.Value();
@@ -407,6 +408,18 @@ void Metrics::SetRegistry(const RegistryStats& stats) {
   GrowTo(f.host_failures, static_cast<double>(stats.read_failures));
   GrowTo(f.host_load_bytes, static_cast<double>(stats.read_bytes));
   GrowTo(f.host_load_seconds, stats.read_us / kSecond);
+}
+
+void Metrics::SetImages(const ImageCounts& images) {
+  Families& f = *families_;
+  f.device_resident.Set(images.images);
+  f.image_bytes.Set(static_cast<double>(images.image_bytes));
+  f.image_waste.Set(static_cast<double>(images.image_bytes - images.used_bytes));
+  GrowTo(f.device_evictions, static_cast<double>(images.drops));
+  GrowTo(f.device_loads, static_cast<double>(images.loads));
+  GrowTo(f.device_failures, static_cast<double>(images.failures));
+  GrowTo(f.device_load_bytes, static_cast<double>(images.load_bytes));
+  GrowTo(f.device_load_seconds, images.load_us / kSecond);
 }
 
 }  // namespace lorikeet

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "adapters_cache/registry.h"
 #include "engine/api/step_stats.h"
+#include "engine/image_ledger.h"
 #include "engine/memory/memory_use.h"
 #include "server/gateway_metrics.h"
 #include "server/request_record.h"
@@ -21,7 +22,7 @@ namespace lorikeet {
 
 struct MetricsOptions {
   bool vllm = true;             // routers' names as well
-  int32_t named_adapters = 100;  // with series of their own; the rest are "other"
+  int32_t named_adapters = 100;  // and tenants with series of their own; the rest are "other"
 };
 
 class Metrics final : public StatsSink {
@@ -30,7 +31,6 @@ class Metrics final : public StatsSink {
   ~Metrics() override;
 
   void OnStep(const StepStats& stats) override;
-  void OnImageLoad(const ImageLoad& load) override;
 
   // A generation request, in this order. What ends before it was accepted comes to the last alone.
   void OnRequestStart(const RequestRecord& request);
@@ -45,6 +45,8 @@ class Metrics final : public StatsSink {
   struct Current {
     ServerState state;
     RegistryStats adapters;
+    ImageCounts images;
+    int64_t decode_waits = 0;  // Engine::Gauges
     MemoryUse device_memory;
     int64_t weight_bytes = 0;  // that every step reads
     double bandwidth = 0;      // bytes a second of the memory they are in; 0: not known
@@ -57,6 +59,7 @@ class Metrics final : public StatsSink {
   struct Families;
   void StopWaiting(const RequestRecord& request);
   void SetRegistry(const RegistryStats& stats);
+  void SetImages(const ImageCounts& images);
 
   std::unique_ptr<Families> families_;
 };

@@ -12,12 +12,13 @@ namespace lorikeet {
 struct RequestRecord {
   std::string adapter;          // as the client named it; empty: the base model
   bool sum = false;             // of several adapters, whose names `adapter` joins with "+"
+  std::string tenant;           // empty: the server has no keys
   std::string adapter_version;  // empty: the base model, or not known yet
 
   int64_t arrival_us = 0;
   int64_t adapter_read_us = 0;  // a duration: how long it waited for host memory to have its adapter
   int64_t submitted_us = 0;     // to the engine
-  int64_t image_us = 0;         // its adapter was copied to the device for it, and came then
+  int64_t adapter_copy_us = 0;  // a duration, after that: how long it waited for the device
   int64_t admitted_us = 0;      // the first step that it was in was planned
   int64_t first_token_us = 0;
   int64_t end_us = 0;

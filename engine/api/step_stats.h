@@ -30,19 +30,10 @@ struct StepStats {
   int64_t step_us = 0;
 };
 
-// An adapter's copy to the device, from its start until the engine saw it there.
-struct ImageLoad {
-  bool ok = false;
-  int64_t bytes = 0;
-  int64_t took_us = 0;
-};
-
 class StatsSink {
  public:
   virtual ~StatsSink() = default;
-  // Both on the engine thread: they must not block.
-  virtual void OnStep(const StepStats& stats) = 0;
-  virtual void OnImageLoad(const ImageLoad&) {}
+  virtual void OnStep(const StepStats& stats) = 0;  // engine thread; must not block
 };
 
 }  // namespace lorikeet

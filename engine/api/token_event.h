@@ -34,9 +34,9 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;    // kFinished
   absl::Status status;                          // kFinished with kError
   int32_t cached_tokens = 0;                    // of the prompt, computed by earlier requests
+  int64_t adapter_copy_us = 0;                  // waited for the adapter's copy to the device
   int64_t time_us = 0;                          // on the engine's Clock
   int64_t admitted_us = 0;  // when the request's first step was planned; 0: not yet
-  int64_t image_us = 0;     // when the adapter came to the device for it; 0: it was there
 };
 
 }  // namespace lorikeet

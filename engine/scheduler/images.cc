@@ -122,7 +122,6 @@ void Scheduler::Loaded(const AdapterLoaded& loaded, int64_t now_us, RequestEvent
   --loading_;
   Group* group = groups_.at(loaded.serial).get();
   group->last_use = cache_.now();
-  group->loaded_us = now_us;
   group->image = ImageState::kReady;
   if (loaded.status.ok()) return;
   FreeImage(group);

@@ -10,10 +10,10 @@ namespace lorikeet {
 bool Scheduler::Plan(int64_t now_us, Batch* batch) {
   LK_CHECK(!step_.planned);
   if (stats_.rows > 0) stats_ = StepStats();  // a plan without a step counts towards the next
+  DropUnloaded();
   if (empty()) return false;
   budget_ = options_.limits.max_batch_tokens;
   cache_.Tick();
-  DropUnloaded();
   if (PlanDecodes()) {
     for (Sequence* sequence : running_) {
       if (sequence->planned == 0) PlanPrefill(sequence);

@@ -16,5 +16,6 @@ absl::Status RunGenerate(Arguments args);
 absl::Status RunAdapters(Arguments args);
 absl::Status RunBench(Arguments args);
 absl::Status RunHealth(Arguments args);
+absl::Status RunKeys(Arguments args);
 
 }  // namespace lorikeet

@@ -16,7 +16,6 @@ using ::testing::UnorderedElementsAre;
 AdapterInfo InHost(const std::string& name) {
   AdapterInfo info;
   info.name = name;
-  info.version = "version of " + name;
   info.max_rank = 16;
   return info;
 }
@@ -39,7 +38,7 @@ TEST(GatewayFamilies, OnADeviceOnlyWhatIsThereCountsAsLoaded) {
   ServerState state;
   state.has_device_tier = true;
   state.in_host = {InHost("a"), InHost("b"), InHost("c")};
-  state.device_versions = {"version of b"};
+  state.in_host[1].device_bytes = 1 << 20;
   state.waited_for = {"a", "b", "z"};  // b is there: its requests wait for a turn, not for it
   state.max_adapters = 40;
   const auto families = GatewayFamilies(state);
