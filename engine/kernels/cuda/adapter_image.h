@@ -78,6 +78,9 @@ struct ImagePlan {
   int64_t pages = 0;
 };
 
+// The piece's rows in their type.
+void WritePiece(const ImagePlan::Piece& piece, std::byte* to);
+
 // `widths` by ModuleId. INVALID_ARGUMENT: a row or vector is larger than a page, or a part larger than
 // its kernel takes.
 absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,

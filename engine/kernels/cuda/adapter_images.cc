@@ -13,8 +13,6 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/cuda_status.h"
-#include "engine/kernels/cuda/narrow.h"
-#include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -34,31 +32,6 @@ void ForEach(int64_t n, const std::function<void(int64_t)>& fn) {
   std::vector<std::jthread> threads;
   for (int32_t t = 1; t < std::min(kPackThreads, cores); ++t) threads.emplace_back(work);
   work();
-}
-
-// Rows of a piece in their type.
-void WritePiece(const ImagePlan::Piece& piece, std::byte* to) {
-  const auto from = [&piece](int64_t row, int64_t i) {
-    return piece.from + ByteSize(piece.dtype, row * piece.from_stride + i * piece.from_step);
-  };
-  if (piece.dtype == piece.to_dtype && piece.from_step == 1) {
-    const int64_t bytes = ByteSize(piece.dtype, piece.width);
-    if (piece.to_pitch == bytes && piece.from_stride == piece.width) {
-      std::memcpy(to, piece.from, piece.rows * bytes);
-      return;
-    }
-    for (int32_t r = 0; r < piece.rows; ++r) std::memcpy(to + r * piece.to_pitch, from(r, 0), bytes);
-    return;
-  }
-  std::vector<float> row(piece.width);
-  for (int32_t r = 0; r < piece.rows; ++r) {
-    if (piece.from_step == 1) {
-      Dequantize(piece.dtype, from(r, 0), piece.width, row.data());
-    } else {
-      for (int32_t i = 0; i < piece.width; ++i) Dequantize(piece.dtype, from(r, i), 1, &row[i]);
-    }
-    Narrow(row.data(), piece.width, piece.to_dtype, to + r * piece.to_pitch);
-  }
 }
 
 uint32_t ChangedLinears(const Adapter& adapter) {
