@@ -71,7 +71,7 @@ ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
                          Precision precision, const KvLayout& kv, int32_t pages)
     : backend_(std::move(backend)),
       model_(std::move(model)),
-      base_model_(source, backend_->primitives()),
+      base_model_(source),
       precision_(precision),
       kv_(kv),
       pages_(pages) {}
