@@ -50,30 +50,47 @@ std::vector<TokenEvent> Drain(TokenSink* sink) {
   return events;
 }
 
-// The largest difference of a log-probability, over the steps before the paths part, which they may
-// only where the best two are closer than `bound` moves them.
-double Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>& events,
-               double bound, int* steps) {
+// Of the absolute differences of log-probabilities, a golden's 8 best of every step. An adapter that
+// were left out would move their mean by 0.4 or more.
+struct Errors {
+  double largest = 0;
+  double sum = 0;
+  int count = 0;
+  int steps = 0;
+
+  double mean() const { return sum / count; }
+};
+
+struct Bounds {
+  double mean;
+  double largest;
+};
+
+// Adds the steps before the paths part, which they may only where the best two are closer than the
+// bound can move them.
+void Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>& events,
+             Bounds bounds, Errors* errors) {
   EXPECT_TRUE(events.back().status.ok()) << c.name << ": " << events.back().status;
-  if (events.size() != prompt.greedy.size() + 1) return INFINITY;
-  double worst = 0;
-  for (size_t step = 0; step + 1 < events.size(); ++step, ++*steps) {
+  ASSERT_EQ(events.size(), prompt.greedy.size() + 1) << c.name;
+  for (size_t step = 0; step + 1 < events.size(); ++step, ++errors->steps) {
     const TokenLogprobs& found = events[step].logprobs;
     for (const auto& [token, expected] : prompt.top[step]) {
       const auto it = std::find_if(found.top.begin(), found.top.end(),
                                    [token = token](const auto& top) { return top.first == token; });
-      if (it == found.top.end()) return INFINITY;
-      worst = std::max(worst, std::abs(it->second - expected));
+      const double error = it == found.top.end() ? INFINITY : std::abs(it->second - expected);
+      errors->largest = std::max(errors->largest, error);
+      errors->sum += error;
+      ++errors->count;
     }
     if (events[step].token == prompt.greedy[step]) continue;
     const double gap = prompt.top[step][0].second - prompt.top[step][1].second;
-    return gap < 2 * bound ? worst : INFINITY;
+    EXPECT_LT(gap, 2 * bounds.largest) << c.name << ", step " << step;
+    return;
   }
-  return worst;
 }
 
 // All cases at once, each against its golden.
-void CompareAll(const std::string& precision, double bound) {
+void CompareAll(const std::string& precision, Bounds bounds) {
   const std::vector<Case> cases = LoadVariantCases();
   std::map<std::string, std::unique_ptr<VariantServer>> servers;
   std::map<std::string, std::vector<std::shared_ptr<TokenSink>>> sinks;
@@ -99,30 +116,33 @@ void CompareAll(const std::string& precision, double bound) {
       sinks[c.name].push_back(Submit(servers[c.base].get(), c, c.prompts[prompt]));
     }
   }
-  std::vector<double> errors;
+  std::vector<double> largest;
   int steps = 0, all_steps = 0;
   for (const Case& c : cases) {
     if (!loaded.contains(c.name)) continue;
-    double worst = 0;
+    Errors errors;
     for (size_t i = 0; i < c.prompts.size(); ++i) {
-      const std::vector<TokenEvent> events = Drain(sinks[c.name][i].get());
-      worst = std::max(worst, Compare(c, c.prompts[i], events, bound, &steps));
+      Compare(c, c.prompts[i], Drain(sinks[c.name][i].get()), bounds, &errors);
       all_steps += static_cast<int>(c.prompts[i].greedy.size());
     }
-    EXPECT_LE(worst, bound) << c.name;
-    std::printf("| `%s` | %s | %.1e |\n", c.name.c_str(), c.base.c_str(), worst);
-    errors.push_back(worst);
+    EXPECT_LE(errors.mean(), bounds.mean) << c.name;
+    EXPECT_LE(errors.largest, bounds.largest) << c.name;
+    std::printf("| `%s` | %s | %.1e | %.1e |\n", c.name.c_str(), c.base.c_str(), errors.largest,
+                errors.mean());
+    largest.push_back(errors.largest);
+    steps += errors.steps;
   }
-  std::sort(errors.begin(), errors.end());
+  std::sort(largest.begin(), largest.end());
   std::printf("%s %s: %zu adapters, median %.1e, %d of %d steps compared\n", kTestDevice,
-              precision.c_str(), errors.size(), errors[errors.size() / 2], steps, all_steps);
+              precision.c_str(), largest.size(), largest[largest.size() / 2], steps, all_steps);
   EXPECT_GE(steps, all_steps / 2);
 }
 
-TEST(Variants, AllTogetherGiveWhatPeftGives) { CompareAll("exact", 1e-3); }
+TEST(Variants, AllTogetherGiveWhatPeftGives) { CompareAll("exact", {1e-3, 1e-3}); }
 
-// Rounded to 16 bits on the way: values move, by what such models' logits are rounded to.
-TEST(Variants, AllTogetherStayNearPeftInFastPrecision) { CompareAll("fast", 0.1); }
+// Keys and values in 16 bits on the CPU, all that layers hand on in bfloat16 on a GPU: eight bits of
+// logits that spread over tens.
+TEST(Variants, AllTogetherStayNearPeftInFastPrecision) { CompareAll("fast", {0.15, 1.5}); }
 
 // PEFT 0.21.2's names, and BONE of older files.
 constexpr const char* kPeftTypes[] = {
