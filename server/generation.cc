@@ -54,10 +54,11 @@ struct GenerationCall::Prepared {
 GenerationCall::GenerationCall(const ServingContext& context) : context_(context) {}
 
 absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const ServingContext& context,
+                                                                      const Identity& caller,
                                                                       GenerationInput input,
                                                                       std::function<void()> wake) {
   std::unique_ptr<GenerationCall> call(new GenerationCall(context));
-  absl::Status status = call->Prepare(std::move(input), std::move(wake));
+  absl::Status status = call->Prepare(caller, std::move(input), std::move(wake));
   if (status.ok()) status = call->SubmitIfReady();
   if (status.ok()) return call;
   call->done_ = true;
@@ -65,14 +66,15 @@ absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const Serv
   return status;
 }
 
-absl::Status GenerationCall::Prepare(GenerationInput input, std::function<void()> wake) {
+absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput input,
+                                     std::function<void()> wake) {
   prepared_ = std::make_unique<Prepared>();
   prepared_->wake = std::move(wake);
   ChoiceOptions& options = prepared_->options;
   options.arrival_us = context_.clock->NowMicros();
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
-  LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, input));
-  LK_ASSIGN_OR_RETURN(prepared_->request, BuildRequest(context_, prepared_->model, input));
+  LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, caller, input));
+  LK_ASSIGN_OR_RETURN(prepared_->request, BuildRequest(context_, caller, prepared_->model, input));
   wanted_ = input.choices;
   best_ = input.best_of > input.choices;
   logprobs_wanted_ = input.sampling.top_logprobs >= 0;

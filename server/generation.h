@@ -20,6 +20,7 @@
 #include "engine/api/token_event.h"
 #include "engine/base/clock.h"
 #include "engine/engine.h"
+#include "server/auth/access.h"
 #include "server/metrics.h"
 #include "server/text/chat_template.h"
 #include "server/text/grammar.h"
@@ -30,6 +31,7 @@ namespace lorikeet {
 // What a front serves with. Everything pointed to outlives every call.
 struct ServingContext {
   Engine* engine = nullptr;
+  Access* access = nullptr;
   const AdapterStore* adapters = nullptr;
   AdapterMixer* mixer = nullptr;  // of `adapters`
   const Tokenizer* tokenizer = nullptr;
@@ -83,6 +85,7 @@ struct GenerationEnd {
   int32_t completion_tokens = 0;
   std::string adapter_version;  // empty: base model
   int64_t adapter_read_us = 0;  // waited for the adapter to be read into host memory
+  int64_t adapter_copy_us = 0;  // and to be copied to the device
 };
 
 // What is new of one choice since it was polled before.
@@ -110,6 +113,7 @@ class GenerationCall {
   // returns, whenever Poll has something new: it must not block. Errors name the field, the value
   // and the bound, and are counted.
   static absl::StatusOr<std::unique_ptr<GenerationCall>> Start(const ServingContext& context,
+                                                               const Identity& caller,
                                                                GenerationInput input,
                                                                std::function<void()> wake);
   ~GenerationCall();
@@ -127,7 +131,7 @@ class GenerationCall {
 
   explicit GenerationCall(const ServingContext& context);
 
-  absl::Status Prepare(GenerationInput input, std::function<void()> wake);
+  absl::Status Prepare(const Identity& caller, GenerationInput input, std::function<void()> wake);
   void AskForAdapter();
   absl::Status SubmitIfReady();
   GenerationDelta Fail(const absl::Status& status);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/listen.h"
+#include "server/say.h"
 
 namespace lorikeet {
 namespace {
@@ -43,17 +44,37 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
     return service->ready_ && service->device_status().ok();
   };
   probes.metrics = [service = self.get()] { return service->MetricsText(); };
-  self->http_api_ = std::make_unique<HttpApi>(std::move(probes));
+  LK_RETURN_IF_ERROR(self->OpenAccess());
+  self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get());
   LK_ASSIGN_OR_RETURN(
       self->http_,
-      HttpServer::Start({config.host, config.http_port, config.http_limits},
+      HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},
                         [api = self->http_api_.get()](HttpRequest request, auto wake) {
                           return api->Handle(std::move(request), wake);
                         }));
   return self;
 }
 
-Service::~Service() { Drain(0); }
+absl::Status Service::OpenAccess() {
+  const bool trusted =
+      config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
+  const Access::Options options{.keys_file = config_.keys, .trusted_callers = trusted};
+  LK_ASSIGN_OR_RETURN(audit_, AuditLog::Open(config_.audit_log));
+  LK_ASSIGN_OR_RETURN(access_, Access::Open(options, &clock_, audit_.get()));
+  if (config_.keys.empty()) return absl::OkStatus();
+  keys_watch_ = std::make_unique<FileWatch>(
+      std::vector{config_.keys}, [access = access_.get(), file = config_.keys] {
+        const absl::Status status = access->Reload();
+        Say(status.ok() ? absl::StrCat("keys read again from ", file)
+                        : absl::StrCat(status.message(), "; the keys from before stay"));
+      });
+  return absl::OkStatus();
+}
+
+Service::~Service() {
+  Drain(0);
+  if (registry_ != nullptr) registry_->SetDevice(nullptr);
+}
 
 absl::Status Service::Serve(ServedModel model) {
   model_ = std::move(model);
@@ -66,9 +87,9 @@ absl::Status Service::Serve(ServedModel model) {
   LK_RETURN_IF_ERROR(StartEngine());
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
-  const GrpcOptions grpc{config_.host, config_.grpc_port, ForAdapterService()};
-  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
-  http_api_->Serve({&context_, registry_.get(), std::chrono::seconds(config_.drain_s)});
+  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, admin_.get(),
+                                               {config_.host, config_.grpc_port, config_.tls}));
+  http_api_->Serve(&context_, admin_.get());
   ready_ = true;
   return absl::OkStatus();
 }
@@ -90,21 +111,20 @@ absl::Status Service::StartRegistry() {
     options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";
   }
   LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
+  admin_ = std::make_unique<AdapterAdmin>(registry_.get(), &metrics_, audit_.get(), ForAdmin());
   mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
   return absl::OkStatus();
 }
 
-AdapterServiceOptions Service::ForAdapterService() const {
-  AdapterServiceOptions options;
+AdapterAdmin::Options Service::ForAdmin() const {
+  AdapterAdmin::Options options;
   options.drain = std::chrono::seconds(config_.drain_s);
   options.directory = config_.adapter_dir;
-  options.base = model_.base;
-  options.host_bytes = config_.adapter_host_mib > 0 ? config_.adapter_host_mib * kMiB
-                                                    : std::numeric_limits<int64_t>::max();
-  if (model_.runner->images() != nullptr) {
-    options.pool_bytes = model_.pages * model_.kv.page_bytes();
-  }
-  options.kv_tokens = int64_t{model_.pages} / model_.kv.pages_per_block * KvLayout::kPageTokens;
+  options.capacity = {.base = model_.base,
+                      .kv = model_.kv,
+                      .pages = model_.pages,
+                      .images = model_.runner->images()};
+  if (config_.adapter_host_mib > 0) options.capacity.host_bytes = config_.adapter_host_mib * kMiB;
   return options;
 }
 
@@ -118,7 +138,9 @@ absl::Status Service::StartEngine() {
   options.vocab = model_.vocab_size;
   options.eos_ids = model_.eos_ids;
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
+  registry_->SetDevice(engine_.get());
   context_ = {.engine = engine_.get(),
+              .access = access_.get(),
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
               .tokenizer = model_.tokenizer.get(),
@@ -164,6 +186,8 @@ std::string Service::MetricsText() {
     const Engine::Gauges gauges = engine_->gauges();
     current.waiting = gauges.waiting;
     current.running = gauges.running;
+    current.decode_waits = gauges.decode_waits;
+    current.images = gauges.images;
     current.adapters = registry_->stats();
   }
   return metrics_.Text(current);

@@ -14,7 +14,11 @@
 #include "engine/engine.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/runner/runner.h"
+#include "server/adapter_admin.h"
+#include "server/auth/access.h"
+#include "server/auth/audit_log.h"
 #include "server/config.h"
+#include "server/file_watch.h"
 #include "server/generation.h"
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
@@ -64,9 +68,10 @@ class Service {
  private:
   explicit Service(const ServerConfig& config) : config_(config) {}
 
+  absl::Status OpenAccess();
   absl::Status StartRegistry();
   absl::Status StartEngine();
-  AdapterServiceOptions ForAdapterService() const;
+  AdapterAdmin::Options ForAdmin() const;
   absl::Status LoadAdapters();
   std::string MetricsText();
 
@@ -74,8 +79,12 @@ class Service {
   const ServerConfig config_;
   SteadyClock clock_;
   Metrics metrics_;
+  std::unique_ptr<AuditLog> audit_;
+  std::unique_ptr<Access> access_;
+  std::unique_ptr<FileWatch> keys_watch_;  // null: no keys file
   ServedModel model_;
   ServingContext context_;
+  std::unique_ptr<AdapterAdmin> admin_;  // takes what the registry's last calls end with
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<Engine> engine_;

@@ -119,7 +119,7 @@ std::vector<std::vector<int32_t>> Serve(const std::vector<VariantCase>& cases,
 TEST(CudaEngine, AThousandRandomStepsGiveTheTokensOfStepsNotRecorded) {
   const std::vector<VariantCase> cases = Cases();
   ASSERT_GE(cases.size(), 60u);
-  const std::vector<Plan> plans = RandomPlans(cases, 2200, 1);
+  const std::vector<Plan> plans = RandomPlans(cases, 2500, 1);
   Counts recorded_counts, plain_counts;
   const auto recorded = Serve(cases, plans, true, &recorded_counts);
   const auto plain = Serve(cases, plans, false, &plain_counts);

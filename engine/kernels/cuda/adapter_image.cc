@@ -84,6 +84,7 @@ class Planner {
                              at_});
     const void* place = Offset(at_);
     at_ += count * pitch;
+    plan_->bytes += count * pitch;
     return place;
   }
 

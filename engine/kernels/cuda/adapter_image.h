@@ -76,6 +76,7 @@ struct ImagePlan {
   int32_t tiles_per_module = 0;
   PartTables parts;
   int64_t pages = 0;
+  int64_t bytes = 0;  // of the pieces, all rows at their pitch
 };
 
 // The piece's rows in their type.

@@ -67,6 +67,7 @@ class DeviceImages final : public AdapterImages {
   struct Resident {
     DeviceAdapter adapter;
     std::byte* tables = nullptr;
+    int64_t bytes = 0;  // ImagePlan's
   };
 
   void Loop();
