@@ -308,15 +308,31 @@ PartSet PartsOf(const Adapter& adapter) {
   const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
   for (const ModuleDelta& delta : adapter.modules) {
     add(Part::kOutScale, delta.out_scale != nullptr);
-    add(Part::kInputRotation, delta.input_rotation.block > 0);
-    add(Part::kSum, delta.adds());
-    add(Part::kOutput, delta.output_rotation.scale != nullptr || delta.rows.rows.data != nullptr);
+    add(Part::kStructured, delta.structured());
   }
   add(Part::kEmbedding, !adapter.embedding.empty() || adapter.virtual_tokens.count > 0);
   add(Part::kNorms, !adapter.norms.empty());
   add(Part::kPrefix, adapter.virtual_tokens.kv != nullptr);
   add(Part::kPromptAttention, !adapter.prompt_attention.empty());
   add(Part::kBottlenecks, !adapter.bottlenecks.empty());
+  return set;
+}
+
+LinearSet LinearsOf(const Adapter& adapter) {
+  LinearSet set = 0;
+  const size_t head = adapter.modules.size() - 1;
+  for (size_t m = 0; m <= head; ++m) {
+    const ModuleDelta& delta = adapter.modules[m];
+    const uint32_t linear = m == head ? kHeadLinear : 1u << m % kLinearsPerLayer;
+    const auto add = [&set, linear](LinearPart part, bool used) {
+      set |= used ? linear << static_cast<uint32_t>(part) : 0;
+    };
+    add(LinearPart::kAny, !delta.empty());
+    add(LinearPart::kInputRotation, delta.input_rotation.block > 0);
+    add(LinearPart::kSum, delta.adds());
+    add(LinearPart::kOutput,
+        delta.output_rotation.scale != nullptr || delta.rows.rows.data != nullptr);
+  }
   return set;
 }
 

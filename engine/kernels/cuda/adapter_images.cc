@@ -34,16 +34,6 @@ void ForEach(int64_t n, const std::function<void(int64_t)>& fn) {
   work();
 }
 
-uint32_t ChangedLinears(const Adapter& adapter) {
-  uint32_t linears = 0;
-  const size_t head = adapter.modules.size() - 1;
-  for (size_t m = 0; m < adapter.modules.size(); ++m) {
-    if (adapter.modules[m].empty()) continue;
-    linears |= 1u << (m == head ? DeviceAdapter::kHeadBit : m % kLinearsPerLayer);
-  }
-  return linears;
-}
-
 // Tables one after the other, as they will be at `base` on the device.
 class TableWriter {
  public:
@@ -203,7 +193,7 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   }
   Packed packed;
   packed.serial = adapter.serial;
-  packed.linears = ChangedLinears(adapter);
+  packed.linears = LinearsOf(adapter);
   packed.part_set = PartsOf(adapter);
   LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
   LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));

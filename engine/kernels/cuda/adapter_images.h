@@ -29,11 +29,9 @@ namespace lorikeet::cuda {
 struct DeviceAdapter {
   const RankTile* tiles = nullptr;
   int32_t tiles_per_module = 0;
-  uint32_t linears = 0;  // bit of each Linear that some layer changes; then kHeadBit
+  LinearSet linears = 0;
   PartSet part_set = 0;
   const AdapterParts* parts = nullptr;  // nullptr: it has none but low-rank pairs and vectors
-
-  static constexpr int32_t kHeadBit = kLinearsPerLayer;  // the head
 };
 
 class DeviceImages final : public AdapterImages {
@@ -61,7 +59,7 @@ class DeviceImages final : public AdapterImages {
     uint64_t serial = 0;
     ImagePlan plan;                  // pieces are dropped once they are written
     std::vector<std::byte*> chunks;  // [plan.pages] of page_bytes_
-    uint32_t linears = 0;            // DeviceAdapter's
+    LinearSet linears = 0;
     PartSet part_set = 0;
   };
   struct Resident {

@@ -93,15 +93,13 @@ struct AdapterParts {
 
 // What a step must launch kernels for, as bits of a PartSet.
 enum class Part : uint32_t {
-  kOutScale = 1 << 0,       // of a linear; part of the low-rank kernels
-  kInputRotation = 1 << 1,
-  kSum = 1 << 2,            // kronecker, circulant, sparse, dense
-  kOutput = 1 << 3,         // output rotation, replaced rows
-  kEmbedding = 1 << 4,      // and virtual tokens
-  kNorms = 1 << 5,
-  kPrefix = 1 << 6,         // virtual tokens that are keys and values
-  kPromptAttention = 1 << 7,
-  kBottlenecks = 1 << 8,
+  kOutScale = 1 << 0,    // of a linear, computed by the low-rank kernels
+  kStructured = 1 << 1,  // the other parts of linears: LinearSet says which
+  kEmbedding = 1 << 2,   // and virtual tokens
+  kNorms = 1 << 3,
+  kPrefix = 1 << 4,      // virtual tokens that are keys and values
+  kPromptAttention = 1 << 5,
+  kBottlenecks = 1 << 6,
 };
 using PartSet = uint32_t;
 
@@ -109,6 +107,20 @@ constexpr PartSet Bit(Part part) { return static_cast<PartSet>(part); }
 PartSet PartsOf(const Adapter& adapter);
 // Whether an AdapterParts is needed for them.
 constexpr bool BeyondLowRank(PartSet parts) { return (parts & ~Bit(Part::kOutScale)) != 0; }
+
+// Which linears have what in some layer: eight bits a LinearPart, by Linear, the head's last.
+enum class LinearPart : uint32_t {
+  kAny = 0,
+  kInputRotation = 8,
+  kSum = 16,     // kronecker, circulant, sparse, dense
+  kOutput = 24,  // output rotation, replaced rows
+};
+using LinearSet = uint32_t;
+inline constexpr uint32_t kHeadLinear = 1u << kLinearsPerLayer;
+inline constexpr LinearSet kHeadLinears = kHeadLinear * 0x01010101u;
+static_assert(kHeadLinear < 1u << 8);
+
+LinearSet LinearsOf(const Adapter& adapter);
 
 // The adapters of an operation's rows.
 struct RowAdapters {

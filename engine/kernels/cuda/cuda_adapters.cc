@@ -7,6 +7,14 @@
 
 namespace lorikeet::cuda {
 
+bool CudaBackend::Has(LinearPart part, const LinearArgs& args) const {
+  uint32_t linears = kHeadLinear;
+  if (args.rows == RowSet::kAll) {
+    linears = ((1u << args.weight->out.size()) - 1) << args.weight->first_module % kLinearsPerLayer;
+  }
+  return (linears_ >> static_cast<uint32_t>(part) & linears) != 0;
+}
+
 RowAdapters CudaBackend::AdaptersOf(RowSet rows, int32_t first_row) const {
   return {arrays_.parts(), rows == RowSet::kLogits ? arrays_.logit_rows() : nullptr, first_row};
 }

@@ -61,13 +61,6 @@ int64_t PinnedBytes(const BackendOptions& options) {
   return std::min(memory / 4, int64_t{32} << 30);
 }
 
-// Bits of the linears that a weight holds, as in DeviceAdapter::linears.
-uint32_t LinearsOf(const LinearWeight& weight, RowSet rows) {
-  if (rows == RowSet::kLogits) return 1u << DeviceAdapter::kHeadBit;
-  const uint32_t parts = (1u << weight.out.size()) - 1;
-  return parts << weight.first_module % kLinearsPerLayer;
-}
-
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& device,
@@ -341,7 +334,7 @@ void CudaBackend::Run(const std::function<void()>& forward) {
   if (!recordable_) return operations();
   if (graphs_.size() >= kMostGraphs) DropGraphs();
   // The head's product is not among what is recorded.
-  Recorded& recorded = graphs_[{rows_, linears_ & ~(1u << DeviceAdapter::kHeadBit), part_set_}];
+  Recorded& recorded = graphs_[{rows_, linears_ & ~kHeadLinears, part_set_}];
   if (!recorded.seen) {
     recorded.seen = true;
     return operations();
@@ -412,26 +405,22 @@ void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cu
 // apart where y's reader can add it; where an adapter does more to y, expanding comes after the
 // product.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
-  constexpr PartSet kOfLinears = Bit(Part::kOutScale) | Bit(Part::kInputRotation) |
-                                 Bit(Part::kSum) | Bit(Part::kOutput) | Bit(Part::kBottlenecks);
   const CudaLinearWeight& weight = Cuda(args.weight);
-  const bool adapted = (linears_ & LinearsOf(weight, args.rows)) != 0;
-  const bool apart =
-      adapted && args.split && (part_set_ & kOfLinears) == 0 && dtype_ != DType::kF32;
+  const bool adapted = Has(LinearPart::kAny, args);
+  const bool rotated = Has(LinearPart::kInputRotation, args);
+  const bool sums = Has(LinearPart::kSum, args), outputs = Has(LinearPart::kOutput, args);
+  const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
+  const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32;
   if (apart) MultiplyApart(args);
-  if (adapted && Has(Part::kInputRotation)) MultiplyRotated(args, weight.rows.get());
+  if (rotated) MultiplyRotated(args, weight.rows.get());
   else gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
-  if (adapted && Has(Part::kSum)) {
-    Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
-  }
+  if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
   if (weight.bias != nullptr) {
     const auto* bias = reinterpret_cast<const float*>(weight.bias.get());
     Note(LaunchAddBias(args.y, bias, stream_), "bias");
   }
-  if (adapted && Has(Part::kOutput)) {
-    Note(LaunchAdaptOutputs(StructuredOf(args), stream_), "outputs");
-  }
+  if (outputs) Note(LaunchAdaptOutputs(StructuredOf(args), stream_), "outputs");
 }
 
 void CudaBackend::MultiplyApart(const LinearArgs& args) {

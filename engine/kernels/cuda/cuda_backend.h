@@ -1,5 +1,5 @@
 // The CUDA backend: a stream and one beside it, 16-bit activations (float32 for float32 models), float32 residual
-// stream and logits. Decode steps are recorded once a number of rows and set of adapted linears,
+// stream and logits. Decode steps are recorded once a number of rows and set of adapters' parts,
 // and replayed.
 #pragma once
 
@@ -59,7 +59,7 @@ class CudaBackend final : public Backend {
 
  private:
   // Of a recorded step: rows, adapted linears, adapters' parts.
-  using GraphKey = std::tuple<int32_t, uint32_t, PartSet>;
+  using GraphKey = std::tuple<int32_t, LinearSet, PartSet>;
 
   // The first step of a key runs as it is, which loads what it needs; the second is recorded.
   struct Recorded {
@@ -80,6 +80,8 @@ class CudaBackend final : public Backend {
   void MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cudaStream_t stream);
   void MultiplyApart(const LinearArgs& args);
   bool Has(Part part) const { return (part_set_ & Bit(part)) != 0; }
+  // Of the step's adapters and this product's linears.
+  bool Has(LinearPart part, const LinearArgs& args) const;
   RowAdapters AdaptersOf(RowSet rows, int32_t first_row = 0) const;
   StructuredArgs StructuredOf(const LinearArgs& args) const;
   void MultiplyRotated(const LinearArgs& args, const std::byte* weight);
@@ -109,8 +111,8 @@ class CudaBackend final : public Backend {
   int32_t slots_per_item_ = 1;  // sums a low-rank item keeps at most: parts · slices of a linear
 
   StepWork work_;
-  uint32_t linears_ = 0;  // that the step's adapters change
-  PartSet part_set_ = 0;  // that they have
+  LinearSet linears_ = 0;  // of the step's adapters
+  PartSet part_set_ = 0;
   bool recordable_ = false;
   int32_t rows_ = 0;
   std::map<GraphKey, Recorded> graphs_;
