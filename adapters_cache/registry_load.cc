@@ -72,6 +72,7 @@ void AdapterRegistry::Core::RunLoad(Job job) {
 }
 
 absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
+  const SteadyTime start = std::chrono::steady_clock::now();
   const Origin origin = job.source.empty() ? job.options.origin : Origin::kOperator;
   LK_ASSIGN_OR_RETURN(const fs::path directory, ResolveDirectory(job.path, origin));
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(directory, origin));
@@ -105,6 +106,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
                      most < options_.host_bytes ? " for one tenant" : ""));
   }
   std::lock_guard lock(mutex_);
+  CountRead(loaded.record.bytes, start);
   return Publish(job, std::move(loaded));
 }
 
@@ -199,11 +201,17 @@ absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) co
 
 // Room for it is taken already.
 void AdapterRegistry::Core::RunRead(const Job& job) {
+  const SteadyTime start = std::chrono::steady_clock::now();
   const auto read = [&]() -> absl::StatusOr<Loaded> {
     LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAgain(job));
     return Build(std::move(files), job.options.origin);
   };
-  EndRead(job.version, read(), /*has_room=*/true);
+  absl::StatusOr<Loaded> loaded = read();
+  if (loaded.ok()) {
+    std::lock_guard lock(mutex_);
+    CountRead(loaded->record.bytes, start);
+  }
+  EndRead(job.version, std::move(loaded), /*has_room=*/true);
 }
 
 void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded,
@@ -217,8 +225,9 @@ void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Lo
     waiting_requests_ -= static_cast<int64_t>(waiting.size());
     if (loaded.ok()) {
       Admit(version.get(), std::move(loaded->adapter));
-    } else if (has_room) {
-      CountHost(*version, -1);
+    } else {
+      ++stats_.read_failures;
+      if (has_room) CountHost(*version, -1);
     }
     jobs_changed_.notify_all();
     for (size_t i = 0; i < waiting.size(); ++i) {

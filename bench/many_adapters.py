@@ -237,15 +237,11 @@ def churn(server, args):
 
     def load():
         begin = time.monotonic()
-        while not stop.is_set():
-            name = f"churn{loads[0]}"
-            # Other bytes each time, from the far end: read, parsed and built, not found.
-            server.unload(name_of(args.adapters - 1 - loads[0] % 2000))
-            server.load(name, f"{args.folder}/{name_of(args.adapters - 1 - loads[0] % 2000)}")
+        while not stop.is_set():  # read, parsed and built each time, from the far half
+            name = name_of(args.adapters - 1 - loads[0] % (args.adapters // 2))
             server.unload(name)
-            server.load(name_of(args.adapters - 1 - loads[0] % 2000),
-                        f"{args.folder}/{name_of(args.adapters - 1 - loads[0] % 2000)}")
-            loads[0] += 2
+            server.load(name, f"{args.folder}/{name}")
+            loads[0] += 1
             time.sleep(max(0, begin + loads[0] / 50 - time.monotonic()))
     thread = threading.Thread(target=load)
     begin = time.monotonic()
@@ -255,7 +251,7 @@ def churn(server, args):
     thread.join()
     rate = loads[0] / (time.monotonic() - begin)
     row("time between tokens, 4 streams", f"median {quiet['p50']:.2f} ms, 99 % {quiet['p99']:.2f} ms")
-    row(f"the same during {rate:.0f} loads and unloads a second",
+    row(f"the same while {rate:.0f} adapters a second are unloaded and loaded",
         f"median {busy['p50']:.2f} ms, 99 % {busy['p99']:.2f} ms")
 
 
