@@ -174,7 +174,9 @@ HttpApi::Answer HttpApi::Completions(const Call& call) const {
 
 HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
-  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body));
+  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, context_->chat_template == nullptr
+                                                             ? ToolStyle::kNone
+                                                             : context_->chat_template->tool_style()));
   return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
 }
 

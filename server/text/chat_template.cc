@@ -34,6 +34,16 @@ void ChatTemplate::Free::operator()(LkChatTemplate* chat_template) const {
   lk_chat_template_free(chat_template);
 }
 
+namespace {
+
+ToolStyle ToolStyleOf(const std::string& source) {
+  if (source.find("tools") == std::string::npos) return ToolStyle::kNone;
+  const bool tagged = source.find("<tool_call>") != std::string::npos;
+  return tagged ? ToolStyle::kTagged : ToolStyle::kWhole;
+}
+
+}  // namespace
+
 absl::StatusOr<ChatTemplate::Handle> ChatTemplate::Compile(std::string_view source) {
   LkChatTemplate* compiled = nullptr;
   LkBytes error;
@@ -51,6 +61,7 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(const ChatTem
   if (!source.with_tools.empty()) {
     LK_ASSIGN_OR_RETURN(chat->with_tools_, Compile(source.with_tools));
   }
+  chat->tool_style_ = ToolStyleOf(source.with_tools.empty() ? source.text : source.with_tools);
   Json tokens = Json::object();
   const auto add = [&](const char* name, const std::optional<NamedToken>& token) {
     if (token) tokens[name] = token->text;
