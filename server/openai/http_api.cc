@@ -55,6 +55,10 @@ bool Leads(std::string_view path, std::string_view pattern, std::string* name) {
   return true;
 }
 
+ToolStyle ToolStyleOf(const ChatTemplate* chat) {
+  return chat == nullptr ? ToolStyle::kNone : chat->tool_style();
+}
+
 bool Matches(std::string_view method, std::string_view given) {
   return given == method || (given == "HEAD" && method == "GET");
 }
@@ -174,9 +178,7 @@ HttpApi::Answer HttpApi::Completions(const Call& call) const {
 
 HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
-  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, context_->chat_template == nullptr
-                                                             ? ToolStyle::kNone
-                                                             : context_->chat_template->tool_style()));
+  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(context_->chat_template)));
   return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
 }
 

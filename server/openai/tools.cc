@@ -28,7 +28,8 @@ absl::StatusOr<Tool> ReadTool(const Json& json, const std::string& field) {
   std::string type, description;
   fields.Read("type", &type);
   if (fields.ok() && type != "function") {
-    return FieldError(field + ".type", absl::StrCat("'", type, "' is not supported; only 'function'"));
+    return FieldError(field + ".type",
+                      absl::StrCat("'", type, "' is not supported; only 'function'"));
   }
   const Json* function = fields.Take("function");
   LK_RETURN_IF_ERROR(fields.Finish());
@@ -62,7 +63,8 @@ absl::StatusOr<std::vector<Tool>> ReadDefinitions(const Json& json) {
     LK_ASSIGN_OR_RETURN(Tool tool, ReadTool(json[i], field));
     for (const Tool& other : tools) {
       if (other.name == tool.name) {
-        return FieldError(field + ".function.name", absl::StrCat("'", tool.name, "' is there twice"));
+        return FieldError(field + ".function.name",
+                          absl::StrCat("'", tool.name, "' is there twice"));
       }
     }
     tools.push_back(std::move(tool));

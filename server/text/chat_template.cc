@@ -20,6 +20,12 @@ std::string_view Or(std::string_view text, std::string_view if_empty) {
   return text.empty() ? if_empty : text;
 }
 
+ToolStyle ToolStyleOf(const std::string& source) {
+  if (source.find("tools") == std::string::npos) return ToolStyle::kNone;
+  const bool tagged = source.find("<tool_call>") != std::string::npos;
+  return tagged ? ToolStyle::kTagged : ToolStyle::kWhole;
+}
+
 }  // namespace
 
 std::string MessagesJson(std::span<const ChatMessage> messages) {
@@ -33,16 +39,6 @@ std::string MessagesJson(std::span<const ChatMessage> messages) {
 void ChatTemplate::Free::operator()(LkChatTemplate* chat_template) const {
   lk_chat_template_free(chat_template);
 }
-
-namespace {
-
-ToolStyle ToolStyleOf(const std::string& source) {
-  if (source.find("tools") == std::string::npos) return ToolStyle::kNone;
-  const bool tagged = source.find("<tool_call>") != std::string::npos;
-  return tagged ? ToolStyle::kTagged : ToolStyle::kWhole;
-}
-
-}  // namespace
 
 absl::StatusOr<ChatTemplate::Handle> ChatTemplate::Compile(std::string_view source) {
   LkChatTemplate* compiled = nullptr;

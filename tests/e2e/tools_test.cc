@@ -128,7 +128,8 @@ TEST_F(ToolsTest, AWholeAnswerIsACall) {
   ASSERT_THAT(choice["message"]["tool_calls"], SizeIs(1));
   EXPECT_EQ(choice["message"]["tool_calls"][0]["function"]["arguments"], R"({"city":"Rome"})");
   EXPECT_EQ(choice["message"]["content"], nullptr);
-  const json two = Say(R"([{"name": "clock", "arguments": {}}, {"name": "clock", "arguments": {}}])");
+  const std::string clock = R"({"name": "clock", "arguments": {}})";
+  const json two = Say("[" + clock + ", " + clock + "]");
   EXPECT_THAT(two["message"]["tool_calls"], SizeIs(2));
   for (const std::string text : {"{\"a\": 1}", "It is {\"name\": 1}", "[1]", "{"}) {
     EXPECT_EQ(Say(text)["message"]["content"], text);
@@ -149,7 +150,8 @@ TEST_F(ToolsTest, TheTemplateTellsTheModelOfThem) {
                       {"tool_calls",
                        {{{"id", "call_1"},
                          {"type", "function"},
-                         {"function", {{"name", "weather"}, {"arguments", R"({"city": "Oslo"})"}}}}}}},
+                         {"function",
+                          {{"name", "weather"}, {"arguments", R"({"city": "Oslo"})"}}}}}}},
                      {{"role", "tool"}, {"tool_call_id", "call_1"}, {"content", "rain"}}};
   EXPECT_GT(prompt_tokens({{"messages", talk}}), with);
 }
