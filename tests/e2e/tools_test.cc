@@ -142,7 +142,7 @@ TEST_F(ToolsTest, TheTemplateTellsTheModelOfThem) {
   const auto prompt_tokens = [&](const json& more) {
     return Post(Body(more))["usage"]["prompt_tokens"].get<int>();
   };
-  const int with = prompt_tokens({});
+  const int with = prompt_tokens(json::object());
   EXPECT_EQ(with, prompt_tokens({{"tool_choice", "none"}}) +
                       static_cast<int>(Encode("weather,clock,").size()));
   const json talk = {{{"role", "user"}, {"content", "hi"}},
@@ -208,7 +208,7 @@ TEST_F(ToolsTest, WhatIsWrongIsNamed) {
 
 TEST_F(ToolsTest, ATemplateWithoutToolsCannotTellOfThem) {
   Start();
-  EXPECT_THAT(Post(Body({}), 400)["error"]["message"].get<std::string>(),
+  EXPECT_THAT(Post(Body(json::object()), 400)["error"]["message"].get<std::string>(),
               HasSubstr("tools: the model's chat template"));
 }
 
