@@ -169,7 +169,11 @@ void AdapterRegistry::Core::Prefetch(std::string_view name,
         ++pending->missing;
         ++waiting_requests_;
         target.version->waiting.push_back(
-            [pending](absl::StatusOr<AdapterLease> lease) { pending->End(lease.status()); });
+            [pending](absl::StatusOr<AdapterLease> lease) {
+              // The lease is gone before the caller hears.
+              const absl::Status status = absl::StatusOr<AdapterLease>(std::move(lease)).status();
+              pending->End(status);
+            });
         QueueRead(target.version);
       }
     }
