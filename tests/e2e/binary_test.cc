@@ -248,6 +248,12 @@ TEST_F(BinaryTest, InspectNeedsNoServer) {
   ExpectOneLineError(Run({"adapters", "inspect", kModel}), "adapter_config.json");
 }
 
+TEST_F(BinaryTest, WithoutAGpuTheServerSaysWhy) {
+  if (access("/dev/nvidia0", F_OK) == 0) GTEST_SKIP() << "there is a GPU";
+  Serve({"--device", "auto"});
+  EXPECT_THAT(ReadFile(Path("serve_out")), HasSubstr("\nno GPU: "));
+}
+
 TEST_F(BinaryTest, SigtermEndsItCleanly) {
   Serve();
   kill(server_, SIGTERM);
