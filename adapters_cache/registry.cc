@@ -170,8 +170,8 @@ void AdapterRegistry::Core::Prefetch(std::string_view name,
         ++waiting_requests_;
         target.version->waiting.push_back(
             [pending](absl::StatusOr<AdapterLease> lease) {
-              // The lease is gone before the caller hears.
-              const absl::Status status = absl::StatusOr<AdapterLease>(std::move(lease)).status();
+              const absl::Status status = lease.status();
+              lease = absl::CancelledError();  // nobody holds it when the caller hears of it
               pending->End(status);
             });
         QueueRead(target.version);
@@ -229,6 +229,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::SetAlias(const std::string& alias,
                                                       const std::vector<AdapterTarget>& targets) {
   return core_->SetAlias(alias, targets);
 }
+void AdapterRegistry::SetDevice(DeviceTier* device) { core_->SetDevice(device); }
 std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) const {
   return core_->List(filter);
 }

@@ -30,6 +30,7 @@
 #include "adapters_cache/normalise.h"
 #include "engine/api/adapter_store.h"
 #include "engine/api/base_model.h"
+#include "engine/api/device_tier.h"
 
 namespace lorikeet {
 
@@ -53,9 +54,11 @@ struct AdapterInfo {
   int32_t modules = 0;   // adapted linears
   int64_t bytes = 0;     // in memory; shared with other names of the same version
   bool in_host = false;  // in host memory now
+  int64_t device_bytes = 0;  // of pages on the device now, where adapters have images there
   bool pinned = false;   // stays there
   int64_t leases = 0;    // requests that hold the version now, through any name
   int64_t hits = 0;      // requests that asked for this name
+  int64_t host_misses = 0;  // of them, those that waited until it was read into host memory
   int64_t loaded_at_unix_us = 0;
   int64_t last_used_unix_us = 0;      // when this name was last asked for; 0: never
   std::vector<std::string> warnings;  // of the load: keys and tensors that change nothing
@@ -64,12 +67,14 @@ struct AdapterInfo {
 struct UnloadResult {
   std::string version;
   int64_t host_bytes_freed = 0;  // 0 when another name leads to the same version
+  int64_t device_bytes_freed = 0;
 };
 
 struct AdapterFilter {
   std::string name_prefix;
   std::string version;        // names that lead to it; empty: any
   bool in_host_only = false;
+  bool on_device_only = false;
   std::string after;          // names behind this one
   int32_t limit = std::numeric_limits<int32_t>::max();
 };
@@ -164,9 +169,10 @@ class AdapterRegistry final : public AdapterStore {
   void ReloadAsync(const std::string& name, LoadDone done);
 
   // Takes the name away at once, so that new requests get NOT_FOUND, waits until requests that hold
-  // what it alone led to are gone, frees, and calls `done` once, on the registry's own thread (or
-  // at once, on this one, when it is refused). NOT_FOUND: no such name; DEADLINE_EXCEEDED: still
-  // leased after `drain` (the name is gone all the same, and the memory follows its last lease).
+  // what it alone led to are gone, frees host memory and the pages on the device, and calls `done`
+  // once, on the registry's own thread (or at once, on this one, when there is nothing to wait for).
+  // NOT_FOUND: no such name; DEADLINE_EXCEEDED: still leased after `drain` (the name is gone all the
+  // same, and the memory follows its last lease).
   void UnloadAsync(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
 
   absl::StatusOr<std::string> Find(std::string_view name) const override;
@@ -187,6 +193,10 @@ class AdapterRegistry final : public AdapterStore {
   // kMaxTargets, a weight that is not positive; NOT_FOUND: a target, named.
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
                                        const std::vector<AdapterTarget>& targets);
+
+  // Where adapters have images besides; nullptr, as at first: nowhere. What is set must outlive the
+  // registry or be taken away again.
+  void SetDevice(DeviceTier* device);
 
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;  // by name
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;      // NOT_FOUND names it

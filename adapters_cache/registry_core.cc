@@ -190,6 +190,7 @@ void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
                          kMaxWaitingRequests, " may"));
       } else {
         ++stats_.host_misses;
+        ++entry.host_misses;
         ++waiting_requests_;
         version->waiting.push_back(std::move(done));
         QueueRead(version);
@@ -208,7 +209,7 @@ AdapterLease AdapterRegistry::Core::Lease(const VersionPtr& version) {
       adapter, [core = shared_from_this(), version,
                 own = version->adapter](const Adapter*) mutable {
         core->OnLeaseDropped(version.get(), std::move(own));
-      }));
+      }), version->adapter);
 }
 
 // Any thread, often the engine's. The version keeps the adapter, so nothing is freed here.
@@ -235,6 +236,10 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
     for (const auto& drain : kept->drains) drain->result.host_bytes_freed += kept->record.bytes;
     jobs_changed_.notify_all();
   }
+  for (const auto& drain : kept->drains) {
+    --drain->in_use;
+    ++drain->leaving;
+  }
   Emit(AdapterEvent::Kind::kFreed, "", kept->record.id);
   retired_.push_back(kept);
   reaper_wakes_.notify_one();
@@ -248,8 +253,7 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
     ++target.version->names;
     // Loaded again while it drained: nothing is freed, and nobody waits for it any more.
     for (const auto& drain : std::exchange(target.version->drains, {})) {
-      drain->missing = 0;
-      drain->deadline = SteadyTime::min();
+      --drain->in_use;
       reaper_wakes_.notify_one();
     }
   }
@@ -274,7 +278,7 @@ void AdapterRegistry::Core::DropTargets(const std::vector<Target>& targets, bool
     if (pinned) AddPins(version, -1);
     if (version->names == 0 && drain != nullptr) {
       version->drains.push_back(drain);
-      ++drain->missing;
+      ++drain->in_use;
     }
     RetireIfUnused(version);
   }
@@ -288,7 +292,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
   auto drain = std::make_shared<Drain>();
   drain->name = name;
   drain->deadline = SteadyTime::max();
-  drain->missing = 1;  // this call, until the change is on disk
+  drain->leaving = 1;  // this call, until the change is on disk
   absl::Status refused;
   {
     std::lock_guard lock(mutex_);
@@ -312,7 +316,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
   const absl::Status saved = Save();
   {
     std::lock_guard lock(mutex_);
-    if (--drain->missing > 0) {
+    if (--drain->leaving > 0 || drain->in_use > 0) {
       drain->deadline = std::chrono::steady_clock::now() + drain_time;
       reaper_wakes_.notify_one();
       return;
@@ -396,6 +400,16 @@ absl::StatusOr<const AdapterRegistry::Core::Name*> AdapterRegistry::Core::FindNa
 
 // ---- what is there
 
+void AdapterRegistry::Core::SetDevice(DeviceTier* device) {
+  std::scoped_lock lock(device_mutex_, mutex_);
+  device_ = device;
+}
+
+int64_t AdapterRegistry::Core::DeviceBytes(const Version& version) const {
+  if (device_ == nullptr || version.adapter == nullptr) return 0;
+  return device_->ImageBytes(version.adapter->serial);
+}
+
 AdapterInfo AdapterRegistry::Core::Describe(const std::string& name, const Name& entry) const {
   const Version& version = *entry.targets.front().version;
   const VersionRecord& record = version.record;
@@ -408,9 +422,11 @@ AdapterInfo AdapterRegistry::Core::Describe(const std::string& name, const Name&
                    .modules = record.modules,
                    .bytes = record.bytes,
                    .in_host = version.adapter != nullptr,
+                   .device_bytes = DeviceBytes(version),
                    .pinned = entry.pinned,
                    .leases = version.leases,
                    .hits = entry.hits,
+                   .host_misses = entry.host_misses,
                    .loaded_at_unix_us = entry.loaded_at_unix_us,
                    .last_used_unix_us = entry.last_used_unix_us,
                    .warnings = record.warnings};
@@ -433,7 +449,9 @@ std::vector<AdapterInfo> AdapterRegistry::Core::List(const AdapterFilter& filter
       return target.version->record.id == filter.version;
     };
     if (!filter.version.empty() && std::ranges::none_of(entry.targets, leads_there)) continue;
-    if (filter.in_host_only && entry.targets.front().version->adapter == nullptr) continue;
+    const Version& first = *entry.targets.front().version;
+    if (filter.in_host_only && first.adapter == nullptr) continue;
+    if (filter.on_device_only && DeviceBytes(first) == 0) continue;
     found.push_back(Describe(name, entry));
   }
   return found;

@@ -39,6 +39,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
                                        const std::vector<AdapterTarget>& targets);
+  void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
   absl::StatusOr<std::string> Find(std::string_view name) const;
@@ -56,7 +57,13 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     SteadyTime deadline;
     UnloadDone done;  // empty once called
     UnloadResult result;
-    int32_t missing = 0;  // versions not freed yet
+    int32_t in_use = 0;   // versions that requests hold
+    int32_t leaving = 0;  // versions on their way out of host memory or of the device
+
+    SteadyTime End() const {  // when `done` is due
+      if (leaving > 0) return SteadyTime::max();
+      return in_use > 0 ? deadline : SteadyTime::min();
+    }
   };
 
   struct Version {
@@ -84,6 +91,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     bool kept = true;                 // in the state file
     bool pinned = false;
     int64_t hits = 0;
+    int64_t host_misses = 0;
     int64_t loaded_at_unix_us = 0;
     int64_t last_used_unix_us = 0;
   };
@@ -133,6 +141,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   AdapterLease Lease(const VersionPtr& version);
   void OnLeaseDropped(Version* version, std::shared_ptr<const Adapter> adapter);
   void RetireIfUnused(const VersionPtr& version);
+  int64_t DeviceBytes(const Version& version) const;
   AdapterInfo Describe(const std::string& name, const Name& entry) const;
   absl::StatusOr<const Name*> FindName(std::string_view name) const;
   RegistryRecords Records() const;
@@ -141,14 +150,18 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   // ---- registry_reaper.cc
   void RunReaper();
   void FreeRetired(std::unique_lock<std::mutex>& lock);
-  void EndLateDrains(std::unique_lock<std::mutex>& lock);
-  SteadyTime NextDeadline() const;
+  void OnFreed(const VersionPtr& version, int64_t device_bytes);
+  void EndDrains(std::unique_lock<std::mutex>& lock);
+  SteadyTime NextEnd() const;
 
   const BaseModel& base_;
   const Options options_;
 
   std::mutex save_mutex_;        // of writing the state file; taken before mutex_
   int64_t saved_generation_ = 0;  // under save_mutex_
+
+  std::mutex device_mutex_;        // of calls to device_ without mutex_; taken before it
+  DeviceTier* device_ = nullptr;   // changed under both
 
   mutable std::mutex mutex_;  // everything below
   std::condition_variable jobs_changed_;

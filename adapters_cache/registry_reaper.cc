@@ -10,66 +10,78 @@ namespace lorikeet {
 void AdapterRegistry::Core::RunReaper() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
+    const SteadyTime next_end = NextEnd();
     if (!graveyard_.empty()) {
       const auto freed = std::exchange(graveyard_, {});
       lock.unlock();
       // `freed` dies here, without the lock.
     } else if (!retired_.empty()) {
       FreeRetired(lock);
-    } else if (NextDeadline() <= std::chrono::steady_clock::now()) {
-      EndLateDrains(lock);
-    } else if (NextDeadline() == SteadyTime::max()) {
+    } else if (next_end <= std::chrono::steady_clock::now()) {
+      EndDrains(lock);
+    } else if (next_end == SteadyTime::max()) {
       reaper_wakes_.wait(lock);
     } else {
-      reaper_wakes_.wait_until(lock, NextDeadline());
+      reaper_wakes_.wait_until(lock, next_end);
     }
     if (!lock.owns_lock()) lock.lock();
   }
 }
 
-// Their bytes are gone when their unloads hear of it.
+// The device lets go of an image when it hears that its adapter has left host memory.
 void AdapterRegistry::Core::FreeRetired(std::unique_lock<std::mutex>& lock) {
   std::vector<VersionPtr> retired = std::exchange(retired_, {});
   lock.unlock();
-  for (const VersionPtr& version : retired) version->adapter.reset();
-  lock.lock();
-  std::vector<std::shared_ptr<Drain>> over;
+  std::lock_guard device_lock(device_mutex_);
   for (const VersionPtr& version : retired) {
-    for (const std::shared_ptr<Drain>& drain : version->drains) {
-      if (--drain->missing == 0 && drain->done) over.push_back(drain);
+    const uint64_t serial = version->adapter != nullptr ? version->adapter->serial : 0;
+    version->adapter.reset();
+    if (device_ == nullptr || serial == 0) {
+      OnFreed(version, 0);
+      continue;
     }
+    device_->Release(serial, [core = shared_from_this(), version](int64_t bytes) {
+      core->OnFreed(version, bytes);
+    });
   }
-  for (const auto& drain : over) std::erase(drains_, drain);
-  std::vector<UnloadDone> done;
-  for (const auto& drain : over) done.push_back(std::exchange(drain->done, nullptr));
-  lock.unlock();
-  for (size_t i = 0; i < over.size(); ++i) done[i](over[i]->result);
 }
 
-void AdapterRegistry::Core::EndLateDrains(std::unique_lock<std::mutex>& lock) {
+void AdapterRegistry::Core::OnFreed(const VersionPtr& version, int64_t device_bytes) {
+  std::lock_guard lock(mutex_);
+  for (const std::shared_ptr<Drain>& drain : version->drains) {
+    --drain->leaving;
+    drain->result.device_bytes_freed += device_bytes;
+  }
+  reaper_wakes_.notify_one();
+}
+
+// Those that have nothing more to wait for, and those whose time is over. What no request holds
+// leaves by itself, and is waited for.
+void AdapterRegistry::Core::EndDrains(std::unique_lock<std::mutex>& lock) {
   const auto now = std::chrono::steady_clock::now();
-  std::vector<std::shared_ptr<Drain>> late;
+  std::vector<std::shared_ptr<Drain>> ended;
   std::vector<UnloadDone> done;
-  std::vector<absl::StatusOr<UnloadResult>> results;
   for (const auto& drain : drains_) {
-    if (drain->deadline > now) continue;
-    late.push_back(drain);
-    results.push_back(drain->result);
-    if (drain->missing > 0) {
-      results.back() = absl::DeadlineExceededError(
-          absl::StrCat("adapter ", QuotedName(drain->name),
-                       " is still in use; its name is gone and its memory follows"));
-    }
+    if (drain->End() > now) continue;
+    ended.push_back(drain);
     done.push_back(std::exchange(drain->done, nullptr));
   }
-  for (const auto& drain : late) std::erase(drains_, drain);
+  for (const auto& drain : ended) std::erase(drains_, drain);
+  std::vector<absl::StatusOr<UnloadResult>> results;
+  for (const auto& drain : ended) {
+    results.push_back(drain->result);
+    if (drain->in_use == 0) continue;
+    results.back() = absl::DeadlineExceededError(
+        absl::StrCat("adapter ", QuotedName(drain->name),
+                     " is still in use; its name is gone and its memory follows"));
+  }
   lock.unlock();
   for (size_t i = 0; i < done.size(); ++i) done[i](std::move(results[i]));
 }
 
-AdapterRegistry::Core::SteadyTime AdapterRegistry::Core::NextDeadline() const {
+AdapterRegistry::Core::SteadyTime AdapterRegistry::Core::NextEnd() const {
   SteadyTime next = SteadyTime::max();
-  for (const auto& drain : drains_) next = std::min(next, drain->deadline);
+  for (const auto& drain : drains_) next = std::min(next, drain->End());
   return next;
 }
 

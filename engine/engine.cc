@@ -12,26 +12,16 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
+#include "engine/image_ledger.h"
 #include "engine/scheduler/scheduler.h"
 
 namespace lorikeet {
 namespace {
 
-// Requests were asked at the door whether their adapter has an image at all.
-std::function<int32_t(const Adapter&)> ImagePages(const AdapterImages* images) {
-  if (images == nullptr) return nullptr;
-  return [images](const Adapter& adapter) {
-    const absl::StatusOr<int32_t> pages = images->Pages(adapter);
-    LK_CHECK_MSG(pages.ok(), pages.status().ToString());
-    return *pages;
-  };
-}
-
-SchedulerOptions ForScheduler(const EngineOptions& options, const AdapterImages* images) {
+SchedulerOptions ForScheduler(const EngineOptions& options) {
   return {.limits = options.limits,
           .kv = options.kv,
           .pages = options.pages,
-          .image_pages = ImagePages(images),
           .prefix_cache = options.prefix_cache,
           .eos_ids = options.eos_ids};
 }
@@ -59,16 +49,20 @@ absl::Status CheckToken(const char* field, size_t index, int32_t id, int32_t voc
                                                  "; the vocabulary has ids 0 to ", vocab - 1));
 }
 
+// Of the request's adapter, in the pool.
+absl::StatusOr<int32_t> ImagePages(const Request& request, const AdapterImages* images) {
+  const Adapter* adapter = request.adapter.get();
+  if (adapter == nullptr || images == nullptr) return 0;
+  return images->Pages(*adapter);
+}
+
 // Tokens that the pool holds beside the request's adapter.
 absl::StatusOr<int32_t> TokensBeside(const Request& request, const SchedulerOptions& options,
-                                     const AdapterImages* images) {
-  const Adapter* adapter = request.adapter.get();
-  if (adapter == nullptr || images == nullptr) return ContextTokens(options);
-  LK_ASSIGN_OR_RETURN(const int32_t pages, images->Pages(*adapter));
-  const int32_t tokens = ContextTokens(options, pages);
+                                     int32_t image_pages) {
+  const int32_t tokens = ContextTokens(options, image_pages);
   if (tokens >= 2) return tokens;
   return absl::ResourceExhaustedError(absl::StrCat(
-      "adapter '", request.adapter_name, "' takes ", pages, " pages of ",
+      "adapter '", request.adapter_name, "' takes ", image_pages, " pages of ",
       options.kv.page_bytes(), " bytes; the pool has ", options.pages));
 }
 
@@ -121,17 +115,26 @@ struct Engine::Impl {
   struct Submission {
     RequestId id;
     Request request;
+    int32_t image_pages = 0;
     std::shared_ptr<TokenSink> sink;
+  };
+  // A request whose kFinished is still to come.
+  struct Open {
+    std::shared_ptr<TokenSink> sink;
+    uint64_t image = 0;  // Adapter::serial; 0: none
+    int64_t enqueued_us = 0;
+    int64_t adapter_copy_us = 0;
   };
 
   Impl(const EngineOptions& options, Runner* runner, const Clock* clock, StatsSink* stats)
       : options(options),
         images(runner->images()),
-        scheduler_options(ForScheduler(options, images)),
+        scheduler_options(ForScheduler(options)),
         max_open(int64_t{options.limits.max_running_requests} + options.limits.max_queued_requests),
         runner(runner),
         clock(clock),
         stats(stats),
+        ledger(options.kv.page_bytes()),
         scheduler(scheduler_options) {
     if (images != nullptr) images->SetWake([this] { WakeForImages(); });
   }
@@ -145,7 +148,7 @@ struct Engine::Impl {
   void Step();
   void WakeForImages();
   void TakeLoaded();
-  void CountRunning();
+  void CountRunning(bool planned);
   void Deliver();
 
   const EngineOptions options;
@@ -155,6 +158,7 @@ struct Engine::Impl {
   Runner* const runner;
   const Clock* const clock;
   StatsSink* const stats;
+  ImageLedger ledger;
 
   // The inbox and what the front asks about, under `mutex`.
   mutable std::mutex mutex;
@@ -167,12 +171,13 @@ struct Engine::Impl {
   int64_t drain_until_us = std::numeric_limits<int64_t>::max();
   absl::Status device;  // written by the engine thread alone
   int32_t running = 0;
-  bool images_came = false;
+  int64_t decode_waits = 0;
+  bool images_came = false;  // or are to go
 
   // The engine thread's own.
   Scheduler scheduler;
   bool blocked = false;  // all requests wait for images
-  std::unordered_map<RequestId, std::shared_ptr<TokenSink>> sinks;
+  std::unordered_map<RequestId, Open> requests;
   std::vector<Submission> taken_submissions;
   std::vector<RequestId> taken_cancels;
   Batch batch;
@@ -213,8 +218,11 @@ bool Engine::Impl::TakeInbox() {
 }
 
 void Engine::Impl::Enqueue(Submission submission) {
-  sinks.emplace(submission.id, std::move(submission.sink));
-  scheduler.Enqueue(submission.id, std::move(submission.request));
+  const Adapter* adapter = submission.request.adapter.get();
+  requests[submission.id] = {.sink = std::move(submission.sink),
+                             .image = submission.image_pages > 0 ? adapter->serial : 0,
+                             .enqueued_us = clock->NowMicros()};
+  scheduler.Enqueue(submission.id, std::move(submission.request), submission.image_pages);
 }
 
 void Engine::Impl::Step() {
@@ -225,9 +233,13 @@ void Engine::Impl::Step() {
   const bool planned = scheduler.Plan(&batch);
   blocked = !planned;
   AdapterMoves moves = scheduler.TakeMoves();
-  if (!moves.empty()) images->Move(std::move(moves));
+  if (!moves.empty()) {
+    ledger.Begin(moves, clock->NowMicros());
+    images->Move(std::move(moves));
+  }
+  ledger.Settle();
+  CountRunning(planned);
   if (planned) {
-    CountRunning();
     absl::StatusOr<StepResult> result = runner->Run(batch);
     const int64_t end_us = clock->NowMicros();
     if (result.ok()) {
@@ -257,13 +269,20 @@ void Engine::Impl::WakeForImages() {
 void Engine::Impl::TakeLoaded() {
   if (images == nullptr) return;
   for (const AdapterLoaded& loaded : images->TakeLoaded()) {
-    scheduler.Loaded(loaded, clock->NowMicros(), &events);
+    const int64_t now_us = clock->NowMicros();
+    const int64_t begun_us = ledger.End(loaded);
+    for (auto& [id, request] : requests) {
+      if (request.image != loaded.serial) continue;
+      request.adapter_copy_us += now_us - std::max(begun_us, request.enqueued_us);
+    }
+    scheduler.Loaded(loaded, now_us, &events);
   }
 }
 
-void Engine::Impl::CountRunning() {
+void Engine::Impl::CountRunning(bool planned) {
   std::lock_guard lock(mutex);
   running = scheduler.running();
+  if (!planned && running > 0) ++decode_waits;
 }
 
 // Finished requests leave the count of open ones first: whoever sees kFinished can submit again.
@@ -276,11 +295,12 @@ void Engine::Impl::Deliver() {
     }
   }
   for (RequestEvent& e : events) {
-    const auto sink = sinks.find(e.id);
-    LK_CHECK(sink != sinks.end());
+    const auto request = requests.find(e.id);
+    LK_CHECK(request != requests.end());
     const bool last = e.event.kind == TokenEvent::Kind::kFinished;
-    sink->second->Push(std::move(e.event));
-    if (last) sinks.erase(sink);
+    e.event.adapter_copy_us = request->second.adapter_copy_us;
+    request->second.sink->Push(std::move(e.event));
+    if (last) requests.erase(request);
   }
   events.clear();
 }
@@ -299,8 +319,9 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() { Shutdown(0); }
 
 absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenSink> sink) {
+  LK_ASSIGN_OR_RETURN(const int32_t image_pages, ImagePages(request, impl_->images));
   LK_ASSIGN_OR_RETURN(const int32_t tokens,
-                      TokensBeside(request, impl_->scheduler_options, impl_->images));
+                      TokensBeside(request, impl_->scheduler_options, image_pages));
   LK_RETURN_IF_ERROR(CheckRequest(request, impl_->options, tokens));
   const int64_t room = tokens - static_cast<int64_t>(request.prompt.size());
   LK_CHECK_MSG(sink->capacity() >= std::min<int64_t>(request.max_new_tokens, room) + 2,
@@ -319,7 +340,7 @@ absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenS
     }
     id = impl_->next_id++;
     impl_->open.emplace(id, false);
-    impl_->submissions.push_back({id, std::move(request), std::move(sink)});
+    impl_->submissions.push_back({id, std::move(request), image_pages, std::move(sink)});
   }
   impl_->wake.notify_one();
   return id;
@@ -357,7 +378,17 @@ absl::Status Engine::device_status() const {
 
 Engine::Gauges Engine::gauges() const {
   std::lock_guard lock(impl_->mutex);
-  return {static_cast<int32_t>(impl_->open.size()) - impl_->running, impl_->running};
+  return {.waiting = static_cast<int32_t>(impl_->open.size()) - impl_->running,
+          .running = impl_->running,
+          .decode_waits = impl_->decode_waits,
+          .images = impl_->ledger.counts()};
+}
+
+int64_t Engine::ImageBytes(uint64_t serial) const { return impl_->ledger.Bytes(serial); }
+
+void Engine::Release(uint64_t serial, std::function<void(int64_t bytes)> done) {
+  if (!impl_->ledger.Release(serial, &done)) return done(0);
+  impl_->WakeForImages();
 }
 
 }  // namespace lorikeet

@@ -13,11 +13,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/api/device_tier.h"
 #include "engine/api/limits.h"
 #include "engine/api/request.h"
 #include "engine/api/step_stats.h"
 #include "engine/api/token_event.h"
 #include "engine/base/clock.h"
+#include "engine/image_ledger.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/runner/runner.h"
 
@@ -55,14 +57,14 @@ struct EngineOptions {
   std::vector<int32_t> eos_ids;
 };
 
-class Engine {
+class Engine final : public DeviceTier {
  public:
   // `runner`, `clock` and `stats` (may be nullptr) outlive the engine. Starts the thread.
   // INVALID_ARGUMENT names an option out of range.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(const EngineOptions& options,
                                                        Runner* runner, const Clock* clock,
                                                        StatsSink* stats);
-  ~Engine();  // Shutdown(0) if still running
+  ~Engine() override;  // Shutdown(0) if still running
 
   // Any thread. INVALID_ARGUMENT: empty prompt, token id out of range, prompt too long for the
   // context or the pool beside its adapter, bad sampling values; RESOURCE_EXHAUSTED:
@@ -85,8 +87,14 @@ class Engine {
   struct Gauges {
     int32_t waiting = 0;  // submitted and preempted requests that hold no pages
     int32_t running = 0;
+    // Steps that did not run, though a request was generating, because images were on their way.
+    int64_t decode_waits = 0;
+    ImageCounts images;
   };
   Gauges gauges() const;  // any thread
+
+  int64_t ImageBytes(uint64_t serial) const override;
+  void Release(uint64_t serial, std::function<void(int64_t bytes)> done) override;
 
  private:
   struct Impl;

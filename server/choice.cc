@@ -54,6 +54,7 @@ GenerationDelta Choice::Poll() {
   TokenEvent event;
   while (!ended_ && sink_->Pop(&event)) {
     cached_tokens_ = event.cached_tokens;
+    adapter_copy_us_ = event.adapter_copy_us;
     switch (event.kind) {
       case TokenEvent::Kind::kPromptLogprobs:
         if (!echo_) break;
@@ -134,6 +135,7 @@ void Choice::End(GenerationEnd end, GenerationDelta* delta) {
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
   end.adapter_read_us = adapter_read_us_;
+  end.adapter_copy_us = adapter_copy_us_;
   ended_ = true;
   delta->end = std::move(end);
 }

@@ -61,6 +61,7 @@ class Choice {
   Detokenizer detokenizer_;
   StopMatcher stops_;
   int32_t cached_tokens_ = 0;
+  int64_t adapter_copy_us_ = 0;
   int32_t completion_tokens_ = 0;
   int32_t last_token_ = -1;
   int64_t last_token_us_ = 0;

@@ -83,6 +83,7 @@ struct GenerationEnd {
   int32_t completion_tokens = 0;
   std::string adapter_version;  // empty: base model
   int64_t adapter_read_us = 0;  // waited for the adapter to be read into host memory
+  int64_t adapter_copy_us = 0;  // and to be copied to the device
 };
 
 // What is new of one choice since it was polled before.

@@ -104,6 +104,20 @@ struct Metrics::Families {
                                 "Requests that waited for their adapter to be read");
   Gauge& evictions = AddGauge(registry, "lorikeet_adapter_host_evictions_total",
                               "Adapters that made room in host memory");
+  Gauge& images = AddGauge(registry, "lorikeet_adapters_on_device", "Adapters on the device");
+  Gauge& image_bytes = AddGauge(registry, "lorikeet_adapter_device_bytes",
+                                "Bytes of the pages that adapters take on the device");
+  Gauge& image_waste = AddGauge(registry, "lorikeet_adapter_device_waste_bytes",
+                                "Of them, those that hold nothing: rounding to pages");
+  Gauge& image_loads = AddGauge(registry, "lorikeet_adapter_device_loads_total",
+                                "Adapters that were copied to the device");
+  Gauge& image_failures = AddGauge(registry, "lorikeet_adapter_device_load_failures_total",
+                                   "Copies of adapters to the device that failed");
+  Gauge& image_drops = AddGauge(registry, "lorikeet_adapter_device_evictions_total",
+                                "Adapters that left the device");
+  Gauge& decode_waits =
+      AddGauge(registry, "lorikeet_decode_waits_for_adapters_total",
+               "Steps put off, though a request was generating, because adapters were on their way");
   prometheus::Family<Counter>& adapter_loads = BuildCounter()
                                                    .Name("lorikeet_adapter_loads_total")
                                                    .Help("Adapter loads by outcome")
@@ -180,6 +194,13 @@ std::string Metrics::Text(const Current& current) {
   f.host_hits.Set(static_cast<double>(adapters.host_hits));
   f.host_misses.Set(static_cast<double>(adapters.host_misses));
   f.evictions.Set(static_cast<double>(adapters.evictions));
+  f.images.Set(current.images.images);
+  f.image_bytes.Set(static_cast<double>(current.images.image_bytes));
+  f.image_waste.Set(static_cast<double>(current.images.image_bytes - current.images.used_bytes));
+  f.image_loads.Set(static_cast<double>(current.images.loads));
+  f.image_failures.Set(static_cast<double>(current.images.failures));
+  f.image_drops.Set(static_cast<double>(current.images.drops));
+  f.decode_waits.Set(static_cast<double>(current.decode_waits));
   f.vllm_waiting.Set(current.waiting);
   f.vllm_running.Set(current.running);
   const double total = f.pages_total.Value();

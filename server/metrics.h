@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "adapters_cache/registry.h"
 #include "engine/api/step_stats.h"
+#include "engine/image_ledger.h"
 
 namespace lorikeet {
 
@@ -33,6 +34,8 @@ class Metrics final : public StatsSink {
   struct Current {
     int32_t waiting = 0;
     int32_t running = 0;
+    int64_t decode_waits = 0;
+    ImageCounts images;
     RegistryStats adapters;
   };
   // The exposition format, version 0.0.4.

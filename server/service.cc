@@ -53,7 +53,10 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
   return self;
 }
 
-Service::~Service() { Drain(0); }
+Service::~Service() {
+  Drain(0);
+  if (registry_ != nullptr) registry_->SetDevice(nullptr);
+}
 
 absl::Status Service::Serve(ServedModel model) {
   model_ = std::move(model);
@@ -98,13 +101,11 @@ AdapterServiceOptions Service::ForAdapterService() const {
   AdapterServiceOptions options;
   options.drain = std::chrono::seconds(config_.drain_s);
   options.directory = config_.adapter_dir;
-  options.base = model_.base;
-  options.host_bytes = config_.adapter_host_mib > 0 ? config_.adapter_host_mib * kMiB
-                                                    : std::numeric_limits<int64_t>::max();
-  if (model_.runner->images() != nullptr) {
-    options.pool_bytes = model_.pages * model_.kv.page_bytes();
-  }
-  options.kv_tokens = int64_t{model_.pages} / model_.kv.pages_per_block * KvLayout::kPageTokens;
+  options.capacity = {.base = model_.base,
+                      .kv = model_.kv,
+                      .pages = model_.pages,
+                      .images = model_.runner->images()};
+  if (config_.adapter_host_mib > 0) options.capacity.host_bytes = config_.adapter_host_mib * kMiB;
   return options;
 }
 
@@ -118,6 +119,7 @@ absl::Status Service::StartEngine() {
   options.vocab = model_.vocab_size;
   options.eos_ids = model_.eos_ids;
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
+  registry_->SetDevice(engine_.get());
   context_ = {.engine = engine_.get(),
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
@@ -164,6 +166,8 @@ std::string Service::MetricsText() {
     const Engine::Gauges gauges = engine_->gauges();
     current.waiting = gauges.waiting;
     current.running = gauges.running;
+    current.decode_waits = gauges.decode_waits;
+    current.images = gauges.images;
     current.adapters = registry_->stats();
   }
   return metrics_.Text(current);

@@ -28,6 +28,7 @@ struct AdapterMoves {
 struct AdapterLoaded {
   uint64_t serial = 0;  // of the adapter
   absl::Status status;  // not OK: it is not there, its pages are free
+  int64_t bytes = 0;    // of its pages, those that hold something
 };
 
 class AdapterImages {

@@ -34,6 +34,7 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;    // kFinished
   absl::Status status;                          // kFinished with kError
   int32_t cached_tokens = 0;                    // of the prompt, computed by earlier requests
+  int64_t adapter_copy_us = 0;                  // waited for the adapter's copy to the device
   int64_t time_us = 0;                          // on the engine's Clock
 };
 

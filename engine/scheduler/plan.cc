@@ -10,10 +10,10 @@ namespace lorikeet {
 bool Scheduler::Plan(Batch* batch) {
   LK_CHECK(!step_.planned);
   stats_ = StepStats();
+  DropUnloaded();
   if (empty()) return false;
   budget_ = options_.limits.max_batch_tokens;
   cache_.Tick();
-  DropUnloaded();
   if (PlanDecodes()) {
     for (Sequence* sequence : running_) {
       if (sequence->planned == 0) PlanPrefill(sequence);

@@ -64,12 +64,12 @@ std::vector<int32_t> Scheduler::Sequence::TokensOf(std::vector<int32_t> prompt,
   return tokens;
 }
 
-void Scheduler::Enqueue(RequestId id, Request request) {
+void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages) {
   LK_CHECK(!step_.planned);
   const int32_t prompt =
       static_cast<int32_t>(request.prompt.size()) + Sequence::VirtualTokensOf(request);
   LK_CHECK(prompt >= 1 && prompt < context_tokens_ && request.max_new_tokens >= 1);
-  Group* group = GroupOf(request.adapter);
+  Group* group = GroupOf(request.adapter, image_pages);
   earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);
   auto [slot, inserted] = sequences_.emplace(
       id, std::make_unique<Sequence>(id, std::move(request), group, &cache_, &options_.kv));
@@ -82,7 +82,7 @@ void Scheduler::Enqueue(RequestId id, Request request) {
   group->waiting.push_back(sequence);
 }
 
-Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease) {
+Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease, int32_t image_pages) {
   const Adapter* adapter = lease.get();
   const uint64_t serial = adapter ? adapter->serial : 0;
   std::unique_ptr<Group>& group = groups_[serial];
@@ -91,9 +91,9 @@ Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease) {
     group->serial = serial;
     group->order = adapter ? next_group_order_++ : 0;
     group->adapter = adapter;
-    group->lease = lease.share();
-    if (adapter && options_.image_pages) group->image_pages = options_.image_pages(*adapter);
-    if (group->image_pages > 0) group->image = ImageState::kAbsent;
+    group->home = lease.home();
+    group->image_pages = image_pages;
+    if (image_pages > 0) group->image = ImageState::kAbsent;
   }
   return group.get();
 }

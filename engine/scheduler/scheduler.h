@@ -36,7 +36,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -58,7 +57,6 @@ struct SchedulerOptions {
   Limits limits;  // max_context_tokens resolved: > 0
   KvLayout kv;
   int32_t pages = 0;  // in the pool; at least two tokens' worth
-  std::function<int32_t(const Adapter&)> image_pages;  // of the pool; empty: adapters need none
   bool prefix_cache = true;
   std::vector<int32_t> eos_ids;
 };
@@ -80,9 +78,10 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);
   ~Scheduler();
 
+  // `image_pages`: of the pool, for the request's adapter; 0: it needs none.
   // REQUIRES: a new id; a prompt of 1 to ContextTokens() - 1 tokens beside its adapter's image;
   // max_new_tokens >= 1.
-  void Enqueue(RequestId id, Request request);
+  void Enqueue(RequestId id, Request request, int32_t image_pages = 0);
   // Ends the request with kCanceled. Unknown ids are ignored.
   void Cancel(RequestId id, int64_t now_us, RequestEvents* events);
   // Ends every request whose deadline has passed with DEADLINE_EXCEEDED.
@@ -156,7 +155,7 @@ class Scheduler {
   void Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
               RequestEvents* events);
   void Remove(Sequence* sequence);
-  Group* GroupOf(const AdapterLease& lease);
+  Group* GroupOf(const AdapterLease& lease, int32_t image_pages);
 
   const SchedulerOptions options_;
   const int32_t context_tokens_;

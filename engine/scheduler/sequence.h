@@ -60,11 +60,11 @@ struct Scheduler::Sequence {
 enum class ImageState : uint8_t { kAbsent, kLoading, kReady };
 
 struct Scheduler::Group {
-  bool unloaded() const { return adapter != nullptr && lease.expired(); }
+  bool unloaded() const { return adapter != nullptr && home.expired(); }
 
   const Adapter* adapter = nullptr;   // valid while `open`
   uint64_t serial = 0;                // 0: the base
-  std::weak_ptr<const Adapter> lease;
+  std::weak_ptr<const Adapter> home;  // AdapterLease::home
   ImageState image = ImageState::kReady;  // stays so where none is needed
   int32_t image_pages = 0;
   std::vector<int32_t> pages;         // of the image, while it is there or on its way

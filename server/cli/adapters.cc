@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,8 @@ struct Flags {
   bool replace = false;
   bool pin = false;
   bool now = false;
+  int32_t adapters = 0;
+  int32_t tokens = 0;
 };
 
 using Positional = std::vector<std::string>;
@@ -83,8 +86,8 @@ absl::Status Ask(const Flags& flags,
 
 absl::Status List(const Flags& flags, const Positional& args) {
   std::vector<std::vector<std::string>> rows = {
-      {"NAME", "VARIANT", "RANK", "MODULES", "BYTES", "HOST", "REQUESTS", "ACTIVE", "VERSION",
-       "PATH"}};
+      {"NAME", "VARIANT", "RANK", "MODULES", "BYTES", "HOST", "DEVICE", "REQUESTS", "ACTIVE",
+       "VERSION", "PATH"}};
   v1::ListAdaptersRequest request;
   request.set_page_size(1000);
   if (!args.empty()) request.set_name_prefix(args[0]);
@@ -95,6 +98,7 @@ absl::Status List(const Flags& flags, const Positional& args) {
       rows.push_back({adapter.name(), adapter.variant(), Ranks(adapter),
                       absl::StrCat(adapter.modules()), Bytes(adapter.bytes()),
                       adapter.pinned() ? "pinned" : adapter.in_host() ? "yes" : "no",
+                      adapter.device_bytes() > 0 ? Bytes(adapter.device_bytes()) : "no",
                       absl::StrCat(adapter.requests()), absl::StrCat(adapter.active_requests()),
                       adapter.version().substr(0, 12), adapter.path()});
     }
@@ -194,8 +198,9 @@ absl::Status Unload(const Flags& flags, const Positional& args) {
   if (flags.now) request.set_drain_ms(0);
   v1::UnloadAdapterResponse reply;
   LK_RETURN_IF_ERROR(Ask(flags, &v1::AdapterService::Stub::UnloadAdapter, request, &reply));
-  std::printf("unloaded %s: %s freed, version %s\n", args[0].c_str(),
-              Bytes(reply.host_bytes_freed()).c_str(), reply.version().c_str());
+  std::printf("unloaded %s: %s freed, %s on the device, version %s\n", args[0].c_str(),
+              Bytes(reply.host_bytes_freed()).c_str(), Bytes(reply.device_bytes_freed()).c_str(),
+              reply.version().c_str());
   return absl::OkStatus();
 }
 
@@ -254,12 +259,19 @@ absl::Status Plan(const Flags& flags, const Positional& args) {
                       ParseInt(args[0], 1, Limits::kMaxAdapterRank, "the rank"));
   request.set_rank(static_cast<int32_t>(rank));
   for (size_t i = 1; i < args.size(); ++i) request.add_linears(args[i]);
+  request.set_adapters(flags.adapters);
+  request.set_kv_tokens(flags.tokens);
   v1::PlanCapacityResponse reply;
   LK_RETURN_IF_ERROR(Ask(flags, &v1::AdapterService::Stub::PlanCapacity, request, &reply));
-  std::printf("one adapter        %s\nin host memory     %s\nin one step        %s\n"
-              "tokens beside them %ld\n",
-              Bytes(reply.adapter_bytes()).c_str(), OrNoBound(reply.host_adapters()).c_str(),
-              OrNoBound(reply.device_adapters()).c_str(), static_cast<long>(reply.kv_tokens()));
+  std::printf(
+      "one adapter: %s in host memory, %s on the device\n"
+      "adapters that fit in host memory: %s\n"
+      "adapters that fit beside %d tokens: %s\n"
+      "tokens that fit beside %d adapters: %ld\n",
+      Bytes(reply.adapter_bytes()).c_str(), Bytes(reply.image_bytes()).c_str(),
+      OrNoBound(reply.host_adapters()).c_str(), flags.tokens,
+      OrNoBound(reply.device_adapters()).c_str(), flags.adapters,
+      static_cast<long>(reply.kv_tokens()));
   return absl::OkStatus();
 }
 
@@ -295,6 +307,10 @@ absl::Status RunAdapters(Arguments args) {
   table.Switch("replace", "load, upload: lead a name from other weights to these", &flags.replace);
   table.Switch("pin", "load, upload: keep it in the server's memory", &flags.pin);
   table.Switch("now", "unload: do not wait for running requests", &flags.now);
+  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+  table.Int("adapters", 0, kMost, "adapters", "plan: so many are in use at a time",
+            &flags.adapters);
+  table.Int("tokens", 0, kMost, "tokens", "plan: so many are kept at a time", &flags.tokens);
   if (PrintedHelp(args, kUsage, table)) return absl::OkStatus();
   const auto verb = std::find_if(std::begin(kVerbs), std::end(kVerbs), [&](const Verb& known) {
     return !args.empty() && args[0] == known.name;

@@ -6,11 +6,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 #include "server/grpc/adapter_upload.h"
 #include "server/grpc/adapter_watch.h"
 #include "server/grpc/convert.h"
+#include "server/grpc/plan_capacity.h"
 #include "server/grpc/wire.h"
 
 namespace lorikeet {
@@ -62,27 +62,6 @@ absl::StatusOr<Response> WithAdapter(const absl::StatusOr<AdapterInfo>& info) {
   *reply.mutable_adapter() = ToProto(*info);
   return reply;
 }
-
-// Bytes of a rank-1 pair on these linears of every layer.
-absl::StatusOr<int64_t> ValuesOfRank(const BaseModel& base, const v1::PlanCapacityRequest& request) {
-  int64_t values = 0;
-  const auto add = [&](ModuleId id) {
-    const LinearShape shape = base.shape(id);
-    values += shape.in + shape.out;
-  };
-  std::vector<std::string> unknown(request.linears().begin(), request.linears().end());
-  for (ModuleId id = 0; id < HeadModule(base.layers()); ++id) {
-    const std::string path = ModulePath(id, base.layers());
-    const std::string linear = path.substr(path.rfind('.') + 1);
-    if (request.linears().empty() || std::ranges::count(request.linears(), linear) > 0) add(id);
-    std::erase(unknown, linear);
-  }
-  if (unknown.empty()) return values;
-  return absl::InvalidArgumentError(
-      absl::StrCat("linears: the model has no '", unknown.front(), "'"));
-}
-
-int64_t Quotient(int64_t bytes, int64_t each) { return each > 0 ? bytes / each : 0; }
 
 }  // namespace
 
@@ -137,6 +116,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::UnloadAdapter(Call* call, const By
                                    v1::UnloadAdapterResponse reply;
                                    reply.set_version(result->version);
                                    reply.set_host_bytes_freed(result->host_bytes_freed);
+                                   reply.set_device_bytes_freed(result->device_bytes_freed);
                                    *response = EncodeResponse(reply);
                                  }
                                  reactor->Finish(ToGrpcStatus(result.status()));
@@ -166,6 +146,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::ListAdapters(Call* call, const Byt
             registry_->List({.name_prefix = request.name_prefix(),
                              .version = request.version(),
                              .in_host_only = request.in_host_only(),
+                             .on_device_only = request.on_device_only(),
                              .after = request.page_token(),
                              .limit = page + 1});
         v1::ListAdaptersResponse reply;
@@ -223,27 +204,8 @@ grpc::ServerWriteReactor<v1::AdapterEvent>* AdapterServiceImpl::WatchAdapters(
 grpc::ServerUnaryReactor* AdapterServiceImpl::PlanCapacity(Call* call, const Bytes* bytes,
                                                            Bytes* response) {
   return Answered<v1::PlanCapacityRequest, v1::PlanCapacityResponse>(
-      call, bytes, response,
-      [&](const v1::PlanCapacityRequest& request) -> absl::StatusOr<v1::PlanCapacityResponse> {
-        if (request.rank() < 1 || request.rank() > Limits::kMaxAdapterRank) {
-          return absl::InvalidArgumentError(absl::StrCat(
-              "rank: ", request.rank(), " is not in [1, ", Limits::kMaxAdapterRank, "]"));
-        }
-        const int32_t width = request.bytes_per_value() == 0 ? 2 : request.bytes_per_value();
-        if (width != 2 && width != 4) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("bytes_per_value: ", width, " is neither 2 nor 4"));
-        }
-        LK_ASSIGN_OR_RETURN(const int64_t values, ValuesOfRank(*options_.base, request));
-        v1::PlanCapacityResponse reply;
-        const int64_t each = values * request.rank() * width;
-        const bool bounded = options_.host_bytes < std::numeric_limits<int64_t>::max();
-        reply.set_adapter_bytes(each);
-        reply.set_host_adapters(bounded ? Quotient(options_.host_bytes, each) : -1);
-        reply.set_device_adapters(
-            options_.pool_bytes > 0 ? Quotient(options_.pool_bytes, each) : -1);
-        reply.set_kv_tokens(options_.kv_tokens);
-        return reply;
+      call, bytes, response, [&](const v1::PlanCapacityRequest& request) {
+        return lorikeet::PlanCapacity(request, options_.capacity);
       });
 }
 

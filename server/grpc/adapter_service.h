@@ -6,9 +6,9 @@
 #include <filesystem>
 
 #include "adapters_cache/registry.h"
-#include "engine/api/base_model.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
 #include "server/grpc/front_thread.h"
+#include "server/grpc/plan_capacity.h"
 #include "server/metrics.h"
 
 namespace lorikeet {
@@ -16,11 +16,7 @@ namespace lorikeet {
 struct AdapterServiceOptions {
   std::chrono::microseconds drain{0};  // of an unload whose call has no earlier deadline
   std::filesystem::path directory;     // where uploaded adapters are kept; empty: nowhere
-  // What PlanCapacity knows of the model and its memory.
-  const BaseModel* base = nullptr;
-  int64_t host_bytes = 0;     // for adapters
-  int64_t pool_bytes = 0;  // that adapters share with KV pages; 0: they take none of it
-  int64_t kv_tokens = 0;
+  Capacity capacity;
 };
 
 class AdapterServiceImpl final

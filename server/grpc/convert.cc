@@ -94,6 +94,7 @@ void SetFinish(const GenerationEnd& end, v1::Finish* finish) {
   finish->mutable_usage()->set_prompt_tokens(end.prompt_tokens);
   finish->mutable_usage()->set_cached_tokens(end.cached_tokens);
   finish->mutable_usage()->set_adapter_read_us(end.adapter_read_us);
+  finish->mutable_usage()->set_adapter_copy_us(end.adapter_copy_us);
   finish->mutable_usage()->set_completion_tokens(end.completion_tokens);
   finish->set_adapter_version(end.adapter_version);
 }
@@ -163,6 +164,8 @@ v1::Adapter ToProto(const AdapterInfo& info) {
   proto.set_modules(info.modules);
   proto.set_bytes(info.bytes);
   proto.set_in_host(info.in_host);
+  proto.set_device_bytes(info.device_bytes);
+  proto.set_host_misses(info.host_misses);
   proto.set_pinned(info.pinned);
   for (const AdapterTarget& target : info.targets) {
     v1::AdapterTarget* added = proto.add_targets();

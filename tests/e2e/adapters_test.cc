@@ -270,6 +270,71 @@ TEST_F(AdaptersTest, AnUnloadMayNotWaitAtAll) {
             grpc::StatusCode::NOT_FOUND);
 }
 
+TEST_F(AdaptersTest, ADeviceIsATierOfItsOwn) {
+  with_images_ = true;
+  Start();
+  ASSERT_TRUE(Load("a", "lora").ok());
+  ASSERT_TRUE(Load("b", "lora_qv").ok());
+  EXPECT_EQ(Get("a").device_bytes(), 0);
+  v1::GenerateRequest request = TextRequest("hello", 2);
+  request.set_adapter("a");
+  v1::GenerateResponse answer;
+  ASSERT_TRUE(Unary(request, &answer).ok());
+  EXPECT_GT(answer.finish().usage().adapter_copy_us(), 0);
+  EXPECT_EQ(answer.finish().usage().adapter_read_us(), 0);
+  ASSERT_TRUE(Unary(request, &answer).ok());
+  EXPECT_EQ(answer.finish().usage().adapter_copy_us(), 0) << "it stayed there";
+  const int64_t bytes = Get("a").device_bytes();
+  EXPECT_GE(bytes, Get("a").bytes());
+  EXPECT_EQ(Metric("lorikeet_adapter_device_bytes"), bytes);
+  EXPECT_EQ(Metric("lorikeet_adapters_on_device"), 1);
+  EXPECT_EQ(Metric("lorikeet_decode_waits_for_adapters_total"), 0);
+  v1::ListAdaptersRequest list;
+  list.set_on_device_only(true);
+  v1::ListAdaptersResponse listed;
+  ASSERT_TRUE(Call(&Stub::ListAdapters, list, &listed).ok());
+  ASSERT_THAT(listed.adapters(), SizeIs(1));
+  EXPECT_EQ(listed.adapters(0).name(), "a");
+
+  v1::UnloadAdapterRequest unload;
+  unload.set_name("a");
+  unload.set_drain_ms(0);
+  v1::UnloadAdapterResponse unloaded;
+  const int64_t host_bytes = Get("a").bytes();
+  ASSERT_TRUE(Call(&Stub::UnloadAdapter, unload, &unloaded).ok()) << "nobody uses it";
+  EXPECT_EQ(unloaded.host_bytes_freed(), host_bytes);
+  EXPECT_EQ(unloaded.device_bytes_freed(), bytes);
+  EXPECT_EQ(Metric("lorikeet_adapter_device_bytes"), 0);
+  unload.set_name("b");
+  ASSERT_TRUE(Call(&Stub::UnloadAdapter, unload, &unloaded).ok());
+  EXPECT_EQ(unloaded.device_bytes_freed(), 0);
+}
+
+TEST_F(AdaptersTest, PlanCapacityWeighsAdaptersAgainstTokensWhereTheyShareAPool) {
+  with_images_ = true;
+  Start();
+  v1::PlanCapacityRequest request;
+  request.set_rank(64);
+  v1::PlanCapacityResponse empty, beside;
+  ASSERT_TRUE(Call(&Stub::PlanCapacity, request, &empty).ok());
+  EXPECT_GE(empty.image_bytes(), empty.adapter_bytes());
+  EXPECT_EQ(empty.kv_tokens(), int64_t{kPages} * 16);
+  EXPECT_GT(empty.device_adapters(), 1);
+  request.set_adapters(empty.device_adapters());
+  request.set_kv_tokens(empty.kv_tokens() / 2);
+  ASSERT_TRUE(Call(&Stub::PlanCapacity, request, &beside).ok());
+  EXPECT_EQ(beside.device_adapters(), empty.device_adapters() / 2);
+  EXPECT_LT(beside.kv_tokens(), empty.kv_tokens() / 50) << "no room for another adapter";
+  request.set_kv_tokens(empty.kv_tokens() * 2);
+  request.set_adapters(empty.device_adapters() + 1);
+  ASSERT_TRUE(Call(&Stub::PlanCapacity, request, &beside).ok());
+  EXPECT_EQ(beside.device_adapters(), 0);
+  EXPECT_EQ(beside.kv_tokens(), 0);
+  request.set_adapters(-1);
+  EXPECT_EQ(Call(&Stub::PlanCapacity, request, &beside).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
 TEST_F(AdaptersTest, PlanCapacityCountsBytesAndTokens) {
   config_.adapter_host_mib = 1;
   Start();

@@ -51,7 +51,9 @@ ServedModel ServiceTest::MakeModel() {
     model.runner = std::move(runner);
     return model;
   }
-  auto runner = std::make_unique<FakeRunner>(FakeModel{shape.vocab}, model.kv, model.pages);
+  if (with_images_) images_ = std::make_unique<FakeImages>(kPages, model.kv.page_bytes());
+  auto runner = std::make_unique<FakeRunner>(FakeModel{shape.vocab}, model.kv, model.pages,
+                                             images_.get());
   runner->on_run = [this](const Batch& batch, StepResult* result) { return OnRun(batch, result); };
   model.runner = std::move(runner);
   return model;

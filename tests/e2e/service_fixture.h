@@ -68,6 +68,7 @@ class ServiceTest : public ::testing::Test {
 
   ServerConfig config_;
   bool real_runner_ = false;  // the golden model itself answers; nothing can be scripted or held
+  bool with_images_ = false;  // adapters take pages, as on a GPU
   std::unique_ptr<Service> service_;
   std::shared_ptr<grpc::Channel> channel_;
 
@@ -77,6 +78,7 @@ class ServiceTest : public ::testing::Test {
 
   std::shared_ptr<const ModelSource> source_;
   std::unique_ptr<BaseModelView> base_;
+  std::unique_ptr<FakeImages> images_;
   std::unique_ptr<Tokenizer> tokenizer_;  // the test's own
   std::unique_ptr<v1::GenerationService::Stub> generation_;
   std::unique_ptr<v1::AdapterService::Stub> adapters_;

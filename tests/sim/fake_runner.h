@@ -48,9 +48,12 @@ struct FakeModel {
 // knows the image that lies in it, so that two users of a page are seen.
 class FakeImages final : public AdapterImages {
  public:
-  explicit FakeImages(int32_t pages) : owner_(pages, 0) {}
+  explicit FakeImages(int32_t pages, int64_t page_bytes = 1)
+      : page_bytes_(page_bytes), owner_(pages, 0) {}
 
-  static int32_t PagesOf(const Adapter& adapter) { return static_cast<int32_t>(adapter.bytes); }
+  int32_t PagesOf(const Adapter& adapter) const {
+    return static_cast<int32_t>((adapter.bytes + page_bytes_ - 1) / page_bytes_);
+  }
 
   absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override { return PagesOf(adapter); }
   void SetWake(std::function<void()> wake) override {
@@ -79,8 +82,8 @@ class FakeImages final : public AdapterImages {
     std::vector<AdapterLoaded> loaded;
     for (Coming& coming : coming_) {
       if (coming.steps-- > 0) continue;
-      loaded.push_back({coming.serial, fail ? absl::ResourceExhaustedError("no memory")
-                                            : absl::OkStatus()});
+      loaded.push_back({coming.serial,
+                        fail ? absl::ResourceExhaustedError("no memory") : absl::OkStatus(), 1});
       if (!fail) there_.insert(coming.serial);
       if (fail) Forget(coming.serial);
     }
@@ -119,6 +122,7 @@ class FakeImages final : public AdapterImages {
     if (wake_) wake_();
   }
 
+  const int64_t page_bytes_;
   std::mutex mutex_;
   std::function<void()> wake_;
   std::vector<uint64_t> owner_;  // [pages] serial of the image that lies there; 0: none

@@ -45,7 +45,6 @@ class Simulation {
     }
     const bool with_images = Pick(0, 1) == 1;
     if (with_images) {
-      options_.image_pages = FakeImages::PagesOf;
       images_ = std::make_unique<FakeImages>(options_.pages);
       images_->steps_to_load = [this] { return Pick(0, 3); };
     }
@@ -124,7 +123,8 @@ class Simulation {
       other.most_adapters = std::max(other.most_adapters, static_cast<int32_t>(distinct.size()));
     }
     client.admissions_at_submit = admissions_;
-    scheduler_->Enqueue(id, request);
+    const Adapter* adapter = request.adapter.get();
+    scheduler_->Enqueue(id, request, adapter && images_ ? images_->PagesOf(*adapter) : 0);
   }
 
   static bool Waiting(const Client& client) { return !client.admitted && !client.finished; }
@@ -180,7 +180,7 @@ class Simulation {
   // Tokens that a request can come to.
   int32_t Context(const Request& request) const {
     const Adapter* adapter = request.adapter.get();
-    return ContextTokens(options_, adapter && images_ ? FakeImages::PagesOf(*adapter) : 0);
+    return ContextTokens(options_, adapter && images_ ? images_->PagesOf(*adapter) : 0);
   }
 
   void CheckBatch() {

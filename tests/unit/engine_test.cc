@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <future>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -138,7 +139,8 @@ class EngineTest : public ::testing::Test {
   }
 
   void Start() {
-    runner_ = std::make_unique<FakeRunner>(FakeModel{kVocab}, options_.kv, options_.pages);
+    runner_ = std::make_unique<FakeRunner>(FakeModel{kVocab}, options_.kv, options_.pages,
+                                           images_.get());
     runner_->on_run = on_run_;
     auto engine = Engine::Start(options_, runner_.get(), &clock_, &stats_);
     ASSERT_TRUE(engine.ok()) << engine.status();
@@ -168,6 +170,7 @@ class EngineTest : public ::testing::Test {
   }
 
   EngineOptions options_;
+  std::unique_ptr<FakeImages> images_;  // nullptr: adapters need none
   FakeClock clock_;
   StatsRecorder stats_;
   Gate gate_;
@@ -403,6 +406,44 @@ TEST_F(EngineTest, ShutdownEndsWhatOutlivesTheGrace) {
   }
   EXPECT_EQ(running.tokens.size(), 50u);
   shutdown.join();
+}
+
+TEST_F(EngineTest, AnImageIsReportedAndFreedThoughNothingElseIsToDo) {
+  images_ = std::make_unique<FakeImages>(options_.pages);
+  images_->steps_to_load = [this] {
+    clock_.Advance(500);
+    return 3;
+  };
+  Start();
+  auto home = std::make_shared<Adapter>();
+  home->bytes = 5;
+  const uint64_t serial = home->serial;
+  EXPECT_EQ(engine_->ImageBytes(serial), 0);
+  Request request = MakeRequest({1, 2, 3}, 4);
+  for (const bool first : {true, false}) {
+    request.adapter = AdapterLease(std::shared_ptr<const Adapter>(home.get(), [](auto*) {}), home);
+    Reader reader(6);
+    ASSERT_TRUE(Submit(request, &reader).ok());
+    EXPECT_EQ(reader.Finish().adapter_copy_us, first ? 500 : 0);
+  }
+  request.adapter = AdapterLease();
+  const int64_t bytes = 5 * options_.kv.page_bytes();
+  EXPECT_EQ(engine_->ImageBytes(serial), bytes);
+  EXPECT_EQ(engine_->gauges().images.images, 1);
+  EXPECT_EQ(engine_->gauges().images.image_bytes, bytes);
+  EXPECT_EQ(engine_->gauges().images.loads, 1);
+  EXPECT_EQ(engine_->gauges().decode_waits, 0);
+
+  home.reset();
+  std::promise<int64_t> freed;
+  engine_->Release(serial, [&](int64_t freed_bytes) { freed.set_value(freed_bytes); });
+  EXPECT_EQ(freed.get_future().get(), bytes);
+  EXPECT_EQ(engine_->ImageBytes(serial), 0);
+  EXPECT_EQ(engine_->gauges().images.image_bytes, 0);
+  EXPECT_EQ(engine_->gauges().images.drops, 1);
+  int64_t again = -1;
+  engine_->Release(serial, [&](int64_t freed_bytes) { again = freed_bytes; });
+  EXPECT_EQ(again, 0) << "at once";
 }
 
 // Clients that come, cancel and hang up at any time: everything ends once, nothing stays pinned.

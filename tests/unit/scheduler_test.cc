@@ -19,10 +19,9 @@ using ::testing::IsEmpty;
 
 constexpr int32_t kEos = 2;
 
-AdapterLease MakeAdapter(const std::string& version, int64_t bytes = 0) {
+AdapterLease MakeAdapter(const std::string& version) {
   auto adapter = std::make_shared<Adapter>();
   adapter->version = version;
-  adapter->bytes = bytes;
   return AdapterLease(adapter);
 }
 
@@ -37,15 +36,13 @@ Request MakeRequest(int32_t prompt, int32_t max_new, AdapterLease adapter = {}) 
 // One scheduler, its batch and its events by request. Every sampled token is `answer`.
 class Scheduling : public ::testing::Test {
  protected:
-  void Start(Limits limits, int32_t pages,
-             std::function<int32_t(const Adapter&)> image_pages = nullptr) {
+  void Start(Limits limits, int32_t pages) {
     if (limits.max_context_tokens == 0) limits.max_context_tokens = 1000;
     SchedulerOptions options;
     options.limits = limits;
     options.kv = KvLayout::Make(2, 1, 64, DType::kF32);
     ASSERT_EQ(options.kv.pages_per_block, 1);
     options.pages = pages;
-    options.image_pages = std::move(image_pages);
     options.eos_ids = {kEos};
     scheduler_ = std::make_unique<Scheduler>(options);
   }
@@ -110,16 +107,16 @@ TEST_F(Scheduling, DecodeRowsComeBeforePromptsAndPromptsFillTheRest) {
 }
 
 TEST_F(Scheduling, ImagesAreFetchedInTurnAndThoseInUseStay) {
-  Start({.max_batch_tokens = 64}, 14, [](const Adapter& a) { return int32_t(a.bytes); });
-  const AdapterLease a = MakeAdapter("a", 5), b = MakeAdapter("b", 4), c = MakeAdapter("c", 3);
+  Start({.max_batch_tokens = 64}, 14);
+  const AdapterLease a = MakeAdapter("a"), b = MakeAdapter("b"), c = MakeAdapter("c");
   const auto loaded = [&](const AdapterLease& lease) {
     RequestEvents events;
     scheduler_->Loaded({lease.get()->serial, absl::OkStatus()}, now_, &events);
   };
-  scheduler_->Enqueue(1, MakeRequest(3, 2, a));
-  scheduler_->Enqueue(2, MakeRequest(3, 4, b));
-  scheduler_->Enqueue(3, MakeRequest(3, 1, c));  // fits only without one of the others
-  scheduler_->Enqueue(4, MakeRequest(3, 1, a));  // a is there, but it is c's turn
+  scheduler_->Enqueue(1, MakeRequest(3, 2, a), 5);
+  scheduler_->Enqueue(2, MakeRequest(3, 4, b), 4);
+  scheduler_->Enqueue(3, MakeRequest(3, 1, c), 3);  // fits only without one of the others
+  scheduler_->Enqueue(4, MakeRequest(3, 1, a), 5);  // a is there, but it is c's turn
   EXPECT_FALSE(Plan()) << "no image is there";
   AdapterMoves moves = scheduler_->TakeMoves();
   ASSERT_EQ(moves.loads.size(), 2u);
@@ -150,9 +147,9 @@ TEST_F(Scheduling, ImagesAreFetchedInTurnAndThoseInUseStay) {
 }
 
 TEST_F(Scheduling, AFailedLoadEndsItsOwnRequestsAndGivesThePagesBack) {
-  Start({.max_batch_tokens = 64}, 14, [](const Adapter& a) { return int32_t(a.bytes); });
-  const AdapterLease a = MakeAdapter("a", 5);
-  scheduler_->Enqueue(1, MakeRequest(3, 2, a));
+  Start({.max_batch_tokens = 64}, 14);
+  const AdapterLease a = MakeAdapter("a");
+  scheduler_->Enqueue(1, MakeRequest(3, 2, a), 5);
   scheduler_->Enqueue(2, MakeRequest(3, 1));
   Step();
   EXPECT_EQ(Finish(2), FinishReason::kLength);
@@ -166,11 +163,14 @@ TEST_F(Scheduling, AFailedLoadEndsItsOwnRequestsAndGivesThePagesBack) {
 }
 
 TEST_F(Scheduling, AnImageStaysForLaterRequestsAndGoesWithItsAdapter) {
-  Start({.max_batch_tokens = 64}, 14, [](const Adapter& a) { return int32_t(a.bytes); });
-  AdapterLease a = MakeAdapter("a", 5);
-  const uint64_t serial = a.get()->serial;
+  Start({.max_batch_tokens = 64}, 14);
+  auto home = std::make_shared<const Adapter>();
+  const uint64_t serial = home->serial;
   for (RequestId id = 1; id <= 2; ++id) {
-    scheduler_->Enqueue(id, MakeRequest(3, 1, a));
+    // Every request has a lease of its own, as the registry gives them.
+    const AdapterLease lease(std::shared_ptr<const Adapter>(home.get(), [](const Adapter*) {}),
+                             home);
+    scheduler_->Enqueue(id, MakeRequest(3, 1, lease), 5);
     if (id == 1) {
       EXPECT_FALSE(Plan());
       EXPECT_EQ(scheduler_->TakeMoves().loads.size(), 1u);
@@ -181,9 +181,10 @@ TEST_F(Scheduling, AnImageStaysForLaterRequestsAndGoesWithItsAdapter) {
     EXPECT_EQ(Finish(id), FinishReason::kLength);
     EXPECT_TRUE(scheduler_->TakeMoves().empty());
   }
-  a = AdapterLease();
-  scheduler_->Enqueue(3, MakeRequest(3, 1));
-  Step();
+  EXPECT_FALSE(Plan());
+  EXPECT_TRUE(scheduler_->TakeMoves().empty()) << "it stays for later requests";
+  home.reset();
+  EXPECT_FALSE(Plan()) << "it goes though there is no request";
   EXPECT_THAT(scheduler_->TakeMoves().drops, ElementsAre(serial));
   EXPECT_EQ(scheduler_->pages_images(), 0);
 }

@@ -33,6 +33,7 @@ class Planner {
       plan_->pieces.push_back({factor + ByteSize(dtype, (first + from) * stride), dtype, stride,
                                count, width, false, at_});
       at_ += count * row_bytes;
+      plan_->bytes += count * row_bytes;
     };
     add(0, here, &places[0]);
     add(here, rows - here, &places[1]);
@@ -48,6 +49,7 @@ class Planner {
                              width, true, at_});
     const void* place = Offset(at_);
     at_ += bytes;
+    plan_->bytes += bytes;
     return static_cast<const float*>(place);
   }
 

@@ -56,6 +56,7 @@ struct ImagePlan {
   std::vector<RankTile> tiles;        // [modules * tiles_per_module]; pointers are image offsets + 1
   int32_t tiles_per_module = 0;
   int64_t pages = 0;
+  int64_t bytes = 0;  // of the pieces, all rows at their pitch
 };
 
 // `widths` by ModuleId. INVALID_ARGUMENT: a rank row or vector is larger than a page.

@@ -166,7 +166,7 @@ void DeviceImages::Loop() {
     {
       std::lock_guard lock(mutex_);
       const uint64_t serial = load.adapter.get()->serial;
-      loaded_.push_back({serial, resident.status()});
+      loaded_.push_back({serial, resident.status(), resident.ok() ? resident->bytes : 0});
       if (resident.ok()) resident_.emplace(serial, *resident);
       if (wake_) wake_();
     }
@@ -184,6 +184,7 @@ absl::StatusOr<DeviceImages::Resident> DeviceImages::Load(const AdapterLoad& loa
   if (error == cudaSuccess) error = cudaEventSynchronize(copied_);
   if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
   resident.adapter = {resident.tiles, packed->plan.tiles_per_module, packed->linears};
+  resident.bytes = packed->plan.bytes;
   return resident;
 }
 

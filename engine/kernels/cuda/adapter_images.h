@@ -65,6 +65,7 @@ class DeviceImages final : public AdapterImages {
   struct Resident {
     DeviceAdapter adapter;
     RankTile* tiles = nullptr;
+    int64_t bytes = 0;  // ImagePlan's
   };
 
   void Loop();
