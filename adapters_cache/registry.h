@@ -77,6 +77,7 @@ struct AdapterFilter {
   bool on_device_only = false;
   std::string after;          // names behind this one
   int32_t limit = std::numeric_limits<int32_t>::max();
+  std::function<bool(std::string_view name)> visible;  // others are not there; empty: all are
 };
 
 struct AdapterEvent {
@@ -110,6 +111,10 @@ struct RegistryStats {
   int64_t host_hits = 0;      // requests whose adapter was there
   int64_t host_misses = 0;    // requests that waited for their adapter to be read
   int64_t evictions = 0;
+  int64_t reads = 0;          // adapters read from disk, first loads and later ones
+  int64_t read_failures = 0;  // of later ones
+  int64_t read_bytes = 0;     // in memory, of those that succeeded
+  int64_t read_us = 0;        // that they took, building included
 };
 
 class AdapterRegistry final : public AdapterStore {
@@ -233,5 +238,8 @@ class AdapterRegistry final : public AdapterStore {
 // 1 to AdapterRegistry::kMaxNameBytes characters of A-Z a-z 0-9 . _ - : / @ +, the first a letter
 // or digit, and not `base_name`. INVALID_ARGUMENT says which rule is broken.
 absl::Status ValidateAdapterName(std::string_view name, std::string_view base_name);
+
+// NOT_FOUND, in the registry's words.
+absl::Status AdapterNotLoaded(std::string_view name);
 
 }  // namespace lorikeet

@@ -127,6 +127,14 @@ void AdapterRegistry::Core::Admit(Version* version, std::shared_ptr<const Adapte
   Emit(AdapterEvent::Kind::kInHost, "", version->record.id);
 }
 
+void AdapterRegistry::Core::CountRead(int64_t bytes, SteadyTime start) {
+  ++stats_.reads;
+  stats_.read_bytes += bytes;
+  stats_.read_us += std::chrono::duration_cast<std::chrono::microseconds>(
+                        std::chrono::steady_clock::now() - start)
+                        .count();
+}
+
 void AdapterRegistry::Core::Evict(Version* version) {
   LK_CHECK(version->leases == 0 && version->adapter != nullptr);
   graveyard_.push_back(std::move(version->adapter));
@@ -445,6 +453,7 @@ std::vector<AdapterInfo> AdapterRegistry::Core::List(const AdapterFilter& filter
   for (; it != names_.end() && static_cast<int32_t>(found.size()) < filter.limit; ++it) {
     const auto& [name, entry] = *it;
     if (!name.starts_with(filter.name_prefix)) break;
+    if (filter.visible && !filter.visible(name)) continue;
     const auto leads_there = [&](const Target& target) {
       return target.version->record.id == filter.version;
     };

@@ -85,6 +85,42 @@ absl::Status ApplyFile(const std::string& path, const OptionTable& table) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }
 
+// Where the ports are, and who may use them.
+void AddPortOptions(ServerConfig* c, OptionTable* table) {
+  table->Text("host", "ADDRESS", "address both ports listen on", &c->host);
+  table->Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
+  table->Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
+             &c->http_port);
+  table->Text("tls-cert", "FILE",
+              "PEM certificate chain of both ports, which then speak TLS alone; read again when it "
+              "changes",
+              &c->tls.certificate);
+  table->Text("tls-key", "FILE", "PEM private key of tls-cert", &c->tls.key);
+  table->Text("tls-client-ca", "FILE",
+              "PEM root certificates: clients must have a certificate of one of them",
+              &c->tls.client_ca);
+  table->Text("keys", "FILE",
+              "who may do what, by API key or client certificate (`lorikeet keys`); read again when "
+              "it changes; without it anyone may, except that beyond loopback nobody changes adapters",
+              &c->keys);
+  table->Text("audit-log", "FILE", "a JSON line for every change of adapters, done or refused",
+              &c->audit_log);
+  table->Switch("open-admin", "lets anyone change adapters, though there are no keys, beyond loopback",
+                &c->open_admin);
+  table->Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
+             &c->http_limits.connections);
+}
+
+absl::Status CheckTls(const TlsFiles& files) {
+  if (files.certificate.empty() != files.key.empty()) {
+    return absl::InvalidArgumentError("tls-cert and tls-key go together");
+  }
+  if (!files.on() && !files.client_ca.empty()) {
+    return absl::InvalidArgumentError("tls-client-ca needs tls-cert and tls-key");
+  }
+  return absl::OkStatus();
+}
+
 // What the command line takes: the file's keys, and the file, which is read before the rest.
 OptionTable FlagOptions(ServerConfig* config) {
   OptionTable table = ServerOptions(config);
@@ -116,10 +152,7 @@ OptionTable ServerOptions(ServerConfig* c) {
             &c->adapter_host_mib);
   table.Int("max-adapters", 1, 10'000'000, "adapters", "adapters loaded at a time",
             &c->max_adapters);
-  table.Text("host", "ADDRESS", "address both ports listen on", &c->host);
-  table.Int("grpc-port", 0, 65535, "", "gRPC port; 0: any free one", &c->grpc_port);
-  table.Int("http-port", 0, 65535, "", "HTTP port: OpenAI's API, /metrics; 0: any free one",
-            &c->http_port);
+  AddPortOptions(c, &table);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
   table.Choice("precision", {"auto", "exact", "fast"},
                "exact computes in f32; fast may round activations", &c->precision);
@@ -142,10 +175,17 @@ OptionTable ServerOptions(ServerConfig* c) {
             &limits.max_running_requests);
   table.Int("max-queued-requests", 0, 1 << 20, "requests", "requests waiting behind them",
             &limits.max_queued_requests);
-  table.Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
-            &c->http_limits.connections);
   table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
             &c->drain_s);
+  table.Int("metrics-adapters", 1, 10'000, "adapters",
+            "those used most, which have metrics of their own; the rest are counted together; "
+            "tenants likewise",
+            &c->metrics_adapters);
+  table.Switch("no-vllm-metrics", "leaves out the metrics that routers read, named as vLLM's",
+               &c->no_vllm_metrics);
+  table.Int("memory-bandwidth-gbs", 0, 1'000'000, "GB/s",
+            "of the memory that the weights lie in, for the metrics; 0: measured at start",
+            &c->memory_bandwidth_gbs);
   return table;
 }
 
@@ -180,6 +220,7 @@ absl::StatusOr<ServerConfig> ParseServerConfig(std::span<const std::string> args
   if (config.model.empty()) {
     return absl::InvalidArgumentError("no model: give --model PATH or `model` in the file");
   }
+  LK_RETURN_IF_ERROR(CheckTls(config.tls));
   return config;
 }
 

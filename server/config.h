@@ -11,6 +11,7 @@
 #include "engine/api/limits.h"
 #include "server/http/limits.h"
 #include "server/options.h"
+#include "server/tls_files.h"
 
 namespace lorikeet {
 
@@ -25,6 +26,10 @@ struct ServerConfig {
   std::string host = "127.0.0.1";
   int32_t grpc_port = 50051;  // 0: any free port
   int32_t http_port = 8080;   // 0: any free port
+  TlsFiles tls;
+  std::string keys;           // keys file; empty: no keys
+  std::string audit_log;      // file; empty: none
+  bool open_admin = false;    // without keys, beyond loopback
   std::string device = "auto";
   std::string precision = "auto";
   int32_t threads = 0;  // 0: all cores
@@ -35,6 +40,9 @@ struct ServerConfig {
   Limits limits;
   HttpLimits http_limits;
   int32_t drain_s = 30;
+  int32_t metrics_adapters = 100;  // MetricsOptions
+  bool no_vllm_metrics = false;
+  int32_t memory_bandwidth_gbs = 0;  // of what the weights lie in; 0: measured
 };
 
 // The table over `config`, which must outlive it.

@@ -20,7 +20,9 @@
 #include "engine/api/token_event.h"
 #include "engine/base/clock.h"
 #include "engine/engine.h"
+#include "server/auth/access.h"
 #include "server/metrics.h"
+#include "server/request_record.h"
 #include "server/text/chat_template.h"
 #include "server/text/grammar.h"
 #include "server/text/tokenizer.h"
@@ -30,6 +32,7 @@ namespace lorikeet {
 // What a front serves with. Everything pointed to outlives every call.
 struct ServingContext {
   Engine* engine = nullptr;
+  Access* access = nullptr;
   const AdapterStore* adapters = nullptr;
   AdapterMixer* mixer = nullptr;  // of `adapters`
   const Tokenizer* tokenizer = nullptr;
@@ -111,6 +114,7 @@ class GenerationCall {
   // returns, whenever Poll has something new: it must not block. Errors name the field, the value
   // and the bound, and are counted.
   static absl::StatusOr<std::unique_ptr<GenerationCall>> Start(const ServingContext& context,
+                                                               const Identity& caller,
                                                                GenerationInput input,
                                                                std::function<void()> wake);
   ~GenerationCall();
@@ -128,7 +132,7 @@ class GenerationCall {
 
   explicit GenerationCall(const ServingContext& context);
 
-  absl::Status Prepare(GenerationInput input, std::function<void()> wake);
+  absl::Status Prepare(const Identity& caller, GenerationInput input, std::function<void()> wake);
   void AskForAdapter();
   absl::Status SubmitIfReady();
   GenerationDelta Fail(const absl::Status& status);
@@ -136,7 +140,10 @@ class GenerationCall {
   GenerationDelta PollBest();
   void RankBest();
 
+  void Done(const absl::Status& status);
+
   const ServingContext& context_;
+  RequestRecord record_;
   std::unique_ptr<Prepared> prepared_;  // until it is submitted
   std::vector<std::unique_ptr<Choice>> choices_;
   size_t next_ = 0;  // to poll

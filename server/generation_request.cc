@@ -121,6 +121,12 @@ std::string_view WithoutBase(std::string_view name, const std::string& base) {
   return prefixed ? name.substr(base.size() + 1) : name;
 }
 
+absl::StatusOr<std::string> Find(const ServingContext& context, const Identity& caller,
+                                 std::string_view adapter) {
+  if (!caller.Sees(adapter)) return AdapterNotLoaded(adapter);
+  return context.adapters->Find(adapter);
+}
+
 ResolvedModel OneAdapter(std::string_view name) {
   return {.terms = {{std::string(name)}}, .name = std::string(name)};
 }
@@ -156,41 +162,44 @@ absl::Status CheckVersion(const ResolvedModel& model, std::string_view version) 
                                           std::string(version), ", not '", model.version, "'"));
 }
 
-absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::string_view model) {
+absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, const Identity& caller,
+                                           std::string_view model) {
   LK_RETURN_IF_ERROR(ValidateUtf8(model, "model"));
   if (model.empty() || model == context.model_name) return ResolvedModel{};
-  const absl::Status whole = context.adapters->Find(model).status();
+  const absl::Status whole = Find(context, caller, model).status();
   if (whole.ok()) return OneAdapter(model);
   const std::string_view name = WithoutBase(model, context.model_name);
-  if (name.size() < model.size() && context.adapters->Find(name).ok()) {
+  if (name.size() < model.size() && Find(context, caller, name).ok()) {
     return OneAdapter(name);
   }
   const size_t at = name.rfind('@');
   if (at == std::string_view::npos) return whole;
   ResolvedModel asked = OneAdapter(name.substr(0, at));
   asked.version = name.substr(at + 1);
-  LK_ASSIGN_OR_RETURN(const std::string version, context.adapters->Find(asked.name));
+  LK_ASSIGN_OR_RETURN(const std::string version, Find(context, caller, asked.name));
   // Fewer digits than that might be meant for another.
   LK_RETURN_IF_ERROR(
       CheckVersion(asked, asked.version.size() < kLeastVersionDigits ? "" : version));
   return asked;
 }
 
-absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const GenerationInput& input) {
-  if (input.adapters.empty()) return ResolveModel(context, input.model);
+absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const Identity& caller,
+                                      const GenerationInput& input) {
+  if (input.adapters.empty()) return ResolveModel(context, caller, input.model);
   if (!input.model.empty() && input.model != context.model_name) {
     return Invalid("adapter and adapters are both set");
   }
   ResolvedModel model{.terms = input.adapters};
   for (const WeightedAdapter& term : input.adapters) {
     LK_RETURN_IF_ERROR(ValidateUtf8(term.name, "adapters.id"));
+    LK_RETURN_IF_ERROR(Find(context, caller, term.name).status());
     absl::StrAppend(&model.name, model.name.empty() ? "" : "+", term.name);
   }
   return model;
 }
 
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ResolvedModel& model,
-                                     GenerationInput& input) {
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Identity& caller,
+                                     const ResolvedModel& model, GenerationInput& input) {
   Request request;
   request.sampling = input.sampling;
   LK_RETURN_IF_ERROR(SetLogprobs(input, &request.sampling));
@@ -219,6 +228,7 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Resolv
     LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, *input.grammar));
   }
   request.cache_salt = input.cache_salt;
+  request.tenant = caller.tenant;
   request.skip_prefix_cache = input.skip_prefix_cache;
   request.deadline_us = input.deadline_us;
   return request;

@@ -22,11 +22,13 @@ absl::Status CheckVersion(const ResolvedModel& model, std::string_view version);
 
 // `model`: empty or the base model's name; an adapter's "name", "base:name", or either followed by
 // "@version", at least the first 8 digits of the version it must have. NOT_FOUND otherwise: the
-// base model never answers for an adapter.
-absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, std::string_view model);
+// base model never answers for an adapter, and what the caller does not see is not there.
+absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, const Identity& caller,
+                                           std::string_view model);
 
 // The weighted sum that `input` asks for, or its model. INVALID_ARGUMENT: both are set.
-absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const GenerationInput& input);
+absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const Identity& caller,
+                                      const GenerationInput& input);
 
 // The prompt of a conversation. INVALID_ARGUMENT: the model has no template, or it refuses.
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
@@ -38,7 +40,7 @@ absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
 
 // Without its lease of `model`. INVALID_ARGUMENT names the field, the value and the bound. Moves the
 // prompt out of `input`.
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ResolvedModel& model,
-                                     GenerationInput& input);
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Identity& caller,
+                                     const ResolvedModel& model, GenerationInput& input);
 
 }  // namespace lorikeet

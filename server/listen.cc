@@ -1,6 +1,7 @@
 #include "server/listen.h"
 
 #include <netdb.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -25,7 +26,36 @@ int TryListen(const addrinfo& address) {
   return error;
 }
 
+using Addresses = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
+
+// What `host` and `port` name, the first to listen on first; empty and `error` set if nothing.
+Addresses Resolve(const std::string& host, int32_t port, int* error) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  *error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  return {*error == 0 ? found : nullptr, &freeaddrinfo};
+}
+
+bool IsLoopback(const sockaddr* address) {
+  if (address->sa_family == AF_INET) {
+    return ntohl(reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr) >> 24 == 127;
+  }
+  return address->sa_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
+}
+
 }  // namespace
+
+bool IsLoopback(const std::string& host) {
+  int error = 0;
+  const Addresses found = Resolve(host, 0, &error);
+  for (const addrinfo* at = found.get(); at != nullptr; at = at->ai_next) {
+    if (!IsLoopback(at->ai_addr)) return false;
+  }
+  return found != nullptr;
+}
 
 std::string HostPort(const std::string& host, int32_t port) {
   const bool ipv6 = host.find(':') != std::string::npos && host.front() != '[';
@@ -33,16 +63,12 @@ std::string HostPort(const std::string& host, int32_t port) {
 }
 
 absl::Status CheckCanListen(const std::string& host, int32_t port, const std::string& what) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE;
-  addrinfo* found = nullptr;
-  const int failed = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  int failed = 0;
+  const Addresses found = Resolve(host, port, &failed);
   if (failed != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat(what, ": no address '", host, "': ", gai_strerror(failed)));
   }
-  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
   const int error = TryListen(*found);
   if (error == 0) return absl::OkStatus();
   const std::string where = absl::StrCat(what, " ", HostPort(host, port));

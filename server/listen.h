@@ -13,6 +13,9 @@ namespace lorikeet {
 // the port in the message ("gRPC port").
 absl::Status CheckCanListen(const std::string& host, int32_t port, const std::string& what);
 
+// Whether only this machine can reach every address that `host` names.
+bool IsLoopback(const std::string& host);
+
 // "host:port", an IPv6 address in brackets.
 std::string HostPort(const std::string& host, int32_t port);
 

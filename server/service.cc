@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/listen.h"
+#include "server/say.h"
 
 namespace lorikeet {
 namespace {
@@ -43,14 +44,35 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
     return service->ready_ && service->device_status().ok();
   };
   probes.metrics = [service = self.get()] { return service->MetricsText(); };
-  self->http_api_ = std::make_unique<HttpApi>(std::move(probes));
+  LK_RETURN_IF_ERROR(self->OpenAccess());
+  self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get());
   LK_ASSIGN_OR_RETURN(
       self->http_,
-      HttpServer::Start({config.host, config.http_port, config.http_limits},
+      HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},
                         [api = self->http_api_.get()](HttpRequest request, auto wake) {
                           return api->Handle(std::move(request), wake);
                         }));
   return self;
+}
+
+Service::Service(const ServerConfig& config)
+    : config_(config),
+      metrics_({.vllm = !config.no_vllm_metrics, .named_adapters = config.metrics_adapters}) {}
+
+absl::Status Service::OpenAccess() {
+  const bool trusted =
+      config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
+  const Access::Options options{.keys_file = config_.keys, .trusted_callers = trusted};
+  LK_ASSIGN_OR_RETURN(audit_, AuditLog::Open(config_.audit_log));
+  LK_ASSIGN_OR_RETURN(access_, Access::Open(options, &clock_, audit_.get()));
+  if (config_.keys.empty()) return absl::OkStatus();
+  keys_watch_ = std::make_unique<FileWatch>(
+      std::vector{config_.keys}, [access = access_.get(), file = config_.keys] {
+        const absl::Status status = access->Reload();
+        Say(status.ok() ? absl::StrCat("keys read again from ", file)
+                        : absl::StrCat(status.message(), "; the keys from before stay"));
+      });
+  return absl::OkStatus();
 }
 
 Service::~Service() {
@@ -69,9 +91,9 @@ absl::Status Service::Serve(ServedModel model) {
   LK_RETURN_IF_ERROR(StartEngine());
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
-  const GrpcOptions grpc{config_.host, config_.grpc_port, ForAdapterService()};
-  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, registry_.get(), grpc));
-  http_api_->Serve({&context_, registry_.get(), std::chrono::seconds(config_.drain_s)});
+  LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, admin_.get(),
+                                               {config_.host, config_.grpc_port, config_.tls}));
+  http_api_->Serve(&context_, admin_.get());
   ready_ = true;
   return absl::OkStatus();
 }
@@ -93,12 +115,13 @@ absl::Status Service::StartRegistry() {
     options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";
   }
   LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
+  admin_ = std::make_unique<AdapterAdmin>(registry_.get(), &metrics_, audit_.get(), ForAdmin());
   mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
   return absl::OkStatus();
 }
 
-AdapterServiceOptions Service::ForAdapterService() const {
-  AdapterServiceOptions options;
+AdapterAdmin::Options Service::ForAdmin() const {
+  AdapterAdmin::Options options;
   options.drain = std::chrono::seconds(config_.drain_s);
   options.directory = config_.adapter_dir;
   options.capacity = {.base = model_.base,
@@ -121,6 +144,7 @@ absl::Status Service::StartEngine() {
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
   registry_->SetDevice(engine_.get());
   context_ = {.engine = engine_.get(),
+              .access = access_.get(),
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
               .tokenizer = model_.tokenizer.get(),
@@ -161,16 +185,41 @@ void Service::Drain(int32_t grace_s) {
 int Service::adapters() const { return static_cast<int>(registry_->stats().names); }
 
 std::string Service::MetricsText() {
+  return metrics_.Text(started_ ? CurrentMetrics() : Metrics::Current());
+}
+
+Metrics::Current Service::CurrentMetrics() const {
   Metrics::Current current;
-  if (started_) {
-    const Engine::Gauges gauges = engine_->gauges();
-    current.waiting = gauges.waiting;
-    current.running = gauges.running;
-    current.decode_waits = gauges.decode_waits;
-    current.images = gauges.images;
-    current.adapters = registry_->stats();
+  ServerState& state = current.state;
+  const Engine::Gauges gauges = engine_->gauges();
+  state.waiting = gauges.waiting;
+  state.running = gauges.running;
+  state.block_tokens = KvLayout::kPageTokens;
+  state.blocks = model_.pages / model_.kv.pages_per_block;
+  state.in_host = registry_->List({.in_host_only = true, .limit = kMaxListedAdapters});
+  state.has_device_tier = model_.runner->images() != nullptr;
+  current.adapters = registry_->stats();
+  current.images = gauges.images;
+  current.decode_waits = gauges.decode_waits;
+  state.max_adapters = AdaptersThatFit(current);
+  current.device_memory = model_.runner->memory_use();
+  current.weight_bytes = model_.weight_bytes;
+  current.bandwidth = model_.bandwidth;
+  current.gone = [this](const std::string& name) { return !registry_->Find(name).ok(); };
+  return current;
+}
+
+// By the mean size of those that are there.
+int64_t Service::AdaptersThatFit(const Metrics::Current& current) const {
+  if (current.state.has_device_tier) {
+    const ImageCounts& images = current.images;
+    if (images.image_bytes == 0) return config_.max_adapters;
+    return model_.pages * model_.kv.page_bytes() / (images.image_bytes / images.images);
   }
-  return metrics_.Text(current);
+  const RegistryStats& host = current.adapters;
+  if (config_.adapter_host_mib == 0 || host.in_host == 0) return config_.max_adapters;
+  return std::min<int64_t>(config_.max_adapters,
+                           config_.adapter_host_mib * kMiB / (host.host_bytes / host.in_host));
 }
 
 }  // namespace lorikeet

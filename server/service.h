@@ -14,7 +14,11 @@
 #include "engine/engine.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/runner/runner.h"
+#include "server/adapter_admin.h"
+#include "server/auth/access.h"
+#include "server/auth/audit_log.h"
 #include "server/config.h"
+#include "server/file_watch.h"
 #include "server/generation.h"
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
@@ -34,6 +38,8 @@ struct ServedModel {
   int32_t pages = 0;
   int32_t vocab_size = 0;
   int32_t context_tokens = 0;  // the model's own
+  int64_t weight_bytes = 0;    // that every step reads
+  double bandwidth = 0;        // bytes a second of the memory they are in; 0: not known
   std::vector<int32_t> eos_ids;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null: none
@@ -62,20 +68,27 @@ class Service {
   absl::Status device_status() const { return engine_->device_status(); }
 
  private:
-  explicit Service(const ServerConfig& config) : config_(config) {}
+  explicit Service(const ServerConfig& config);
 
+  absl::Status OpenAccess();
   absl::Status StartRegistry();
   absl::Status StartEngine();
-  AdapterServiceOptions ForAdapterService() const;
+  AdapterAdmin::Options ForAdmin() const;
   absl::Status LoadAdapters();
   std::string MetricsText();
+  Metrics::Current CurrentMetrics() const;
+  int64_t AdaptersThatFit(const Metrics::Current& current) const;
 
   // Destroyed from the bottom up: fronts first, then what they use.
   const ServerConfig config_;
   SteadyClock clock_;
   Metrics metrics_;
+  std::unique_ptr<AuditLog> audit_;
+  std::unique_ptr<Access> access_;
+  std::unique_ptr<FileWatch> keys_watch_;  // null: no keys file
   ServedModel model_;
   ServingContext context_;
+  std::unique_ptr<AdapterAdmin> admin_;  // takes what the registry's last calls end with
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<Engine> engine_;

@@ -50,7 +50,8 @@ struct Request {
   std::shared_ptr<TokenConstraint> constraint;  // nullptr: none; this request's alone
   AdapterLease adapter;                 // empty: base model
   std::string adapter_name;             // as the client named it; empty: base model
-  // Keys and values are shared with requests of the same salt alone; at most kMaxCacheSaltBytes.
+  std::string tenant;                   // whose request it is; empty: nobody's in particular
+  // Keys and values are shared with requests of the same tenant and salt alone; at most kMaxCacheSaltBytes.
   std::string cache_salt;
   bool skip_prefix_cache = false;       // neither uses nor leaves shared keys and values
   int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the engine's Clock

@@ -20,6 +20,7 @@
 #include "engine/api/logit_row.h"
 #include "engine/kernels/args.h"
 #include "engine/memory/kv_layout.h"
+#include "engine/memory/memory_use.h"
 #include "engine/tensor/tensor_view.h"
 
 namespace lorikeet {
@@ -51,10 +52,6 @@ class Backend {
   // Most rows that Sample and the head's product take at a time.
   virtual int32_t max_logit_rows() const = 0;
 
-  // Beyond low-rank pairs, output scales and biases of linears; an adapter that needs more is refused
-  // when it is loaded.
-  virtual PrimitiveSet primitives() const { return 0; }
-
   // ---- load time
 
   virtual DeviceMemory Allocate(int64_t bytes) = 0;
@@ -66,6 +63,10 @@ class Backend {
   // Pages of `layout` in `bytes` of memory, 0 meaning all that can be spared; returns their
   // number. Once, after all weights.
   virtual int32_t AllocatePages(const KvLayout& layout, int64_t bytes) = 0;
+  // Bytes a second that this device's memory gives, by trial: a few hundredths of a second's work.
+  // After AllocatePages, whose pages it may overwrite; before the first step.
+  virtual double MeasureBandwidth() = 0;
+  virtual MemoryUse memory_use() const { return {}; }  // any thread
   virtual std::byte* pages() = 0;  // page p at pages() + p * layout.page_bytes()
   // Of adapters, in pages of AllocatePages', which must come first: a step's must be there. nullptr:
   // adapters are used where the host has them.
@@ -89,7 +90,7 @@ class Backend {
   virtual void RopeStore(const RopeStoreArgs& args) = 0;
   virtual void Attention(const AttentionArgs& args) = 0;
   // Adds the adapters' bottlenecks to a block's output.
-  virtual void Bottlenecks(const BottleneckArgs& args) { static_cast<void>(args); }
+  virtual void Bottlenecks(const BottleneckArgs& args) = 0;
   // out = silu(gate) ∘ up (Shazeer 2020, SwiGLU). gate_up: [T, 2 F], gate first; out: [T, F].
   virtual void SwiGlu(Matrix gate_up, Matrix out) = 0;
 

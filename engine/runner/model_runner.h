@@ -23,6 +23,7 @@ struct RunnerOptions {
   int32_t threads = 0;             // 0: as many as there are cores
   int64_t kv_bytes = 0;      // of the pool; 0: 1 GiB on the CPU, what can be spared on a GPU
   int64_t pinned_bytes = 0;  // see BackendOptions
+  bool record = true;        // likewise
   Limits limits;
 };
 
@@ -40,6 +41,9 @@ class ModelRunner final : public Runner {
   AdapterImages* images() override { return backend_->images(); }
   const BaseModel& base_model() const { return base_model_; }
   Precision precision() const { return precision_; }
+  MemoryUse memory_use() const override { return backend_->memory_use(); }
+  int64_t weight_bytes() const { return model_->weight_bytes(); }
+  double MeasureBandwidth() { return backend_->MeasureBandwidth(); }  // see Backend
   std::string Describe() const { return backend_->Describe(); }
   // Why device "auto" came to the CPU; OK where it did not.
   const absl::Status& no_gpu() const { return no_gpu_; }

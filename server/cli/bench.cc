@@ -26,7 +26,7 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 constexpr char kUsage[] = "lorikeet bench [flags]\n";
 
 struct BenchFlags {
-  std::string server;
+  ServerAddress server;
   int32_t concurrency = 8;
   double rate = 0;
   int32_t requests = 64;

@@ -17,8 +17,14 @@ namespace lorikeet {
 
 inline constexpr char kDefaultServer[] = "127.0.0.1:50051";
 
-// The row every client subcommand has.
-void AddServerOption(OptionTable* table, std::string* server);
+struct ServerAddress {
+  std::string host_port = kDefaultServer;
+  // PEM. With a `ca` the connection is TLS, and the server's certificate must be one of its.
+  std::string ca, certificate, key;
+};
+
+// The rows every client subcommand has.
+void AddServerOption(OptionTable* table, ServerAddress* server);
 
 // True after printing `usage` and the table when --help is among the arguments.
 bool PrintedHelp(Arguments args, const std::string& usage, const OptionTable& table);
@@ -27,10 +33,11 @@ bool PrintedHelp(Arguments args, const std::string& usage, const OptionTable& ta
 absl::StatusOr<std::vector<std::string>> ParseClientFlags(Arguments args, const OptionTable& table,
                                                           size_t least, size_t most);
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& server);
+// Every call brings the API key in the environment's LORIKEET_API_KEY, if there is one.
+std::shared_ptr<grpc::Channel> Connect(const ServerAddress& server);
 
 // A call's outcome for people: the code's name and the server's message.
-absl::Status CallStatus(const std::string& server, const grpc::Status& status);
+absl::Status CallStatus(const ServerAddress& server, const grpc::Status& status);
 
 // The whole file. NOT_FOUND names it.
 absl::StatusOr<std::string> ReadTextFile(const std::string& path);

@@ -22,7 +22,7 @@ constexpr char kUsage[] =
 constexpr int32_t kIntMax = std::numeric_limits<int32_t>::max();
 
 struct GenerateFlags {
-  std::string server;
+  ServerAddress server;
   std::optional<std::string> prompt, chat, prompt_ids;
   std::vector<std::string> stop_ids;
   int32_t max_tokens = 256;

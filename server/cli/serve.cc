@@ -12,6 +12,7 @@
 #include "engine/runner/model_runner.h"
 #include "server/cli/commands.h"
 #include "server/listen.h"
+#include "server/say.h"
 #include "server/service.h"
 #include "server/version.h"
 
@@ -21,12 +22,6 @@ namespace {
 constexpr char kUsage[] = "lorikeet serve --model PATH [flags]\n";
 constexpr int64_t kMiB = 1 << 20;
 constexpr long kDevicePollNs = 250'000'000;
-
-// Progress goes to standard output; standard error is for the one line of a failure.
-void Say(const std::string& line) {
-  std::printf("%s\n", line.c_str());
-  std::fflush(stdout);
-}
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const ModelSource& source,
                                                          const std::string& path) {
@@ -60,6 +55,9 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   model.base = &runner->base_model();
   model.kv = runner->kv();
   model.pages = runner->pages();
+  model.weight_bytes = runner->weight_bytes();
+  model.bandwidth = config.memory_bandwidth_gbs > 0 ? config.memory_bandwidth_gbs * 1e9
+                                                    : runner->MeasureBandwidth();
   model.vocab_size = source->config().vocab;
   model.context_tokens = source->config().context;
   model.eos_ids = source->config().eos_ids;

@@ -1,23 +1,12 @@
-// lorikeet.v1.AdapterService on the callback API; the work is the registry's, on its threads.
+// lorikeet.v1.AdapterService on the callback API; the work is AdapterAdmin's.
 #pragma once
 
-#include <chrono>
-#include <cstdint>
-#include <filesystem>
-
-#include "adapters_cache/registry.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
+#include "server/adapter_admin.h"
+#include "server/auth/access.h"
 #include "server/grpc/front_thread.h"
-#include "server/grpc/plan_capacity.h"
-#include "server/metrics.h"
 
 namespace lorikeet {
-
-struct AdapterServiceOptions {
-  std::chrono::microseconds drain{0};  // of an unload whose call has no earlier deadline
-  std::filesystem::path directory;     // where uploaded adapters are kept; empty: nowhere
-  Capacity capacity;
-};
 
 class AdapterServiceImpl final
     : public v1::AdapterService::WithRawCallbackMethod_LoadAdapter<
@@ -33,10 +22,9 @@ class AdapterServiceImpl final
                                               v1::AdapterService::WithRawCallbackMethod_PlanCapacity<
                                                   v1::AdapterService::Service>>>>>>>>>>> {
  public:
-  // `registry`, `metrics` and `front` outlive the server this is registered with.
-  AdapterServiceImpl(AdapterRegistry* registry, Metrics* metrics, FrontThread* front,
-                     AdapterServiceOptions options)
-      : registry_(registry), metrics_(metrics), front_(front), options_(std::move(options)) {}
+  // All outlive the server this is registered with.
+  AdapterServiceImpl(AdapterAdmin* admin, Access* access, FrontThread* front)
+      : admin_(admin), access_(access), front_(front) {}
 
   using Call = grpc::CallbackServerContext;
   using Bytes = grpc::ByteBuffer;
@@ -55,12 +43,9 @@ class AdapterServiceImpl final
   Unary* PlanCapacity(Call* call, const Bytes* request, Bytes* response) override;
 
  private:
-  AdapterRegistry::LoadDone FinishLoad(Unary* reactor, Bytes* response);
-
-  AdapterRegistry* registry_;
-  Metrics* metrics_;
-  FrontThread* front_;
-  AdapterServiceOptions options_;
+  AdapterAdmin* const admin_;
+  Access* const access_;
+  FrontThread* const front_;
 };
 
 }  // namespace lorikeet

@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
-#include "server/grpc/convert.h"
 #include "server/grpc/wire.h"
 
 namespace lorikeet {
@@ -38,51 +37,45 @@ absl::Status CheckDigits(const char* field, const std::string& hash) {
 
 }  // namespace
 
-AdapterUpload* AdapterUpload::Start(AdapterRegistry* registry, Metrics* metrics,
-                                    const fs::path& directory, grpc::ByteBuffer* response) {
-  auto* upload = new AdapterUpload(registry, metrics, directory, response);
+AdapterUpload* AdapterUpload::Start(AdapterAdmin* admin, absl::StatusOr<Client> client,
+                                    grpc::ByteBuffer* response) {
+  if (!client.ok()) {
+    auto* upload = new AdapterUpload(admin, {}, response);
+    upload->Finish(ToGrpcStatus(client.status()));
+    return upload;
+  }
+  auto* upload = new AdapterUpload(admin, *std::move(client), response);
   upload->StartRead(&upload->bytes_);
   return upload;
 }
-
-AdapterUpload::AdapterUpload(AdapterRegistry* registry, Metrics* metrics, fs::path directory,
-                             grpc::ByteBuffer* response)
-    : registry_(registry),
-      metrics_(metrics),
-      directory_(std::move(directory)),
-      response_(response) {}
 
 void AdapterUpload::OnReadDone(bool ok) {
   if (ok) {
     v1::UploadAdapterRequest part;
     absl::Status status = DecodeRequest(bytes_, &part);
     if (status.ok()) status = Take(std::move(part));
-    if (!status.ok()) return End(status);
+    if (!status.ok()) return Fail(status);
     return StartRead(&bytes_);
   }
   const absl::StatusOr<fs::path> path = Complete();
-  if (!path.ok()) return End(path.status());
-  registry_->LoadAsync(header_.name(), *path,
-                       {.origin = AdapterRegistry::Origin::kOperator,
-                        .replace = header_.replace(),
-                        .pin = header_.pin(),
-                        .keep = true},
-                       [this](const absl::StatusOr<AdapterInfo>& info) {
-                         if (info.ok()) {
-                           v1::LoadAdapterResponse reply;
-                           *reply.mutable_adapter() = ToProto(*info);
-                           *response_ = EncodeResponse(reply);
-                         }
-                         End(info.status());
+  if (!path.ok()) return Fail(path.status());
+  admin_->LoadUploaded(client_, header_, *path,
+                       [this](const absl::StatusOr<v1::LoadAdapterResponse>& reply) {
+                         if (reply.ok()) *response_ = EncodeResponse(*reply);
+                         End(reply.status());
                        });
+}
+
+// Before there is anything to load.
+void AdapterUpload::Fail(const absl::Status& status) {
+  admin_->CountLoad(status, start_);
+  admin_->Note(client_, "UploadAdapter", header_.name(), status);
+  End(status);
 }
 
 void AdapterUpload::End(const absl::Status& status) {
   std::error_code ignored;
   if (!scratch_.empty()) fs::remove_all(scratch_, ignored);
-  metrics_->OnAdapterLoad(status, std::chrono::duration_cast<std::chrono::microseconds>(
-                                      std::chrono::steady_clock::now() - start_)
-                                      .count());
   Finish(ToGrpcStatus(status));
 }
 
@@ -101,7 +94,9 @@ absl::Status AdapterUpload::Take(v1::UploadAdapterRequest part) {
 
 absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
   if (begun_) return absl::InvalidArgumentError("an upload has one header");
-  if (directory_.empty()) {
+  LK_RETURN_IF_ERROR(AdapterAdmin::CheckMayName(*client_.caller, header.name()));
+  const fs::path& directory = admin_->options().directory;
+  if (directory.empty()) {
     return absl::FailedPreconditionError(
         "this server has no directory to keep uploads in; it is started with --adapter-dir");
   }
@@ -115,10 +110,10 @@ absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
   header_ = header;
   begun_ = true;
   std::error_code error;
-  fs::create_directories(directory_ / "uploads", error);
-  std::string pattern = (directory_ / "uploads" / "partial-XXXXXX").string();
+  fs::create_directories(directory / "uploads", error);
+  std::string pattern = (directory / "uploads" / "partial-XXXXXX").string();
   if (mkdtemp(pattern.data()) == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot write below ", directory_.string()));
+    return absl::UnavailableError(absl::StrCat("cannot write below ", directory.string()));
   }
   scratch_ = pattern;
   config_.most = kMaxConfigBytes;
@@ -154,7 +149,7 @@ absl::StatusOr<fs::path> AdapterUpload::Complete() {
     file->out.close();
     if (!file->out) return absl::ResourceExhaustedError("cannot write the files: disk full?");
   }
-  const fs::path place = directory_ / "uploads" /
+  const fs::path place = admin_->options().directory / "uploads" /
                          absl::StrCat(header_.config_sha256().substr(0, 16), "-",
                                       header_.weights_sha256().substr(0, 48));
   std::error_code error;

@@ -4,14 +4,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
-#include "adapters_cache/registry.h"
 #include "adapters_cache/sha256.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
-#include "server/metrics.h"
+#include "server/adapter_admin.h"
 
 namespace lorikeet {
 
@@ -19,9 +18,9 @@ namespace lorikeet {
 // are complete; an upload that fails leaves nothing.
 class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
  public:
-  // Lives until gRPC is done with it.
-  static AdapterUpload* Start(AdapterRegistry* registry, Metrics* metrics,
-                              const std::filesystem::path& directory, grpc::ByteBuffer* response);
+  // Lives until gRPC is done with it. Ends at once if there is no client who may.
+  static AdapterUpload* Start(AdapterAdmin* admin, absl::StatusOr<Client> client,
+                              grpc::ByteBuffer* response);
 
   void OnReadDone(bool ok) override;
   void OnDone() override { delete this; }
@@ -35,18 +34,18 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
     int64_t most = 0;
   };
 
-  AdapterUpload(AdapterRegistry* registry, Metrics* metrics, std::filesystem::path directory,
-                grpc::ByteBuffer* response);
+  AdapterUpload(AdapterAdmin* admin, Client client, grpc::ByteBuffer* response)
+      : admin_(admin), client_(std::move(client)), response_(response) {}
 
   absl::Status Take(v1::UploadAdapterRequest part);
   absl::Status Begin(const v1::UploadHeader& header);
   absl::Status Append(File* file, const char* name, const std::string& bytes);
   absl::StatusOr<std::filesystem::path> Complete();
+  void Fail(const absl::Status& status);
   void End(const absl::Status& status);
 
-  AdapterRegistry* const registry_;
-  Metrics* const metrics_;
-  const std::filesystem::path directory_;
+  AdapterAdmin* const admin_;
+  const Client client_;
   grpc::ByteBuffer* const response_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   grpc::ByteBuffer bytes_;  // being read

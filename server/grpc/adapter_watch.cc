@@ -2,15 +2,22 @@
 
 #include <utility>
 
-#include "server/grpc/convert.h"
+#include "server/adapter_proto.h"
 #include "server/grpc/wire.h"
 
 namespace lorikeet {
 
-AdapterWatchCall* AdapterWatchCall::Start(AdapterRegistry* registry, FrontThread* front) {
+AdapterWatchCall* AdapterWatchCall::Start(const AdapterAdmin* admin,
+                                          const absl::StatusOr<Client>& client,
+                                          FrontThread* front) {
   auto call = std::make_shared<AdapterWatchCall>();
   call->self_ = call;
-  call->watch_ = registry->Watch([weak = call->weak_from_this(), front] {
+  if (!client.ok()) {
+    std::lock_guard lock(call->mutex_);
+    call->End(client.status());
+    return call.get();
+  }
+  call->watch_ = admin->Watch(client->caller, [weak = call->weak_from_this(), front] {
     front->Post([weak] {
       if (const auto self = weak.lock()) self->Pump();
     });

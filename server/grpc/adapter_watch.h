@@ -6,6 +6,7 @@
 
 #include "adapters_cache/registry.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
+#include "server/adapter_admin.h"
 #include "server/grpc/front_thread.h"
 
 namespace lorikeet {
@@ -13,8 +14,9 @@ namespace lorikeet {
 class AdapterWatchCall final : public grpc::ServerWriteReactor<v1::AdapterEvent>,
                                public std::enable_shared_from_this<AdapterWatchCall> {
  public:
-  // Lives until gRPC is done with it. Events are read on `front`, which outlives it.
-  static AdapterWatchCall* Start(AdapterRegistry* registry, FrontThread* front);
+  // Lives until gRPC is done with it; ends at once if there is no client who may. Events are read on `front`, which outlives it.
+  static AdapterWatchCall* Start(const AdapterAdmin* admin, const absl::StatusOr<Client>& client,
+                                 FrontThread* front);
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;

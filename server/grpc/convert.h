@@ -1,9 +1,7 @@
-// The API's messages and the server's own types.
+// GenerationService's messages and the server's own types.
 #pragma once
 
 #include "absl/status/statusor.h"
-#include "adapters_cache/registry.h"
-#include "lorikeet/v1/adapters.pb.h"
 #include "lorikeet/v1/generation.pb.h"
 #include "server/generation.h"
 
@@ -15,8 +13,5 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request);
 
 // Adds what is new to `response`. REQUIRES: an end in `delta` is OK.
 void AppendDelta(const GenerationDelta& delta, v1::GenerateResponse* response);
-
-v1::Adapter ToProto(const AdapterInfo& info);
-v1::AdapterEvent ToProto(const AdapterEvent& event);
 
 }  // namespace lorikeet

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "server/grpc/admit.h"
 #include "server/grpc/convert.h"
 #include "server/grpc/wire.h"
 #include "server/version.h"
@@ -69,13 +70,15 @@ class CallBase : public std::enable_shared_from_this<CallBase> {
                                                            FrontThread* front,
                                                            const grpc::CallbackServerContext& call,
                                                            const grpc::ByteBuffer& bytes) {
+    LK_ASSIGN_OR_RETURN(const Client client, AdmitCall(*context.access, call, Role::kGenerate));
     v1::GenerateRequest request;
     LK_RETURN_IF_ERROR(DecodeRequest(bytes, &request));
     LK_ASSIGN_OR_RETURN(GenerationInput input, ToInput(std::move(request)));
     input.deadline_us = DeadlineMicros(call, *context.clock);
-    return GenerationCall::Start(context, std::move(input), [weak = weak_from_this(), front] {
-      if (auto self = weak.lock()) self->Wake(std::move(self), front);
-    });
+    return GenerationCall::Start(context, *client.caller, std::move(input),
+                                 [weak = weak_from_this(), front] {
+                                   if (auto self = weak.lock()) self->Wake(std::move(self), front);
+                                 });
   }
 
   // Engine thread. One posted pump takes all events that are there by then.
@@ -203,12 +206,17 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateUnary(grpc::CallbackSer
 grpc::ServerUnaryReactor* GenerationServiceImpl::GetModel(grpc::CallbackServerContext* call,
                                                           const v1::GetModelRequest*,
                                                           v1::GetModelResponse* response) {
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  const absl::Status admitted = AdmitCall(*context_->access, *call, std::nullopt).status();
+  if (!admitted.ok()) {
+    reactor->Finish(ToGrpcStatus(admitted));
+    return reactor;
+  }
   response->set_name(context_->model_name);
   response->set_vocab_size(context_->vocab_size);
   response->set_max_context_tokens(context_->max_context_tokens);
   response->set_has_chat_template(context_->chat_template != nullptr);
   response->set_server_version(kVersion);
-  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

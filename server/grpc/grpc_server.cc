@@ -2,6 +2,9 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_credentials_options.h>
 #include <grpcpp/server_builder.h>
 
 #include <utility>
@@ -21,14 +24,28 @@ void AllowKeepalive(grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
+std::shared_ptr<grpc::ServerCredentials> MakeCredentials(const TlsFiles& files) {
+  if (!files.on()) return grpc::InsecureServerCredentials();
+  using grpc::experimental::FileWatcherCertificateProvider;
+  constexpr unsigned kWatchSeconds = 1;
+  const bool mutual = !files.client_ca.empty();
+  grpc::experimental::TlsServerCredentialsOptions options(
+      std::make_shared<FileWatcherCertificateProvider>(files.key, files.certificate,
+                                                       files.client_ca, kWatchSeconds));
+  options.watch_identity_key_cert_pairs();
+  if (mutual) options.watch_root_certs();
+  options.set_cert_request_type(mutual ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                       : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
+  return grpc::experimental::TlsServerCredentials(options);
+}
+
 }  // namespace
 
-GrpcServer::GrpcServer(const ServingContext* context, AdapterRegistry* registry,
-                       const GrpcOptions& options)
-    : generation_(context, &front_), adapters_(registry, context->metrics, &front_, options.adapters) {}
+GrpcServer::GrpcServer(const ServingContext* context, AdapterAdmin* admin)
+    : generation_(context, &front_), adapters_(admin, context->access, &front_) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingContext* context,
-                                                              AdapterRegistry* registry,
+                                                              AdapterAdmin* admin,
                                                               const GrpcOptions& options) {
   LK_RETURN_IF_ERROR(CheckCanListen(options.host, options.port, "gRPC port"));
   // Both register plugins for servers built later; repeated calls change nothing.
@@ -36,10 +53,10 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::health::v1::HealthCheckRequest::descriptor();  // linked in, for reflection to describe it
 
-  std::unique_ptr<GrpcServer> self(new GrpcServer(context, registry, options));
+  std::unique_ptr<GrpcServer> self(new GrpcServer(context, admin));
   const std::string address = HostPort(options.host, options.port);
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &self->port_);
+  builder.AddListeningPort(address, MakeCredentials(options.tls), &self->port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server is an error
   AllowKeepalive(&builder);
   builder.SetMaxReceiveMessageSize(Limits::kMaxRequestBytes);

@@ -8,26 +8,28 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "adapters_cache/registry.h"
+#include "server/adapter_admin.h"
 #include "server/generation.h"
 #include "server/grpc/adapter_service.h"
 #include "server/grpc/front_thread.h"
 #include "server/grpc/generation_service.h"
+#include "server/tls_files.h"
 
 namespace lorikeet {
 
 struct GrpcOptions {
   std::string host;  // name or address
   int32_t port = 0;  // 0: any free one
-  AdapterServiceOptions adapters;
+  TlsFiles tls;
 };
 
 class GrpcServer {
  public:
-  // Listens and serves. `context` and `registry` outlive it. UNAVAILABLE: the port is in use;
-  // INVALID_ARGUMENT: no such address.
+  // Listens and serves. `context` and `admin` outlive it. UNAVAILABLE: the port is in use;
+  // INVALID_ARGUMENT: no such address. Certificates that change are taken for new connections; the
+  // files must be right at first.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const ServingContext* context,
-                                                           AdapterRegistry* registry,
+                                                           AdapterAdmin* admin,
                                                            const GrpcOptions& options);
   ~GrpcServer();  // Stop(0) if still running
 
@@ -40,7 +42,7 @@ class GrpcServer {
   void Stop(std::chrono::microseconds grace);
 
  private:
-  GrpcServer(const ServingContext* context, AdapterRegistry* registry, const GrpcOptions& options);
+  GrpcServer(const ServingContext* context, AdapterAdmin* admin);
 
   FrontThread front_;  // outlives the calls
   GenerationServiceImpl generation_;

@@ -12,6 +12,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
@@ -134,7 +135,7 @@ class Connection final : public HttpConnection,
       stream_.async_handshake(asio::ssl::stream_base::server,
                               [self = this->shared_from_this()](ErrorCode error) {
                                 if (error) return self->Abandon();
-                                self->identity_ = PeerIdentity(self->stream_.native_handle());
+                                self->certificate_names_ = PeerNames(self->stream_.native_handle());
                                 self->NextRequest();
                               });
     } else {
@@ -252,7 +253,7 @@ class Connection final : public HttpConnection,
     request.authorization = ToString(message[http::field::authorization]);
     request.content_type = ToString(message[http::field::content_type]);
     request.peer = peer_;
-    request.client_identity = identity_;
+    request.certificate_names = certificate_names_;
     request.body = std::move(message.body());
     deadline_s_ = kNever;
     answer_ = shared_->handler(std::move(request), [weak = this->weak_from_this()] {
@@ -336,7 +337,7 @@ class Connection final : public HttpConnection,
   const std::shared_ptr<HttpShared> shared_;
   Stream stream_;
   std::string peer_;
-  std::string identity_;
+  std::vector<std::string> certificate_names_;
   std::array<char, kReadBytes> chunk_;  // being read
   std::string buffer_;                  // read, not parsed yet
   std::optional<Parser> parser_;

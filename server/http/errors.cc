@@ -94,7 +94,10 @@ HttpResponse ErrorResponse(int http_status, const std::string& message) {
 }
 
 HttpResponse ErrorResponse(const absl::Status& status) {
-  return {.status = HttpStatusOf(status), .body = ErrorBody(status)};
+  HttpResponse response{.status = HttpStatusOf(status), .body = ErrorBody(status)};
+  if (response.status == 401) response.headers = "WWW-Authenticate: Bearer\r\n";
+  if (response.status == 429) response.headers = "Retry-After: 1\r\n";
+  return response;
 }
 
 }  // namespace lorikeet

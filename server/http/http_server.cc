@@ -14,7 +14,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "server/file_watch.h"
+#include "server/http/tls.h"
 #include "server/listen.h"
+#include "server/say.h"
 
 namespace lorikeet {
 namespace {
@@ -35,6 +38,7 @@ struct HttpServer::Impl {
     shared->limits = options.limits;
   }
   ~Impl() {
+    tls_watch.reset();
     shared->stopping = true;
     asio::post(strand, [this] { Stop(); });
     for (std::thread& thread : threads) thread.join();
@@ -70,9 +74,20 @@ struct HttpServer::Impl {
   void Admit(tcp::socket socket) {
     if (connections.size() >= static_cast<size_t>(shared->limits.connections)) ForgetClosed();
     if (connections.size() >= static_cast<size_t>(shared->limits.connections)) return;
-    const auto connection = MakeConnection(std::move(socket), shared);
+    const auto connection = tls == nullptr ? MakeConnection(std::move(socket), shared)
+                                           : MakeTlsConnection(std::move(socket), tls, shared);
     connections.push_back(connection);
     connection->Start();
+  }
+
+  // Any thread. Files that are wrong leave the certificates from before.
+  void ReloadTls(const TlsFiles& files) {
+    auto fresh = LoadTls(files);
+    if (!fresh.ok()) {
+      return Say(absl::StrCat(fresh.status().message(), "; the certificates from before stay"));
+    }
+    Say(absl::StrCat("certificates read again from ", files.certificate));
+    asio::post(strand, [this, fresh = *std::move(fresh)] { tls = fresh; });
   }
 
   void ForgetClosed() {
@@ -94,11 +109,13 @@ struct HttpServer::Impl {
 
   const std::shared_ptr<HttpShared> shared = std::make_shared<HttpShared>();
   asio::io_context io;
-  asio::strand<asio::io_context::executor_type> strand;  // acceptor, sweep and the list
+  asio::strand<asio::io_context::executor_type> strand;  // tls, acceptor, sweep and the list
+  std::shared_ptr<asio::ssl::context> tls;  // nullptr: plain
   tcp::acceptor acceptor;
   asio::steady_timer sweep;
   std::vector<std::weak_ptr<HttpConnection>> connections;
   std::vector<std::thread> threads;
+  std::unique_ptr<FileWatch> tls_watch;  // null: plain
 };
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -109,6 +126,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
                                                               HttpHandler handler) {
   LK_RETURN_IF_ERROR(CheckCanListen(options.host, options.port, "HTTP port"));
   auto impl = std::make_unique<Impl>(options, std::move(handler));
+  if (options.tls.on()) {
+    LK_ASSIGN_OR_RETURN(impl->tls, LoadTls(options.tls));
+    impl->tls_watch = std::make_unique<FileWatch>(
+        options.tls.paths(),
+        [impl = impl.get(), files = options.tls] { impl->ReloadTls(files); });
+  }
   try {
     const tcp::endpoint endpoint = *tcp::resolver(impl->io).resolve(
         options.host, std::to_string(options.port), tcp::resolver::passive);

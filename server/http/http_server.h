@@ -12,19 +12,22 @@
 #include "absl/status/statusor.h"
 #include "server/http/connection.h"
 #include "server/http/message.h"
+#include "server/tls_files.h"
 
 namespace lorikeet {
 
 struct HttpOptions {
   std::string host;  // name or address
   int32_t port = 0;  // 0: any free one
+  TlsFiles tls;
   HttpLimits limits;
   int threads = 2;  // one answers while another tokenises a long prompt
 };
 
 class HttpServer {
  public:
-  // Listens and serves. UNAVAILABLE: the port is in use; INVALID_ARGUMENT: no such address. The
+  // Listens and serves. UNAVAILABLE: the port is in use; INVALID_ARGUMENT: no such address, or
+  // what LoadTls finds wrong. Certificates that change are taken for new connections. The
   // handler is called on the server's threads, several at a time, and outlives the server.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options,
                                                            HttpHandler handler);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace lorikeet {
 
@@ -15,7 +16,7 @@ struct HttpRequest {
   std::string authorization;
   std::string content_type;
   std::string peer;              // its address
-  std::string client_identity;  // of a client certificate that was verified; empty: none
+  std::vector<std::string> certificate_names;  // of a client certificate that was verified
   std::string body;
 };
 

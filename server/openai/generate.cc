@@ -37,12 +37,12 @@ absl::Status InOpenAiNames(const absl::Status& status) {
 // The calls of a request, one a prompt, polled in turn. Choice c of prompt p has index p n + c.
 class Calls {
  public:
-  absl::Status Start(const ServingContext& context, std::vector<GenerationInput> inputs,
-                     const std::function<void()>& wake) {
+  absl::Status Start(const ServingContext& context, const Identity& caller,
+                     std::vector<GenerationInput> inputs, const std::function<void()>& wake) {
     choices_each_ = inputs.front().choices;
     for (GenerationInput& input : inputs) {
       LK_ASSIGN_OR_RETURN(calls_.emplace_back(),
-                          GenerationCall::Start(context, std::move(input), wake));
+                          GenerationCall::Start(context, caller, std::move(input), wake));
     }
     open_ = calls_.size();
     return absl::OkStatus();
@@ -151,10 +151,11 @@ class StreamedAnswer final : public HttpAnswer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpAnswer>> StartGeneration(const ServingContext& context,
+                                                            const Identity& caller,
                                                             OpenAiRequest request,
                                                             const std::function<void()>& wake) {
   Calls calls;
-  const absl::Status status = calls.Start(context, std::move(request.inputs), wake);
+  const absl::Status status = calls.Start(context, caller, std::move(request.inputs), wake);
   if (!status.ok()) return InOpenAiNames(status);
   std::unique_ptr<HttpAnswer> answer;
   if (request.output.stream) {

@@ -13,6 +13,7 @@ namespace lorikeet {
 
 // `context` outlives the answer. Errors are GenerationCall::Start's, in OpenAI's names of fields.
 absl::StatusOr<std::unique_ptr<HttpAnswer>> StartGeneration(const ServingContext& context,
+                                                            const Identity& caller,
                                                             OpenAiRequest request,
                                                             const std::function<void()>& wake);
 

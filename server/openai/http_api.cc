@@ -1,6 +1,5 @@
 #include "server/openai/http_api.h"
 
-#include <chrono>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -10,10 +9,13 @@
 #include "engine/base/status_macros.h"
 #include "server/generation_request.h"
 #include "server/http/errors.h"
-#include "server/openai/adapter_admin.h"
+#include "server/openai/adapter_rest.h"
+#include "server/openai/adapter_routes.h"
 #include "server/openai/generate.h"
+#include "server/openai/proto_json.h"
 #include "server/openai/request.h"
 #include "server/version.h"
+#include "server/web/web_files.h"
 
 namespace lorikeet {
 namespace {
@@ -28,6 +30,31 @@ std::unique_ptr<HttpAnswer> RespondText(int status, std::string text) {
 }
 std::unique_ptr<HttpAnswer> RespondJson(const Json& json) { return Respond({.body = Dump(json)}); }
 
+constexpr Door kOpen{.open = true};
+constexpr Door kAnyKey{};
+constexpr Door kGenerate{.role = Role::kGenerate};
+constexpr Door kRead{.role = Role::kAdaptersRead};
+constexpr Door kWrite{.role = Role::kAdaptersWrite};
+constexpr Door kMetrics{.role = Role::kMetrics};
+
+// Whether `path` is `pattern`, in which "{name}" stands for one part, which `name` gets.
+bool Leads(std::string_view path, std::string_view pattern, std::string* name) {
+  constexpr std::string_view kName = "{name}";
+  const size_t at = pattern.find(kName);
+  if (at == std::string_view::npos) return path == pattern;
+  const std::string_view before = pattern.substr(0, at), behind = pattern.substr(at + kName.size());
+  if (path.size() <= before.size() + behind.size() || !path.starts_with(before) ||
+      !path.ends_with(behind)) {
+    return false;
+  }
+  path.remove_prefix(before.size());
+  path.remove_suffix(behind.size());
+  absl::StatusOr<std::string> decoded = DecodeUrl(path);
+  if (!decoded.ok() || path.find('/') != std::string_view::npos) return false;
+  *name = *std::move(decoded);
+  return true;
+}
+
 bool Matches(std::string_view method, std::string_view given) {
   return given == method || (given == "HEAD" && method == "GET");
 }
@@ -39,37 +66,51 @@ Json ModelCard(const std::string& id, int64_t created_s) {
 }  // namespace
 
 const HttpApi::Route HttpApi::kRoutes[] = {
-    {"GET", "/health", &HttpApi::Health, false},
-    {"GET", "/ping", &HttpApi::Health, false},
-    {"GET", "/ready", &HttpApi::Ready, false},
-    {"GET", "/metrics", &HttpApi::Metrics, false},
-    {"GET", "/version", &HttpApi::Version, false},
-    {"POST", "/v1/completions", &HttpApi::Completions, true},
-    {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, true},
-    {"GET", "/v1/models", &HttpApi::Models, true},
-    {"POST", "/tokenize", &HttpApi::Tokenize, true},
-    {"POST", "/detokenize", &HttpApi::Detokenize, true},
-    {"POST", "/v1/load_lora_adapter", &HttpApi::LoadVllm, true},
-    {"POST", "/v1/unload_lora_adapter", &HttpApi::UnloadVllm, true},
-    {"POST", "/load_lora_adapter", &HttpApi::LoadSglang, true},
-    {"POST", "/unload_lora_adapter", &HttpApi::UnloadSglang, true},
+    {"GET", "/health", &HttpApi::Health, kOpen, false},
+    {"GET", "/ping", &HttpApi::Health, kOpen, false},
+    {"GET", "/ready", &HttpApi::Ready, kOpen, false},
+    {"GET", "/version", &HttpApi::Version, kOpen, false},
+    {"GET", "/", &HttpApi::Page, kOpen, false},
+    {"GET", "/web/{name}", &HttpApi::Page, kOpen, false},
+    {"GET", "/metrics", &HttpApi::Metrics, kMetrics, false},
+    {"POST", "/v1/completions", &HttpApi::Completions, kGenerate, true},
+    {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, kGenerate, true},
+    {"GET", "/v1/models", &HttpApi::Models, kAnyKey, true},
+    {"GET", "/v1/models/{name}", &HttpApi::Model, kAnyKey, true},
+    {"POST", "/tokenize", &HttpApi::Tokenize, kGenerate, true},
+    {"POST", "/detokenize", &HttpApi::Detokenize, kGenerate, true},
+    {"POST", "/v1/load_lora_adapter", &HttpApi::Admin<LoadVllm>, kWrite, true},
+    {"POST", "/v1/unload_lora_adapter", &HttpApi::Admin<UnloadVllm>, kWrite, true},
+    {"POST", "/load_lora_adapter", &HttpApi::Admin<LoadSglang>, kWrite, true},
+    {"POST", "/unload_lora_adapter", &HttpApi::Admin<UnloadSglang>, kWrite, true},
+    {"GET", "/v1/adapters", &HttpApi::Admin<rest::ListAdapters>, kRead, true},
+    {"POST", "/v1/adapters", &HttpApi::Admin<rest::LoadAdapter>, kWrite, true},
+    {"GET", "/v1/adapters/{name}", &HttpApi::Admin<rest::GetAdapter>, kRead, true},
+    {"DELETE", "/v1/adapters/{name}", &HttpApi::Admin<rest::UnloadAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/reload", &HttpApi::Admin<rest::ReloadAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/pin", &HttpApi::Admin<rest::PinAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/prefetch", &HttpApi::Admin<rest::PrefetchAdapter>, kWrite, true},
+    {"POST", "/v1/adapters/{name}/alias", &HttpApi::Admin<rest::SetAlias>, kWrite, true},
+    {"POST", "/v1/plan_capacity", &HttpApi::Admin<rest::PlanCapacity>, kRead, true},
 };
 
-void HttpApi::Serve(const Serving& serving) {
-  serving_ = serving;
+void HttpApi::Serve(const ServingContext* context, AdapterAdmin* admin) {
+  context_ = context;
+  admin_ = admin;
   has_model_ = true;
 }
 
 std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wake) const {
   std::vector<std::string> allowed;
   for (const Route& route : kRoutes) {
-    if (request.path != route.path) continue;
+    std::string name;
+    if (!Leads(request.path, route.path, &name)) continue;
     allowed.push_back(route.method);
     if (!Matches(route.method, request.method)) continue;
-    if (route.needs_model && !has_model_) {
-      return Respond(ErrorResponse(503, "the model is being loaded"));
-    }
-    Answer answer = (this->*route.handle)(request, wake);
+    Call call{std::move(request), std::move(name), {}, wake};
+    const absl::Status admitted = Admit(route, &call);
+    if (!admitted.ok()) return Respond(ErrorResponse(admitted));
+    Answer answer = (this->*route.handle)(call);
     return answer.ok() ? *std::move(answer) : Respond(ErrorResponse(answer.status()));
   }
   if (allowed.empty()) {
@@ -82,58 +123,94 @@ std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wak
   return Respond(std::move(refused));
 }
 
-HttpApi::Answer HttpApi::Health(const HttpRequest&, const Wake&) const {
+absl::Status HttpApi::Admit(const Route& route, Call* call) const {
+  if (!route.door.open) {
+    HttpRequest& request = call->request;
+    LK_ASSIGN_OR_RETURN(call->client, access_->Admit({std::move(request.authorization),
+                                                      std::move(request.certificate_names),
+                                                      std::move(request.peer)},
+                                                     route.door.role));
+  }
+  if (!route.needs_model || has_model_) return absl::OkStatus();
+  return absl::UnavailableError("the model is being loaded");
+}
+
+HttpApi::Answer HttpApi::Health(const Call&) const {
   const absl::Status health = probes_.health();
   if (health.ok()) return RespondText(200, "ok\n");
   return RespondText(503, absl::StrCat(health.message(), "\n"));
 }
 
-HttpApi::Answer HttpApi::Ready(const HttpRequest&, const Wake&) const {
+HttpApi::Answer HttpApi::Ready(const Call&) const {
   if (probes_.ready()) return RespondText(200, "ready\n");
   return RespondText(503, "not ready\n");
 }
 
-HttpApi::Answer HttpApi::Metrics(const HttpRequest&, const Wake&) const {
+HttpApi::Answer HttpApi::Metrics(const Call&) const {
   return Respond({.body = probes_.metrics(), .content_type = "text/plain; version=0.0.4"});
 }
 
-HttpApi::Answer HttpApi::Version(const HttpRequest&, const Wake&) const {
+HttpApi::Answer HttpApi::Version(const Call&) const {
   return RespondJson({{"version", kVersion}});
 }
 
-HttpApi::Answer HttpApi::Completions(const HttpRequest& request, const Wake& wake) const {
-  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(request.body));
+HttpApi::Answer HttpApi::Page(const Call& call) const {
+  for (const WebFile& file : kWebFiles) {
+    if (call.request.path != file.path) continue;
+    return Respond({.body = std::string(file.content),
+                    .content_type = file.content_type,
+                    .headers = "Cache-Control: no-cache\r\n"
+                               "Content-Security-Policy: default-src 'self'; "
+                               "frame-ancestors 'none'\r\n"});
+  }
+  return Respond(ErrorResponse(404, absl::StrCat("there is nothing at ", call.request.path)));
+}
+
+HttpApi::Answer HttpApi::Completions(const Call& call) const {
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseCompletion(body));
-  return StartGeneration(*serving_.context, std::move(parsed), wake);
+  return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
 }
 
-HttpApi::Answer HttpApi::ChatCompletions(const HttpRequest& request, const Wake& wake) const {
-  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(request.body));
+HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body));
-  return StartGeneration(*serving_.context, std::move(parsed), wake);
+  return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
 }
 
-HttpApi::Answer HttpApi::Models(const HttpRequest&, const Wake&) const {
-  const ServingContext& context = *serving_.context;
-  Json models = Json::array();
-  Json base = ModelCard(context.model_name, context.started_unix_s);
-  base["root"] = context.model_name;
-  base["parent"] = nullptr;
-  base["max_model_len"] = context.max_context_tokens;
-  models.push_back(std::move(base));
-  for (const AdapterInfo& info : serving_.registry->List({})) {
-    Json card = ModelCard(info.name, info.loaded_at_unix_us / 1'000'000);
-    card["root"] = info.path;
-    card["parent"] = context.model_name;
-    card["version"] = info.version;
-    models.push_back(std::move(card));
+Json HttpApi::BaseCard() const {
+  Json card = ModelCard(context_->model_name, context_->started_unix_s);
+  card["root"] = context_->model_name;
+  card["parent"] = nullptr;
+  card["max_model_len"] = context_->max_context_tokens;
+  return card;
+}
+
+Json HttpApi::AdapterCard(const AdapterInfo& info) const {
+  Json card = ModelCard(info.name, info.loaded_at_unix_us / 1'000'000);
+  card["root"] = info.path;
+  card["parent"] = context_->model_name;
+  card["version"] = info.version;
+  return card;
+}
+
+HttpApi::Answer HttpApi::Models(const Call& call) const {
+  Json models = Json::array({BaseCard()});
+  for (const AdapterInfo& info : admin_->Visible(*call.client.caller)) {
+    models.push_back(AdapterCard(info));
   }
   return RespondJson({{"object", "list"}, {"data", std::move(models)}});
 }
 
-HttpApi::Answer HttpApi::Tokenize(const HttpRequest& request, const Wake&) const {
-  const ServingContext& context = *serving_.context;
-  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(request.body));
+HttpApi::Answer HttpApi::Model(const Call& call) const {
+  if (call.name == context_->model_name) return RespondJson(BaseCard());
+  LK_ASSIGN_OR_RETURN(const AdapterInfo info, admin_->Find(*call.client.caller, call.name));
+  return RespondJson(AdapterCard(info));
+}
+
+HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
+  const ServingContext& context = *context_;
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   Fields fields(body);
   std::string model, prompt;
   bool add_special = true, add_generation_prompt = true;
@@ -143,7 +220,7 @@ HttpApi::Answer HttpApi::Tokenize(const HttpRequest& request, const Wake&) const
   fields.Read("add_generation_prompt", &add_generation_prompt);
   const Json* messages = fields.Take("messages");
   LK_RETURN_IF_ERROR(fields.Finish());
-  LK_RETURN_IF_ERROR(ResolveModel(context, model).status());
+  LK_RETURN_IF_ERROR(ResolveModel(context, *call.client.caller, model).status());
   std::vector<int32_t> ids;
   if (messages != nullptr) {
     ChatRequest chat;
@@ -158,51 +235,19 @@ HttpApi::Answer HttpApi::Tokenize(const HttpRequest& request, const Wake&) const
                       {"max_model_len", context.max_context_tokens}});
 }
 
-HttpApi::Answer HttpApi::Detokenize(const HttpRequest& request, const Wake&) const {
-  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(request.body));
+HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   Fields fields(body);
   std::string model;
   std::vector<int32_t> ids;
   fields.Read("model", &model);
   fields.Read("tokens", &ids);
   LK_RETURN_IF_ERROR(fields.Finish());
-  LK_RETURN_IF_ERROR(ResolveModel(*serving_.context, model).status());
-  LK_RETURN_IF_ERROR(ValidateTokenIds(ids, "tokens", serving_.context->vocab_size));
+  LK_RETURN_IF_ERROR(ResolveModel(*context_, *call.client.caller, model).status());
+  LK_RETURN_IF_ERROR(ValidateTokenIds(ids, "tokens", context_->vocab_size));
   LK_ASSIGN_OR_RETURN(const std::string text,
-                      serving_.context->tokenizer->Decode(ids, /*skip_special=*/false));
+                      context_->tokenizer->Decode(ids, /*skip_special=*/false));
   return RespondJson({{"prompt", text}});
-}
-
-HttpApi::Answer HttpApi::LoadVllm(const HttpRequest& request, const Wake& wake) const {
-  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseLoad(request.body));
-  return StartLoad(*serving_.registry, serving_.context->metrics, order, wake,
-                   [order](const absl::StatusOr<AdapterInfo>& info) {
-                     return VllmAnswer(info.status(), order.name, "added");
-                   });
-}
-
-HttpApi::Answer HttpApi::UnloadVllm(const HttpRequest& request, const Wake& wake) const {
-  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseUnload(request.body));
-  return StartUnload(*serving_.registry, serving_.unload_drain, order, wake,
-                     [order](const absl::StatusOr<UnloadResult>& result) {
-                       return VllmAnswer(result.status(), order.name, "removed");
-                     });
-}
-
-HttpApi::Answer HttpApi::LoadSglang(const HttpRequest& request, const Wake& wake) const {
-  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseLoad(request.body));
-  return StartLoad(*serving_.registry, serving_.context->metrics, order, wake,
-                   [registry = serving_.registry](const absl::StatusOr<AdapterInfo>& info) {
-                     return SglangAnswer(info.status(), *registry);
-                   });
-}
-
-HttpApi::Answer HttpApi::UnloadSglang(const HttpRequest& request, const Wake& wake) const {
-  LK_ASSIGN_OR_RETURN(const AdapterOrder order, ParseUnload(request.body));
-  return StartUnload(*serving_.registry, serving_.unload_drain, order, wake,
-                     [registry = serving_.registry](const absl::StatusOr<UnloadResult>& result) {
-                       return SglangAnswer(result.status(), *registry);
-                     });
 }
 
 }  // namespace lorikeet

@@ -2,18 +2,27 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "adapters_cache/registry.h"
+#include "server/adapter_admin.h"
+#include "server/auth/access.h"
 #include "server/generation.h"
 #include "server/http/message.h"
+#include "server/openai/fields.h"
+#include "server/openai/http_call.h"
 
 namespace lorikeet {
+
+// Who may ask: anyone, or whoever is known and has the role, if one is named.
+struct Door {
+  bool open = false;
+  std::optional<Role> role = {};
+};
 
 // Thread-safe.
 class HttpApi {
@@ -23,48 +32,52 @@ class HttpApi {
     std::function<bool()> ready;           // can requests be served now?
     std::function<std::string()> metrics;  // Prometheus text
   };
-  // What there is once the model is loaded. Everything pointed to outlives the HTTP server.
-  struct Serving {
-    const ServingContext* context = nullptr;
-    AdapterRegistry* registry = nullptr;
-    std::chrono::microseconds unload_drain{0};
-  };
+  // `access` outlives it.
+  HttpApi(Probes probes, Access* access) : probes_(std::move(probes)), access_(access) {}
 
-  explicit HttpApi(Probes probes) : probes_(std::move(probes)) {}
-
-  // Until then what needs a model is 503. Once.
-  void Serve(const Serving& serving);
+  // Until then what needs a model is 503. Once. Both outlive the HTTP server.
+  void Serve(const ServingContext* context, AdapterAdmin* admin);
 
   std::unique_ptr<HttpAnswer> Handle(HttpRequest request, const std::function<void()>& wake) const;
 
  private:
   using Wake = std::function<void()>;
-  using Answer = absl::StatusOr<std::unique_ptr<HttpAnswer>>;
+  using Call = HttpCall;
+  using Answer = HttpOutcome;
   struct Route {
     const char* method;
-    const char* path;
-    Answer (HttpApi::*handle)(const HttpRequest&, const Wake&) const;
+    const char* path;  // "{name}" in it stands for one part of a request's
+    Answer (HttpApi::*handle)(const Call&) const;
+    Door door;
     bool needs_model;
   };
   static const Route kRoutes[];
 
-  Answer Health(const HttpRequest& request, const Wake& wake) const;
-  Answer Ready(const HttpRequest& request, const Wake& wake) const;
-  Answer Metrics(const HttpRequest& request, const Wake& wake) const;
-  Answer Version(const HttpRequest& request, const Wake& wake) const;
-  Answer Completions(const HttpRequest& request, const Wake& wake) const;
-  Answer ChatCompletions(const HttpRequest& request, const Wake& wake) const;
-  Answer Models(const HttpRequest& request, const Wake& wake) const;
-  Answer Tokenize(const HttpRequest& request, const Wake& wake) const;
-  Answer Detokenize(const HttpRequest& request, const Wake& wake) const;
-  Answer LoadVllm(const HttpRequest& request, const Wake& wake) const;
-  Answer UnloadVllm(const HttpRequest& request, const Wake& wake) const;
-  Answer LoadSglang(const HttpRequest& request, const Wake& wake) const;
-  Answer UnloadSglang(const HttpRequest& request, const Wake& wake) const;
+  Answer Health(const Call& call) const;
+  Answer Ready(const Call& call) const;
+  Answer Metrics(const Call& call) const;
+  Answer Version(const Call& call) const;
+  Answer Page(const Call& call) const;
+  Answer Completions(const Call& call) const;
+  Answer ChatCompletions(const Call& call) const;
+  Answer Models(const Call& call) const;
+  Answer Model(const Call& call) const;
+  Answer Tokenize(const Call& call) const;
+  Answer Detokenize(const Call& call) const;
+  template <auto kAnswer>
+  Answer Admin(const Call& call) const {
+    return kAnswer(*admin_, call);
+  }
+
+  absl::Status Admit(const Route& route, Call* call) const;
+  Json BaseCard() const;
+  Json AdapterCard(const AdapterInfo& info) const;
 
   const Probes probes_;
-  Serving serving_;
-  std::atomic<bool> has_model_{false};  // serving_ is there for good
+  Access* const access_;
+  const ServingContext* context_ = nullptr;
+  AdapterAdmin* admin_ = nullptr;
+  std::atomic<bool> has_model_{false};  // both are there for good
 };
 
 }  // namespace lorikeet

@@ -156,6 +156,14 @@ TEST_F(BinaryTest, GenerateJsonKeepsItsContract) {
   }
 }
 
+TEST_F(BinaryTest, HealthTellsReadyFromGone) {
+  Serve();
+  EXPECT_EQ(Client({"health"}).out, "ready\n");
+  kill(server_, SIGKILL);
+  Wait(std::exchange(server_, -1));
+  ExpectOneLineError(Client({"health", "--timeout-s", "1"}), grpc_);
+}
+
 TEST_F(BinaryTest, StopStringsEndingTokensAndStreamsAgree) {
   Serve();
   const std::vector<std::string> request = {"--prompt", "abc", "--max-tokens", "12",
@@ -284,6 +292,9 @@ TEST_F(BinaryTest, FailuresAreOneLineOnStandardError) {
       Run({"serve", "--model", Path("cut.gguf"), "--grpc-port", "0", "--http-port", "0"}),
       "cut.gguf");
   ExpectOneLineError(Run({"generate"}), "--prompt");
+  ExpectOneLineError(Run({"adapters", "lod", "x", "y"}), "did you mean 'load'?");
+  ExpectOneLineError(Run({"adapters", "list", "--server", "localhost"}),
+                     "--server: 'localhost' is not HOST:PORT");
   ExpectOneLineError(Run({"generate", "--chat", Path("bad.yaml")}), "not JSON");
   Serve();
   ExpectOneLineError(Client({"generate", "--prompt", "ok\xff"}),

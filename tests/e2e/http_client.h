@@ -41,7 +41,7 @@ class HttpClient {
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
   }
-  ~HttpClient() { Close(); }
+  virtual ~HttpClient() { Close(); }
   HttpClient(const HttpClient&) = delete;
 
   int fd() const { return fd_; }
@@ -53,7 +53,7 @@ class HttpClient {
   // False once the server has closed.
   bool Send(const std::string& bytes) {
     for (size_t sent = 0; sent < bytes.size();) {
-      const ssize_t n = send(fd_, &bytes[sent], bytes.size() - sent, MSG_NOSIGNAL);
+      const ssize_t n = WriteSome(&bytes[sent], bytes.size() - sent);
       if (n <= 0) return false;
       sent += static_cast<size_t>(n);
     }
@@ -110,10 +110,16 @@ class HttpClient {
     return head.substr(begin, head.find("\r\n", begin) - begin);
   }
 
+ protected:
+  virtual ssize_t ReadSome(char* bytes, size_t size) { return read(fd_, bytes, size); }
+  virtual ssize_t WriteSome(const char* bytes, size_t size) {
+    return send(fd_, bytes, size, MSG_NOSIGNAL);
+  }
+
  private:
   bool Fill() {
     char bytes[16384];
-    const ssize_t n = read(fd_, bytes, sizeof bytes);
+    const ssize_t n = ReadSome(bytes, sizeof bytes);
     if (n <= 0) return false;
     buffer_.append(bytes, static_cast<size_t>(n));
     return true;

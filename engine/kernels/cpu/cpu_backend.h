@@ -39,7 +39,6 @@ class CpuBackend final : public Backend {
   DType activation_dtype() const override { return DType::kF32; }
   DType kv_dtype() const override;
   int32_t max_logit_rows() const override { return 32; }
-  PrimitiveSet primitives() const override { return kAllPrimitives; }
 
   DeviceMemory Allocate(int64_t bytes) override;
   DeviceMemory Upload(std::span<const float> values) override;
@@ -47,6 +46,7 @@ class CpuBackend final : public Backend {
                                            std::span<const LinearSource> parts) override;
   void LoadEmbedding(const TensorView& table) override { embedding_ = table; }
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
+  double MeasureBandwidth() override;
   std::byte* pages() override { return kv_.pages.data(); }
   AdapterImages* images() override { return nullptr; }
   absl::Status status() const override { return absl::OkStatus(); }

@@ -1,4 +1,4 @@
-#include "server/grpc/plan_capacity.h"
+#include "server/plan_capacity.h"
 
 #include <algorithm>
 #include <cstddef>
