@@ -55,6 +55,10 @@ class Backend {
   // when it is loaded.
   virtual PrimitiveSet primitives() const { return 0; }
 
+  // Numbers of rows, descending, whose first steps take longer than later ones, because products are
+  // chosen and steps recorded then: worth running before serving.
+  virtual std::vector<int32_t> slow_first_rows() const { return {}; }
+
   // ---- load time
 
   virtual DeviceMemory Allocate(int64_t bytes) = 0;

@@ -47,13 +47,18 @@ class ModelRunner final : public Runner {
               std::unique_ptr<Model> model, Precision precision, const KvLayout& kv,
               int32_t pages);
 
+  // Runs the steps that are slow the first time, before pages hold anything. Seconds for a model of
+  // some billion weights on a GPU, nothing on the CPU.
+  absl::Status WarmUp();
+
+  void FillMasks(std::span<LogitRow> rows);
+
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;
   const BaseModelView base_model_;
   const Precision precision_;
   const KvLayout kv_;
   const int32_t pages_;
-  void FillMasks(std::span<LogitRow> rows);
 
   std::vector<int32_t> logit_rows_;  // [L] of the step
   std::vector<LogitRow> rows_;       // [L] with what their constraints allow

@@ -98,6 +98,15 @@ std::string CudaBackend::Describe() const {
   return absl::StrCat("cuda (", device_name_, ", ", Info(dtype_).name, ")");
 }
 
+std::vector<int32_t> CudaBackend::slow_first_rows() const {
+  std::vector<int32_t> rows;
+  for (int32_t r = options_.max_rows; r > 0; --r) {
+    const int32_t padded = std::min(PaddedRows(r), options_.max_rows);
+    if (rows.empty() || padded < rows.back()) rows.push_back(padded);
+  }
+  return rows;
+}
+
 // ---- load time
 
 std::byte* CudaBackend::AllocateRaw(int64_t bytes, const char* what) {

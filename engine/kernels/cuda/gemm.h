@@ -12,8 +12,8 @@
 
 namespace lorikeet::cuda {
 
-// One stream's products. The first of a shape that goes to cuBLASLt measures cuBLASLt's proposals and keeps the fastest,
-// unless the stream is being recorded: then the first proposal serves. Not thread-safe.
+// One stream's products. The first of a shape that goes to cuBLASLt measures its proposals and keeps
+// the fastest, unless the stream is being recorded: then the first proposal serves. Not thread-safe.
 class Gemm {
  public:
   explicit Gemm(FirstError* errors);
