@@ -412,7 +412,7 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   const bool scaled = (linears_ >> DeviceAdapter::kScaledBit & 1) != 0;
   const bool apart = adapted && args.split && !scaled && dtype_ != DType::kF32;
   if (apart) MultiplyApart(args);
-  gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
+  gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_, apart);
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
   if (weight.bias == nullptr) return;
   Note(LaunchAddBias(args.y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");

@@ -135,8 +135,8 @@ void Gemm::Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStr
        "cublasLtMatmul");
 }
 
-void Gemm::Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
-  if (CanStream(weight, x)) {
+void Gemm::Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream, bool beside) {
+  if ((x.rows <= kFewRows || beside) && CanStream(weight, x)) {
     errors_->Note(LaunchStreamGemm(weight, x, y, stream), "a product of few rows");
   } else {
     Run(*PlanFor(weight, x, y, stream), weight, x, y, stream);
