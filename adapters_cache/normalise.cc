@@ -71,7 +71,6 @@ class Normaliser {
       LK_RETURN_IF_ERROR(raw_.lower_model(raw_, base_, adapter.get()));
     }
     LK_RETURN_IF_ERROR(PackModelParts(raw_, base_, &packer, adapter.get()));
-    LK_RETURN_IF_ERROR(CheckBackend(*adapter));
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }
 
@@ -246,23 +245,6 @@ class Normaliser {
     if (unused.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat(
         unused.size(), " tensors have no place in this adapter: ", ListNames(unused)));
-  }
-
-  absl::Status CheckBackend(const Adapter& adapter) const {
-    static constexpr std::pair<Primitive, const char*> kNames[] = {
-        {Primitive::kStructured, "rotations, structured, sparse or dense deltas or replaced rows"},
-        {Primitive::kEmbedding, "changes of the embedding"},
-        {Primitive::kNorms, "norms of its own"},
-        {Primitive::kVirtualTokens, "virtual tokens"},
-        {Primitive::kAttention, "attention to a prompt of its own"},
-        {Primitive::kBottleneck, "bottlenecks"}};
-    const PrimitiveSet missing = adapter.primitives() & ~base_.primitives();
-    for (const auto& [primitive, name] : kNames) {
-      if (!(missing & static_cast<uint32_t>(primitive))) continue;
-      return absl::UnimplementedError(absl::StrCat(
-          raw_.variant, " needs ", name, ", which this server's device does not have; the CPU does"));
-    }
-    return absl::OkStatus();
   }
 
   absl::Status FillFactors(const Matched& module, LowRank* low_rank) {

@@ -28,8 +28,7 @@ struct NormaliseOptions {
 // that have no tensors, listed. INVALID_ARGUMENT: a shape that does not fit (module, tensor, found,
 // expected), a rank over Limits::kMaxAdapterRank, a value that is not finite (tensor and index) or
 // that overflows in the precision asked for, a tensor that the variant does not use.
-// UNIMPLEMENTED: a primitive that the base's backend lacks, named. RESOURCE_EXHAUSTED: a dense delta
-// without allow_dense.
+// RESOURCE_EXHAUSTED: a dense delta without allow_dense.
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options);

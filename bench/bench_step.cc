@@ -9,11 +9,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include "bench/device.h"
+#include "bench/model_steps.h"
 #include "bench/synthetic.h"
 #include "engine/base/check.h"
 #include "engine/kernels/backend.h"
@@ -26,72 +26,6 @@ namespace {
 
 constexpr int32_t kMaxRows = 4096;
 constexpr int64_t kKvBytes = int64_t{20} << 30;  // and as much for adapters
-
-// Sequences of `context` tokens, each to compute its last `rows` tokens.
-class Steps {
- public:
-  // `pages`: those not taken by images, from 0 on.
-  Steps(Backend* backend, Model* model, const KvLayout& layout, int32_t pages)
-      : backend_(backend), model_(model), layout_(layout), pages_(pages) {}
-
-  bool Fits(int32_t sequences, int32_t context) const {
-    return int64_t{layout_.PagesFor(context)} * sequences <= pages_;
-  }
-
-  // Median seconds of a step. `adapters`: one a sequence, or empty.
-  double Measure(int32_t sequences, int32_t context, int32_t rows,
-                 const std::vector<std::shared_ptr<const Adapter>>& adapters, int repeats = 12) {
-    tokens_.clear(), positions_.clear(), page_ids_.clear(), segments_.clear(), logits_.clear();
-    begin_.assign(1, 0), page_begin_.assign(1, 0);
-    int32_t page = 0;
-    for (int32_t s = 0; s < sequences; ++s) {
-      for (int32_t r = 0; r < rows; ++r) {
-        tokens_.push_back((s * 7919 + r * 31) % 100000);
-        positions_.push_back(context - rows + r);
-      }
-      for (int32_t p = 0; p < layout_.PagesFor(context); ++p) page_ids_.push_back(page++);
-      const int32_t end = static_cast<int32_t>(tokens_.size());
-      logits_.push_back(end - 1);
-      if (!adapters.empty()) {
-        const Adapter* adapter = adapters[s % adapters.size()].get();
-        if (!segments_.empty() && segments_.back().adapter == adapter) segments_.back().row_end = end;
-        else segments_.push_back({begin_.back(), end, adapter});
-      }
-      begin_.push_back(end);
-      page_begin_.push_back(static_cast<int32_t>(page_ids_.size()));
-    }
-    std::vector<double> seconds;
-    for (int i = 0; i < repeats + 3; ++i) {
-      const double start = Now();
-      Step();
-      if (i >= 3) seconds.push_back(Now() - start);
-    }
-    return Median(seconds);
-  }
-
- private:
-  void Step() {
-    model_->Forward({tokens_, positions_, begin_, page_begin_, page_ids_, logits_, segments_});
-    SamplingParams greedy;
-    greedy.temperature = 0;
-    const int32_t wanted = static_cast<int32_t>(logits_.size());
-    for (int32_t at = 0; at < wanted; at += backend_->max_logit_rows()) {
-      const int32_t rows = std::min(wanted - at, backend_->max_logit_rows());
-      std::vector<LogitRow> asked(rows);
-      for (LogitRow& row : asked) row.sampling = &greedy;
-      std::vector<SampledToken> out(rows);
-      const absl::Status status = backend_->Sample(model_->Logits(at, rows), asked, out);
-      LK_CHECK_MSG(status.ok(), status.ToString());
-    }
-  }
-
-  Backend* const backend_;
-  Model* const model_;
-  const KvLayout layout_;
-  const int32_t pages_;
-  std::vector<int32_t> tokens_, positions_, begin_, page_begin_, page_ids_, logits_;
-  std::vector<AdapterSegment> segments_;
-};
 
 // Operations a second of one product of 8192 rows with the widest linear.
 double ProductRate() {
@@ -126,7 +60,7 @@ int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct) 
   const int32_t pages = static_cast<int32_t>(kKvBytes / layout.page_bytes());
   const auto adapters = SyntheticAdapters(*source, distinct, {16});
   LoadImages((*backend)->images(), adapters, pages);
-  Steps steps(backend->get(), model->get(), layout, pages);
+  ModelSteps steps(backend->get(), model->get(), layout, pages);
   const double seconds =
       steps.Measure(sequences, context, rows, adapters, 1);
   std::printf("%.3f ms\n", seconds * 1e3);
@@ -160,7 +94,7 @@ int Run(bool quick) {
       KvLayout::Make(config.layers, config.kv_heads, config.head_dim, (*backend)->kv_dtype());
   (*backend)->AllocatePages(layout, 2 * kKvBytes + (int64_t{4} << 30));
   const int32_t pages = static_cast<int32_t>(kKvBytes / layout.page_bytes());
-  Steps steps(backend->get(), model->get(), layout, pages);
+  ModelSteps steps(backend->get(), model->get(), layout, pages);
   const double kv_token_bytes = static_cast<double>(layout.layer_bytes()) * config.layers /
                                 KvLayout::kPageTokens;
   const auto adapters = SyntheticAdapters(*source, 256, {16});

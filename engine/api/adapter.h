@@ -148,18 +148,6 @@ struct Bottleneck {
   const float* up_bias = nullptr;    // [D]
 };
 
-// What a backend may lack. Every backend has low-rank pairs, output scales and biases of linears.
-enum class Primitive : uint32_t {
-  kStructured = 1 << 0,     // the other parts of ModuleDelta
-  kEmbedding = 1 << 1,      // EmbeddingDelta
-  kNorms = 1 << 2,
-  kVirtualTokens = 1 << 3,
-  kAttention = 1 << 4,      // PromptAttention
-  kBottleneck = 1 << 5,
-};
-using PrimitiveSet = uint32_t;  // of Primitive's bits
-inline constexpr PrimitiveSet kAllPrimitives = (1 << 6) - 1;
-
 constexpr int NormIndex(int layer, bool attention) { return 2 * layer + (attention ? 1 : 0); }
 constexpr int FinalNorm(int layers) { return 2 * layers; }
 
@@ -183,18 +171,6 @@ struct Adapter {
   std::vector<int32_t> invocation_tokens;
   AlignedBuffer storage;             // with `blocks` owns everything the deltas point to
   std::vector<std::shared_ptr<const AlignedBuffer>> blocks;
-
-  PrimitiveSet primitives() const {
-    PrimitiveSet set = 0;
-    const auto add = [&set](Primitive p, bool used) { set |= used ? static_cast<uint32_t>(p) : 0; };
-    for (const ModuleDelta& module : modules) add(Primitive::kStructured, module.structured());
-    add(Primitive::kEmbedding, !embedding.empty());
-    add(Primitive::kNorms, !norms.empty());
-    add(Primitive::kVirtualTokens, virtual_tokens.count > 0);
-    add(Primitive::kAttention, !prompt_attention.empty());
-    add(Primitive::kBottleneck, !bottlenecks.empty());
-    return set;
-  }
 
  private:
   static uint64_t NextSerial() {

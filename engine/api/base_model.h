@@ -44,8 +44,6 @@ class BaseModel {
   }
   virtual bool tied_head() const { return false; }
   virtual int32_t head_dim() const { return shape(LayerModule(0, Linear::kK)).out; }
-  // What the backend that runs it can do for an adapter.
-  virtual PrimitiveSet primitives() const { return kAllPrimitives; }
 
   int32_t hidden() const { return shape(LayerModule(0, Linear::kQ)).in; }
 };

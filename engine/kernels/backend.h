@@ -51,10 +51,6 @@ class Backend {
   // Most rows that Sample and the head's product take at a time.
   virtual int32_t max_logit_rows() const = 0;
 
-  // Beyond low-rank pairs, output scales and biases of linears; an adapter that needs more is refused
-  // when it is loaded.
-  virtual PrimitiveSet primitives() const { return 0; }
-
   // Numbers of rows, descending, whose first steps take longer than later ones, because products are
   // chosen and steps recorded then: worth running before serving.
   virtual std::vector<int32_t> slow_first_rows() const { return {}; }
@@ -93,7 +89,7 @@ class Backend {
   virtual void RopeStore(const RopeStoreArgs& args) = 0;
   virtual void Attention(const AttentionArgs& args) = 0;
   // Adds the adapters' bottlenecks to a block's output.
-  virtual void Bottlenecks(const BottleneckArgs& args) { static_cast<void>(args); }
+  virtual void Bottlenecks(const BottleneckArgs& args) = 0;
   // out = silu(gate) ∘ up (Shazeer 2020, SwiGLU). gate_up: [T, 2 F], gate first; out: [T, F].
   virtual void SwiGlu(Matrix gate_up, Matrix out) = 0;
 

@@ -10,10 +10,7 @@ namespace lorikeet {
 
 class BaseModelView final : public BaseModel {
  public:
-  // `primitives`: what the backend that runs the model has.
-  explicit BaseModelView(std::shared_ptr<const ModelSource> source,
-                         PrimitiveSet primitives = kAllPrimitives)
-      : source_(std::move(source)), primitives_(primitives) {}
+  explicit BaseModelView(std::shared_ptr<const ModelSource> source) : source_(std::move(source)) {}
 
   int layers() const override { return source_->config().layers; }
   int32_t vocab_size() const override { return source_->config().vocab; }
@@ -23,11 +20,9 @@ class BaseModelView final : public BaseModel {
   void ReadEmbedding(int32_t first_row, int32_t rows, float* out) const override;
   bool tied_head() const override { return source_->config().tied_head; }
   int32_t head_dim() const override { return source_->config().head_dim; }
-  PrimitiveSet primitives() const override { return primitives_; }
 
  private:
   std::shared_ptr<const ModelSource> source_;
-  PrimitiveSet primitives_;
 };
 
 }  // namespace lorikeet

@@ -69,7 +69,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                                        .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
                                        .threads = options.threads,
                                        .max_rows = options.limits.max_batch_tokens,
-                                       .pinned_bytes = options.pinned_bytes};
+                                       .pinned_bytes = options.pinned_bytes,
+                                       .record = options.record};
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                       MakeBackend(options.device, backend_options));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
@@ -94,7 +95,7 @@ ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
                          Precision precision, const KvLayout& kv, int32_t pages)
     : backend_(std::move(backend)),
       model_(std::move(model)),
-      base_model_(source, backend_->primitives()),
+      base_model_(source),
       precision_(precision),
       kv_(kv),
       pages_(pages) {}

@@ -23,6 +23,7 @@ struct RunnerOptions {
   int32_t threads = 0;             // 0: as many as there are cores
   int64_t kv_bytes = 0;      // of the pool; 0: 1 GiB on the CPU, what can be spared on a GPU
   int64_t pinned_bytes = 0;  // see BackendOptions
+  bool record = true;        // likewise
   Limits limits;
 };
 

@@ -8,8 +8,8 @@ lorikeet_test(real_model_test ${golden}/real_model_test.cc ${support}/model_harn
   LIBS lorikeet_runner lorikeet_adapters_cache)
 lorikeet_test(prefix_cache_test ${golden}/prefix_cache_test.cc
   LIBS lorikeet_engine lorikeet_adapters_cache)
-lorikeet_test(variants_test ${golden}/variants_test.cc LIBS lorikeet_engine lorikeet_runner
-  lorikeet_adapters_cache)
+lorikeet_test(variants_test ${golden}/variants_test.cc ${support}/cpu_test_backend.cc
+  LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
 
 # Not a test: prints how far `fast` moves a model's distributions.
 add_executable(divergence ${golden}/divergence.cc ${support}/model_harness.cc

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -16,108 +15,29 @@
 #include <vector>
 
 #include "adapters_cache/formats/format_table.h"
-#include "adapters_cache/mixer.h"
-#include "adapters_cache/registry.h"
-#include "engine/base/clock.h"
-#include "engine/engine.h"
-#include "engine/runner/model_runner.h"
-#include "nlohmann/json.hpp"
+#include "tests/support/test_device.h"
+#include "tests/support/variant_server.h"
 
 namespace lorikeet {
 namespace {
 
-const std::filesystem::path kRoot = "tests/golden";
-constexpr double kBound = 1e-3;  // of a log-probability
+using Case = VariantCase;
+using Prompt = VariantPrompt;
 
-struct Prompt {
-  std::vector<int32_t> tokens;
-  std::vector<int32_t> greedy;
-  std::vector<std::vector<std::pair<int32_t, double>>> top;  // [steps][8]
-};
-
-struct Case {
-  std::string name;
-  std::string base;
-  std::vector<WeightedAdapter> adapters;  // itself, or the terms of a mixture
-  std::vector<Prompt> prompts;
-};
-
-std::vector<Case> LoadCases() {
-  std::ifstream file(kRoot / "variants" / "cases.json");
-  LK_CHECK_MSG(file.good(), "run from the source root");
-  std::vector<Case> cases;
-  for (const nlohmann::json& item : nlohmann::json::parse(file)) {
-    Case c{item["name"], item["base"], {}, {}};
-    if (item.contains("adapters")) {
-      for (const auto& [name, weight] : item["adapters"].items()) c.adapters.push_back({name, weight});
-    } else {
-      c.adapters.push_back({c.name, 1});
-    }
-    for (const nlohmann::json& p : item["prompts"]) {
-      c.prompts.push_back({p["prompt"].get<std::vector<int32_t>>(),
-                           p["greedy"].get<std::vector<int32_t>>(),
-                           p["logprobs"].get<decltype(Prompt::top)>()});
-    }
-    cases.push_back(std::move(c));
-  }
-  return cases;
+std::shared_ptr<TokenSink> Submit(VariantServer* server, const Case& c, const Prompt& prompt) {
+  Request request;
+  request.prompt = prompt.tokens;
+  request.sampling.temperature = 0;
+  request.sampling.top_logprobs = 20;
+  request.max_new_tokens = static_cast<int32_t>(prompt.greedy.size());
+  request.ignore_eos = true;
+  request.adapter = server->Lease(c.adapters);
+  request.adapter_name = c.name;
+  auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
+  const auto id = server->engine()->Submit(std::move(request), sink);
+  LK_CHECK_MSG(id.ok(), id.status().ToString());
+  return sink;
 }
-
-// A base model with its engine and registry.
-class Server {
- public:
-  explicit Server(const std::string& base) {
-    auto source = ModelSource::Open(kRoot / "models" / base);
-    LK_CHECK_MSG(source.ok(), source.status().ToString());
-    RunnerOptions options{.device = "cpu", .precision = "exact", .threads = 2, .kv_bytes = 64 << 20};
-    auto runner = ModelRunner::Create(std::shared_ptr<const ModelSource>(*std::move(source)), options);
-    LK_CHECK_MSG(runner.ok(), runner.status().ToString());
-    runner_ = *std::move(runner);
-    auto registry = AdapterRegistry::Create(
-        runner_->base_model(), {.base_name = "base", .allowed_roots = {}, .allow_dense = true});
-    LK_CHECK_MSG(registry.ok(), registry.status().ToString());
-    registry_ = *std::move(registry);
-    mixer_ = std::make_unique<AdapterMixer>(runner_->base_model(), registry_.get());
-    EngineOptions engine{.kv = runner_->kv(), .pages = runner_->pages()};
-    engine.limits.max_context_tokens = 64;
-    engine.limits.max_running_requests = 256;
-    engine.vocab = runner_->base_model().vocab_size();
-    auto started = Engine::Start(engine, runner_.get(), &clock_, nullptr);
-    LK_CHECK_MSG(started.ok(), started.status().ToString());
-    engine_ = *std::move(started);
-  }
-
-  absl::StatusOr<AdapterInfo> Load(const std::string& name) {
-    return registry_->Load(name, std::filesystem::absolute(kRoot / "variants" / name),
-                           AdapterRegistry::Origin::kOperator);
-  }
-
-  std::shared_ptr<TokenSink> Submit(const Case& c, const Prompt& prompt) {
-    Request request;
-    request.prompt = prompt.tokens;
-    request.sampling.temperature = 0;
-    request.sampling.top_logprobs = 20;
-    request.max_new_tokens = static_cast<int32_t>(prompt.greedy.size());
-    request.ignore_eos = true;
-    // All of them are in host memory, so that the lease comes at once.
-    absl::StatusOr<AdapterLease> lease = absl::UnavailableError("still to be read");
-    mixer_->AcquireAsync(c.adapters, [&lease](auto acquired) { lease = std::move(acquired); });
-    LK_CHECK_MSG(lease.ok(), lease.status().ToString());
-    request.adapter = *lease;
-    request.adapter_name = c.name;
-    auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
-    const auto id = engine_->Submit(std::move(request), sink);
-    LK_CHECK_MSG(id.ok(), id.status().ToString());
-    return sink;
-  }
-
- private:
-  std::unique_ptr<ModelRunner> runner_;
-  std::unique_ptr<AdapterRegistry> registry_;
-  std::unique_ptr<AdapterMixer> mixer_;
-  SteadyClock clock_;
-  std::unique_ptr<Engine> engine_;
-};
 
 // All events up to the end.
 std::vector<TokenEvent> Drain(TokenSink* sink) {
@@ -130,32 +50,57 @@ std::vector<TokenEvent> Drain(TokenSink* sink) {
   return events;
 }
 
-// The largest difference of a log-probability, over the steps before the paths part (they must not).
-double Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>& events) {
+// Of the absolute differences of log-probabilities, a golden's 8 best of every step. An adapter that
+// were left out would move their mean by 0.4 or more.
+struct Errors {
+  double largest = 0;
+  double sum = 0;
+  int count = 0;
+  int steps = 0;
+
+  double mean() const { return sum / count; }
+};
+
+struct Bounds {
+  double mean;
+  double largest;
+};
+
+// Adds the steps before the paths part, which they may only where the best two are closer than the
+// bound can move them.
+void Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>& events,
+             Bounds bounds, Errors* errors) {
   EXPECT_TRUE(events.back().status.ok()) << c.name << ": " << events.back().status;
-  double worst = 0;
-  for (size_t step = 0; step + 1 < events.size(); ++step) {
+  ASSERT_EQ(events.size(), prompt.greedy.size() + 1) << c.name;
+  for (size_t step = 0; step + 1 < events.size(); ++step, ++errors->steps) {
     const TokenLogprobs& found = events[step].logprobs;
     for (const auto& [token, expected] : prompt.top[step]) {
       const auto it = std::find_if(found.top.begin(), found.top.end(),
                                    [token = token](const auto& top) { return top.first == token; });
-      if (it == found.top.end()) return INFINITY;
-      worst = std::max(worst, std::abs(it->second - expected));
+      const double error = it == found.top.end() ? INFINITY : std::abs(it->second - expected);
+      errors->largest = std::max(errors->largest, error);
+      errors->sum += error;
+      ++errors->count;
     }
-    if (events[step].token != prompt.greedy[step]) return INFINITY;
+    if (events[step].token == prompt.greedy[step]) continue;
+    const double gap = prompt.top[step][0].second - prompt.top[step][1].second;
+    EXPECT_LT(gap, 2 * bounds.largest) << c.name << ", step " << step;
+    return;
   }
-  return events.size() == prompt.greedy.size() + 1 ? worst : INFINITY;
 }
 
-TEST(Variants, AllTogetherGiveWhatPeftGives) {
-  const std::vector<Case> cases = LoadCases();
-  std::map<std::string, std::unique_ptr<Server>> servers;
+// All cases at once, each against its golden.
+void CompareAll(const std::string& precision, Bounds bounds) {
+  const std::vector<Case> cases = LoadVariantCases();
+  std::map<std::string, std::unique_ptr<VariantServer>> servers;
   std::map<std::string, std::vector<std::shared_ptr<TokenSink>>> sinks;
   std::set<std::string> loaded;
   for (const Case& c : cases) {
     auto& server = servers[c.base];
-    if (!server) server = std::make_unique<Server>(c.base);
-    if (c.adapters[0].name != c.name) {  // a mixture of what is loaded already
+    const RunnerOptions options{
+        .device = kTestDevice, .precision = precision, .threads = 2, .kv_bytes = 64 << 20};
+    if (!server) server = std::make_unique<VariantServer>(c.base, options);
+    if (c.mixture()) {  // of what is loaded already
       loaded.insert(c.name);
       continue;
     }
@@ -168,23 +113,36 @@ TEST(Variants, AllTogetherGiveWhatPeftGives) {
   for (size_t prompt = 0; prompt < 3; ++prompt) {
     for (const Case& c : cases) {
       if (!loaded.contains(c.name)) continue;
-      sinks[c.name].push_back(servers[c.base]->Submit(c, c.prompts[prompt]));
+      sinks[c.name].push_back(Submit(servers[c.base].get(), c, c.prompts[prompt]));
     }
   }
-  std::vector<double> errors;
+  std::vector<double> largest;
+  int steps = 0, all_steps = 0;
   for (const Case& c : cases) {
     if (!loaded.contains(c.name)) continue;
-    double worst = 0;
+    Errors errors;
     for (size_t i = 0; i < c.prompts.size(); ++i) {
-      worst = std::max(worst, Compare(c, c.prompts[i], Drain(sinks[c.name][i].get())));
+      Compare(c, c.prompts[i], Drain(sinks[c.name][i].get()), bounds, &errors);
+      all_steps += static_cast<int>(c.prompts[i].greedy.size());
     }
-    EXPECT_LE(worst, kBound) << c.name;
-    std::printf("| `%s` | %s | %.1e |\n", c.name.c_str(), c.base.c_str(), worst);
-    errors.push_back(worst);
+    EXPECT_LE(errors.mean(), bounds.mean) << c.name;
+    EXPECT_LE(errors.largest, bounds.largest) << c.name;
+    std::printf("| `%s` | %s | %.1e | %.1e |\n", c.name.c_str(), c.base.c_str(), errors.largest,
+                errors.mean());
+    largest.push_back(errors.largest);
+    steps += errors.steps;
   }
-  std::sort(errors.begin(), errors.end());
-  std::printf("%zu adapters, median %.1e\n", errors.size(), errors[errors.size() / 2]);
+  std::sort(largest.begin(), largest.end());
+  std::printf("%s %s: %zu adapters, median %.1e, %d of %d steps compared\n", kTestDevice,
+              precision.c_str(), largest.size(), largest[largest.size() / 2], steps, all_steps);
+  EXPECT_GE(steps, all_steps / 2);
 }
+
+TEST(Variants, AllTogetherGiveWhatPeftGives) { CompareAll("exact", {1e-3, 1e-3}); }
+
+// Keys and values in 16 bits on the CPU, all that layers hand on in bfloat16 on a GPU: eight bits of
+// logits that spread over tens.
+TEST(Variants, AllTogetherStayNearPeftInFastPrecision) { CompareAll("fast", {0.1, 1.5}); }
 
 // PEFT 0.21.2's names, and BONE of older files.
 constexpr const char* kPeftTypes[] = {
@@ -197,8 +155,8 @@ constexpr const char* kPeftTypes[] = {
 // Served means: with a golden. What is refused says why.
 TEST(Variants, EveryPeftTypeHasAGoldenOrAReason) {
   std::set<std::string> golden = {"BONE"};  // MiSS under its old name; adapters_load_test has one
-  for (const Case& c : LoadCases()) {
-    std::ifstream file(kRoot / "variants" / c.adapters[0].name / "adapter_config.json");
+  for (const Case& c : LoadVariantCases()) {
+    std::ifstream file(kGoldenRoot / "variants" / c.adapters[0].name / "adapter_config.json");
     const nlohmann::json config = nlohmann::json::parse(file);
     if (config.contains("peft_type")) golden.insert(config["peft_type"]);
   }
@@ -226,7 +184,7 @@ TEST(Variants, TheTableNamesEveryGolden) {
     if (line.starts_with("| `")) rows.insert(line.substr(3, line.find('`', 3) - 3));
   }
   std::set<std::string> names;
-  for (const Case& c : LoadCases()) names.insert(c.name);
+  for (const Case& c : LoadVariantCases()) names.insert(c.name);
   EXPECT_EQ(rows, names);
 }
 

@@ -17,3 +17,10 @@ lorikeet_gpu_test(cuda_sampler_test ${gpu}/cuda_sampler_test.cc LIBS lorikeet_ke
 lorikeet_gpu_test(cuda_model_golden_test ${PROJECT_SOURCE_DIR}/tests/golden/model_golden_test.cc
   ${PROJECT_SOURCE_DIR}/tests/support/model_harness.cc ${gpu}/cuda_test_backend.cc
   LIBS lorikeet_runner lorikeet_adapters_cache)
+lorikeet_gpu_test(cuda_variants_test ${PROJECT_SOURCE_DIR}/tests/golden/variants_test.cc
+  ${gpu}/cuda_test_backend.cc LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
+lorikeet_gpu_test(cuda_adapters_test ${gpu}/cuda_adapters_test.cc
+  LIBS lorikeet_kernels_cuda lorikeet_kernels_cpu)
+lorikeet_gpu_test(cuda_engine_test ${gpu}/cuda_engine_test.cc ${gpu}/cuda_test_backend.cc
+  ${PROJECT_SOURCE_DIR}/tests/support/model_harness.cc
+  LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)

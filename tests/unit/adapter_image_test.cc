@@ -21,18 +21,16 @@ std::vector<std::byte> Image(const ImagePlan& plan, int64_t page_bytes) {
   std::vector<std::byte> image(plan.pages * page_bytes);
   std::vector<bool> written(image.size());
   for (const ImagePlan::Piece& piece : plan.pieces) {
-    const int64_t element = piece.vector ? 4 : 2;
-    const int64_t pitch = piece.vector ? piece.width : RowPitch(piece.width);
-    const int64_t bytes = piece.rows * pitch * element;
+    const int64_t bytes = piece.rows * piece.to_pitch;
     EXPECT_EQ(piece.to / page_bytes, (piece.to + bytes - 1) / page_bytes) << "across a page";
     for (int32_t r = 0; r < piece.rows; ++r) {
-      const int64_t to = piece.to + r * pitch * element;
-      for (int64_t i = 0; i < piece.width * element; ++i) {
+      const int64_t to = piece.to + r * piece.to_pitch;
+      for (int64_t i = 0; i < ByteSize(piece.to_dtype, piece.width); ++i) {
         EXPECT_FALSE(written[to + i]);
         written[to + i] = true;
       }
-      std::memcpy(&image[to], piece.from + r * piece.from_stride * element, piece.width * element);
     }
+    WritePiece(piece, &image[piece.to]);
   }
   return image;
 }
@@ -85,6 +83,98 @@ TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
       }
     }
   }
+}
+
+// Every kind of part, with matrices of several pages, pages lying in reverse order.
+struct PartsCase {
+  static constexpr int32_t kVocab = 50, kWidth = 24, kKv = 8, kTokens = 9, kRank = 3;
+  std::vector<float> dense, rotation, values, a, b, kv, norm;
+  std::vector<int32_t> row_begin, columns;
+  Adapter adapter;
+
+  explicit PartsCase(std::mt19937& rng) {
+    const auto rounded = [&rng](int64_t n) {
+      std::vector<float> floats = RandomFloats(n, rng);
+      for (float& v : floats) v = BF16ToFloat(FloatToBF16(v));
+      return floats;
+    };
+    dense = rounded(kWidth * kWidth);
+    rotation = rounded(kWidth * 4);
+    a = rounded(kRank * kVocab);
+    b = rounded(kRank * kWidth);
+    kv = rounded(2 * kTokens * kKv);
+    norm = RandomFloats(kWidth, rng);
+    for (int32_t o = 0; o <= kWidth; ++o) row_begin.push_back(o * 7);
+    values = RandomFloats(row_begin.back(), rng);
+    for (size_t e = 0; e < values.size(); ++e) columns.push_back(rng() % kWidth);
+    adapter.modules.resize(ModuleCount(1));
+    const auto bytes = [](const std::vector<float>& v) {
+      return reinterpret_cast<const std::byte*>(v.data());
+    };
+    ModuleDelta& delta = adapter.modules[0];
+    delta.dense = {DType::kF32, kWidth, bytes(dense)};
+    delta.input_rotation = {4, rotation.data()};
+    delta.sparse = {row_begin.data(), columns.data(), values.data()};
+    adapter.embedding.low_rank = {kRank, DType::kF32, 1, bytes(a), bytes(b), kVocab, kWidth};
+    adapter.virtual_tokens = {kTokens, nullptr, kv.data()};
+    adapter.norms = {nullptr, norm.data(), nullptr};
+  }
+};
+
+TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
+  constexpr int64_t kPageBytes = 256;
+  std::mt19937 rng(7);
+  const PartsCase c(rng);
+  std::vector<ModuleWidths> widths(ModuleCount(1), {c.kWidth, c.kWidth});
+  widths[LayerModule(0, Linear::kK)].out = c.kKv;
+  widths[HeadModule(1)].out = c.kVocab;
+  const absl::StatusOr<ImagePlan> plan = PlanImage(c.adapter, widths, kType, kPageBytes);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const std::vector<std::byte> image = Image(*plan, kPageBytes);
+  std::vector<std::vector<std::byte>> pages;
+  std::vector<const void*> addresses;
+  for (int64_t p = 0; p < plan->pages; ++p) {
+    pages.emplace_back(&image[p * kPageBytes], &image[p * kPageBytes] + kPageBytes);
+  }
+  for (const auto& page : pages) addresses.push_back(page.data());
+  PartTables parts = plan->parts;
+  ForEachRows(&parts, [&](PagedRows* rows) {
+    if (rows->first == nullptr) return;
+    const int64_t at = OffsetOf(rows->first);
+    rows->first = &pages[at / kPageBytes][at % kPageBytes];
+    if (rows->pages != nullptr) rows->pages = &addresses[OffsetOf(rows->pages)];
+  });
+  const auto expect = [](const PagedRows& rows, int32_t width, const auto& expected) {
+    ASSERT_EQ(rows.rows * width, static_cast<int32_t>(expected.size()));
+    for (int32_t r = 0; r < rows.rows; ++r) {
+      for (int32_t i = 0; i < width; ++i) {
+        const float value = rows.pitch == 2u * width ? BF16ToFloat(rows.row<uint16_t>(r)[i])
+                                                     : rows.row<float>(r)[i];
+        ASSERT_EQ(value, static_cast<float>(expected[r * width + i])) << "row " << r << ", " << i;
+      }
+    }
+  };
+  const ModuleParts& module = parts.modules[0];
+  EXPECT_NE(module.dense.pages, nullptr);
+  expect(module.dense, c.kWidth, c.dense);
+  expect(module.rotation, 4, c.rotation);
+  expect(module.value, 1, c.values);
+  EXPECT_NE(module.column.pages, nullptr);
+  for (size_t e = 0; e < c.columns.size(); ++e) {
+    ASSERT_EQ(*module.column.row<int32_t>(e), c.columns[e]);
+  }
+  expect(parts.adapter.embedding.b, c.kWidth, c.b);
+  std::vector<float> by_token;
+  for (int32_t t = 0; t < c.kVocab; ++t) {
+    for (int32_t k = 0; k < c.kRank; ++k) by_token.push_back(c.a[k * c.kVocab + t]);
+  }
+  expect(parts.adapter.embedding.a, c.kRank, by_token);
+  expect(parts.adapter.virtual_tokens.kv, c.kKv, c.kv);
+  expect(parts.norms[1], c.kWidth, c.norm);
+  EXPECT_EQ(parts.norms[0].rows, 0);
+  EXPECT_EQ(PartsOf(c.adapter), Bit(Part::kStructured) | Bit(Part::kEmbedding) | Bit(Part::kPrefix) |
+                                    Bit(Part::kNorms));
+  EXPECT_EQ(LinearsOf(c.adapter), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
 }
 
 TEST(AdapterImage, ARankRowWiderThanAPageIsRefusedByName) {

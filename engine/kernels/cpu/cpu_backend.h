@@ -39,7 +39,6 @@ class CpuBackend final : public Backend {
   DType activation_dtype() const override { return DType::kF32; }
   DType kv_dtype() const override;
   int32_t max_logit_rows() const override { return 32; }
-  PrimitiveSet primitives() const override { return kAllPrimitives; }
 
   DeviceMemory Allocate(int64_t bytes) override;
   DeviceMemory Upload(std::span<const float> values) override;

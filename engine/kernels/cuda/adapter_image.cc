@@ -1,10 +1,14 @@
 #include "engine/kernels/cuda/adapter_image.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
+#include "engine/kernels/cuda/narrow.h"
+#include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -12,56 +16,112 @@ namespace {
 constexpr int64_t kAlign = 16;
 
 int32_t DivideUp(int32_t a, int32_t b) { return (a + b - 1) / b; }
+int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Rows on the host.
+struct HostRows {
+  const void* data = nullptr;  // nullptr: none
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int32_t width = 0;
+  int64_t stride = 0;  // elements from row to row; 0: width
+  int64_t step = 1;    // elements from one of a row to the next
+};
 
 class Planner {
  public:
   Planner(DType dtype, int64_t page_bytes, ImagePlan* plan)
-      : element_bytes_(ByteSize(dtype, 1)), page_bytes_(page_bytes), plan_(plan) {}
+      : dtype_(dtype), page_bytes_(page_bytes), plan_(plan) {}
 
   // Room for `rows` rows from rank row `first` of a factor, in at most two places; returns where
   // they begin and how many lie in the first.
-  int32_t PlaceRows(const std::byte* factor, DType dtype, int64_t stride, int32_t first,
-                    int32_t rows, int32_t width, const void* (&places)[2]) {
-    const int64_t row_bytes = RowPitch(width) * element_bytes_;
-    LK_CHECK(rows * row_bytes <= page_bytes_);
-    const int64_t room = (page_bytes_ - at_ % page_bytes_) / row_bytes;
+  int32_t PlaceRanks(const std::byte* factor, DType dtype, int64_t stride, int32_t first,
+                     int32_t rows, int32_t width, const void* (&places)[2]) {
+    const int64_t pitch = ByteSize(dtype_, RowPitch(width));
+    LK_CHECK(rows * pitch <= page_bytes_);
+    const int64_t room = (page_bytes_ - at_ % page_bytes_) / pitch;
     const int32_t here = static_cast<int32_t>(std::min<int64_t>(rows, room));
-    const auto add = [&](int32_t from, int32_t count, const void** place) {
-      if (count == 0) return;
-      if (at_ % page_bytes_ + row_bytes > page_bytes_) at_ = DivideUpPages() * page_bytes_;
-      *place = Offset(at_);
-      plan_->pieces.push_back({factor + ByteSize(dtype, (first + from) * stride), dtype, stride,
-                               count, width, false, at_});
-      at_ += count * row_bytes;
-      plan_->bytes += count * row_bytes;
-    };
-    add(0, here, &places[0]);
-    add(here, rows - here, &places[1]);
+    const HostRows from{factor + ByteSize(dtype, first * stride), dtype, rows, width, stride};
+    if (here > 0) places[0] = PlaceTogether(from, 0, here, dtype_, pitch);
+    if (here < rows) places[1] = PlaceTogether(from, here, rows - here, dtype_, pitch);
     return here;
   }
 
   const float* PlaceVector(const float* values, int32_t width) {
-    if (values == nullptr) return nullptr;
-    const int64_t bytes = (width * int64_t{sizeof(float)} + kAlign - 1) / kAlign * kAlign;
-    if (at_ % page_bytes_ + bytes > page_bytes_) at_ = DivideUpPages() * page_bytes_;
-    LK_CHECK(bytes <= page_bytes_);
-    plan_->pieces.push_back({reinterpret_cast<const std::byte*>(values), DType::kF32, width, 1,
-                             width, true, at_});
-    const void* place = Offset(at_);
-    at_ += bytes;
-    plan_->bytes += bytes;
-    return static_cast<const float*>(place);
+    return static_cast<const float*>(Vector(values, width).first);
+  }
+
+  // Rows in the activation type.
+  PagedRows Matrix(const HostRows& from) { return Place(from, dtype_); }
+  // One row that stays float32.
+  PagedRows Vector(const float* values, int32_t width) {
+    return Place({values, DType::kF32, 1, width}, DType::kF32);
+  }
+  // Rows of one element of four bytes.
+  PagedRows List(const void* values, int64_t count) {
+    return Place({values, DType::kF32, count, 1}, DType::kF32);
+  }
+  ReplacedParts Replaced(const ReplacedRows& rows, int32_t width) {
+    const DenseRows& dense = rows.rows;
+    return {Matrix({dense.data, dense.dtype, dense.rows, width}), List(rows.index, dense.rows)};
   }
 
   int64_t DivideUpPages() const { return (at_ + page_bytes_ - 1) / page_bytes_; }
+  // The first row that was larger than a page.
+  const absl::Status& status() const { return status_; }
 
  private:
   static const void* Offset(int64_t at) { return reinterpret_cast<const void*>(at + 1); }
 
-  const int64_t element_bytes_;
+  // `count` rows from row `first` at the next place that takes a row.
+  const void* PlaceTogether(const HostRows& from, int64_t first, int64_t count, DType to_dtype,
+                            int64_t pitch) {
+    if (at_ % page_bytes_ + pitch > page_bytes_) at_ = DivideUpPages() * page_bytes_;
+    const int64_t stride = from.stride > 0 ? from.stride : from.width;
+    const auto* data = static_cast<const std::byte*>(from.data);
+    plan_->pieces.push_back({data + ByteSize(from.dtype, first * stride), from.dtype, stride,
+                             from.step, static_cast<int32_t>(count), from.width, to_dtype, pitch,
+                             at_});
+    const void* place = Offset(at_);
+    at_ += count * pitch;
+    plan_->bytes += count * pitch;
+    return place;
+  }
+
+  PagedRows Place(const HostRows& from, DType to_dtype) {
+    PagedRows out;
+    if (from.data == nullptr || from.rows == 0) return out;
+    const int64_t pitch = ByteSize(to_dtype, from.width);
+    if (pitch > page_bytes_) {
+      status_.Update(absl::InvalidArgumentError(
+          absl::StrCat("a row of ", pitch, " bytes of an adapter needs pages of as many; this model's ",
+                       "have ", page_bytes_)));
+      return out;
+    }
+    const int64_t page_rows = page_bytes_ / pitch;
+    int64_t room = (page_bytes_ - at_ % page_bytes_) / pitch;
+    if (room == 0) room = page_rows;
+    out.pitch = static_cast<uint32_t>(pitch);
+    out.page_rows = static_cast<uint32_t>(page_rows);
+    out.rows = static_cast<int32_t>(from.rows);
+    out.first_rows = static_cast<uint32_t>(std::min(room, from.rows));
+    out.first = PlaceTogether(from, 0, out.first_rows, to_dtype, pitch);
+    for (int64_t row = out.first_rows; row < from.rows; row += page_rows) {
+      at_ = DivideUpPages() * page_bytes_;
+      if (out.pages == nullptr) {
+        out.pages = static_cast<const void* const*>(Offset(at_ / page_bytes_));
+      }
+      PlaceTogether(from, row, std::min(page_rows, from.rows - row), to_dtype, pitch);
+    }
+    at_ = RoundUp(at_);
+    return out;
+  }
+
+  const DType dtype_;
   const int64_t page_bytes_;
   ImagePlan* const plan_;
   int64_t at_ = 0;
+  absl::Status status_;
 };
 
 // Ranks of a module's tile.
@@ -77,39 +137,227 @@ absl::StatusOr<int32_t> TileRanks(ModuleWidths widths, DType dtype, int64_t page
   return static_cast<int32_t>(std::min<int64_t>(kTileRanks, page_bytes / row));
 }
 
-}  // namespace
-
-absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,
-                                    DType dtype, int64_t page_bytes) {
-  ImagePlan plan;
+absl::Status PlanTiles(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
+                       int64_t page_bytes, Planner* planner, ImagePlan* plan) {
   std::vector<int32_t> tile_ranks(adapter.modules.size(), kTileRanks);
-  plan.tiles_per_module = 1;
+  plan->tiles_per_module = 1;
   for (size_t m = 0; m < adapter.modules.size(); ++m) {
     if (adapter.modules[m].empty()) continue;
     LK_ASSIGN_OR_RETURN(tile_ranks[m], TileRanks(widths[m], dtype, page_bytes));
-    plan.tiles_per_module = std::max(
-        plan.tiles_per_module, DivideUp(adapter.modules[m].low_rank.rank, tile_ranks[m]));
+    plan->tiles_per_module = std::max(
+        plan->tiles_per_module, DivideUp(adapter.modules[m].low_rank.rank, tile_ranks[m]));
   }
-  plan.tiles.resize(adapter.modules.size() * plan.tiles_per_module);
-  Planner planner(dtype, page_bytes, &plan);
+  plan->tiles.resize(adapter.modules.size() * plan->tiles_per_module);
   for (size_t m = 0; m < adapter.modules.size(); ++m) {
     const ModuleDelta& delta = adapter.modules[m];
     if (delta.empty()) continue;
     const LowRank& pair = delta.low_rank;
-    RankTile* tiles = &plan.tiles[m * plan.tiles_per_module];
+    RankTile* tiles = &plan->tiles[m * plan->tiles_per_module];
     tiles[0].module_tiles = static_cast<int16_t>(DivideUp(pair.rank, tile_ranks[m]));
     for (int32_t i = 0; i < tiles[0].module_tiles; ++i) {
       const int32_t first = i * tile_ranks[m];
       tiles[i].ranks = static_cast<int16_t>(std::min(tile_ranks[m], pair.rank - first));
       tiles[i].scale = pair.scale;
-      tiles[i].a_first = static_cast<int16_t>(planner.PlaceRows(
+      tiles[i].a_first = static_cast<int16_t>(planner->PlaceRanks(
           pair.a, pair.dtype, pair.a_stride, first, tiles[i].ranks, widths[m].in, tiles[i].a));
-      tiles[i].b_first = static_cast<int16_t>(planner.PlaceRows(
+      tiles[i].b_first = static_cast<int16_t>(planner->PlaceRanks(
           pair.b, pair.dtype, pair.b_stride, first, tiles[i].ranks, widths[m].out, tiles[i].b));
     }
-    tiles[0].out_scale = planner.PlaceVector(delta.out_scale, widths[m].out);
-    tiles[0].bias = planner.PlaceVector(delta.bias, widths[m].out);
+    tiles[0].out_scale = planner->PlaceVector(delta.out_scale, widths[m].out);
+    tiles[0].bias = planner->PlaceVector(delta.bias, widths[m].out);
   }
+  return absl::OkStatus();
+}
+
+ModuleParts PlanModule(const ModuleDelta& delta, ModuleWidths widths, Planner* planner) {
+  const auto [in, out] = widths;
+  ModuleParts parts;
+  if (const int32_t block = delta.input_rotation.block; block > 0) {
+    parts.rotation_block = block;
+    parts.rotation = planner->Matrix({delta.input_rotation.r, DType::kF32, in, block});
+  }
+  parts.output_half = delta.output_rotation.half;
+  parts.output_scale = planner->Vector(delta.output_rotation.scale, out);
+  parts.output_cross = planner->Vector(delta.output_rotation.cross, out);
+  const KroneckerDelta& k = delta.kronecker;
+  parts.in1 = k.in1, parts.in2 = k.in2, parts.out1 = k.out1, parts.out2 = k.out2;
+  parts.w1 = planner->Matrix({k.w1, DType::kF32, k.out1, k.in1});
+  parts.w2 = planner->Matrix({k.w2, DType::kF32, k.out2, k.in2});
+  if (const int32_t block = delta.circulant.block; block > 0) {
+    parts.circulant_block = block;
+    const int64_t blocks = int64_t{out / block} * (in / block);
+    parts.circulant = planner->Matrix({delta.circulant.kernel, DType::kF32, blocks, block});
+  }
+  if (const SparseDelta& sparse = delta.sparse; sparse.row_begin != nullptr) {
+    parts.row_begin = planner->List(sparse.row_begin, int64_t{out} + 1);
+    parts.column = planner->List(sparse.column, sparse.row_begin[out]);
+    parts.value = planner->List(sparse.value, sparse.row_begin[out]);
+  }
+  parts.dense = planner->Matrix({delta.dense.data, delta.dense.dtype, delta.dense.rows, in});
+  parts.replaced = planner->Replaced(delta.rows, in);
+  return parts;
+}
+
+EmbeddingParts PlanEmbedding(const EmbeddingDelta& delta, int32_t vocab, int32_t width,
+                             Planner* planner) {
+  EmbeddingParts parts;
+  const LowRank& pair = delta.low_rank;
+  parts.rank = pair.rank;
+  parts.scale = pair.scale;
+  if (pair.rank > 0) {
+    parts.a = planner->Matrix({pair.a, pair.dtype, vocab, pair.rank, 1, pair.a_stride});
+    parts.b = planner->Matrix({pair.b, pair.dtype, pair.rank, width, pair.b_stride});
+  }
+  parts.out_scale = planner->Vector(delta.out_scale, width);
+  parts.replaced = planner->Replaced(delta.rows, width);
+  return parts;
+}
+
+BottleneckParts PlanBottleneck(const Bottleneck& b, int32_t width, Planner* planner) {
+  return {b.width,
+          b.input,
+          b.activation,
+          b.scale,
+          planner->Matrix({b.down, DType::kF32, b.width, width}),
+          planner->Matrix({b.up, DType::kF32, width, b.width}),
+          planner->Vector(b.down_bias, b.width),
+          planner->Vector(b.up_bias, width)};
+}
+
+void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, Planner* planner,
+               PartTables* tables) {
+  const size_t modules = adapter.modules.size();
+  const int32_t layers = static_cast<int32_t>(modules) / kLinearsPerLayer;
+  const int32_t width = widths[LayerModule(0, Linear::kQ)].in;
+  const auto structured = [](const ModuleDelta& delta) { return delta.structured(); };
+  if (std::any_of(adapter.modules.begin(), adapter.modules.end(), structured)) {
+    for (size_t m = 0; m < modules; ++m) {
+      tables->modules.push_back(structured(adapter.modules[m])
+                                    ? PlanModule(adapter.modules[m], widths[m], planner)
+                                    : ModuleParts());
+    }
+  }
+  if (!adapter.embedding.empty()) {
+    const int32_t vocab = widths[modules - 1].out;
+    tables->adapter.embedding = PlanEmbedding(adapter.embedding, vocab, width, planner);
+  }
+  for (const float* norm : adapter.norms) tables->norms.push_back(planner->Vector(norm, width));
+  if (const VirtualTokens& tokens = adapter.virtual_tokens; tokens.count > 0) {
+    VirtualTokenParts& parts = tables->adapter.virtual_tokens;
+    parts.count = tokens.count;
+    parts.rows = planner->Matrix({tokens.rows, DType::kF32, tokens.count, width});
+    const int32_t kv_width = widths[LayerModule(0, Linear::kK)].out;
+    const int64_t kv_rows = int64_t{layers} * 2 * tokens.count;
+    parts.kv = planner->Matrix({tokens.kv, DType::kF32, kv_rows, kv_width});
+  }
+  for (const PromptAttention& prompt : adapter.prompt_attention) {
+    const int32_t kv_width = widths[LayerModule(0, Linear::kK)].out;
+    tables->prompt_attention.push_back(
+        {prompt.count, prompt.gate, planner->Matrix({prompt.k, DType::kF32, prompt.count, kv_width}),
+         planner->Matrix({prompt.v, DType::kF32, prompt.count, kv_width})});
+  }
+  for (const Bottleneck& bottleneck : adapter.bottlenecks) {
+    tables->bottlenecks.push_back(PlanBottleneck(bottleneck, width, planner));
+  }
+}
+
+// What the kernels of parts do not take.
+absl::Status CheckParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths) {
+  for (const ModuleDelta& delta : adapter.modules) {
+    if (delta.kronecker.in1 <= kMaxKroneckerRows) continue;
+    return absl::InvalidArgumentError(absl::StrCat("a Kronecker factor of ", delta.kronecker.in1,
+                                                   " columns; at most ", kMaxKroneckerRows));
+  }
+  for (const Bottleneck& bottleneck : adapter.bottlenecks) {
+    const int32_t width = widths[LayerModule(0, Linear::kQ)].in;
+    if (bottleneck.width <= width) continue;
+    return absl::InvalidArgumentError(absl::StrCat("a bottleneck of ", bottleneck.width,
+                                                   ", wider than the model's ", width));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void WritePiece(const ImagePlan::Piece& piece, std::byte* to) {
+  const auto from = [&piece](int64_t row, int64_t i) {
+    return piece.from + ByteSize(piece.dtype, row * piece.from_stride + i * piece.from_step);
+  };
+  if (piece.dtype == piece.to_dtype && piece.from_step == 1) {
+    const int64_t bytes = ByteSize(piece.dtype, piece.width);
+    if (piece.to_pitch == bytes && piece.from_stride == piece.width) {
+      std::memcpy(to, piece.from, piece.rows * bytes);
+      return;
+    }
+    for (int32_t r = 0; r < piece.rows; ++r) std::memcpy(to + r * piece.to_pitch, from(r, 0), bytes);
+    return;
+  }
+  std::vector<float> row(piece.width);
+  for (int32_t r = 0; r < piece.rows; ++r) {
+    if (piece.from_step == 1) {
+      Dequantize(piece.dtype, from(r, 0), piece.width, row.data());
+    } else {
+      for (int32_t i = 0; i < piece.width; ++i) Dequantize(piece.dtype, from(r, i), 1, &row[i]);
+    }
+    Narrow(row.data(), piece.width, piece.to_dtype, to + r * piece.to_pitch);
+  }
+}
+
+PartSet PartsOf(const Adapter& adapter) {
+  PartSet set = 0;
+  const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
+  for (const ModuleDelta& delta : adapter.modules) {
+    add(Part::kOutScale, delta.out_scale != nullptr);
+    add(Part::kStructured, delta.structured());
+  }
+  add(Part::kEmbedding, !adapter.embedding.empty() || adapter.virtual_tokens.count > 0);
+  add(Part::kNorms, !adapter.norms.empty());
+  add(Part::kPrefix, adapter.virtual_tokens.kv != nullptr);
+  add(Part::kPromptAttention, !adapter.prompt_attention.empty());
+  add(Part::kBottlenecks, !adapter.bottlenecks.empty());
+  return set;
+}
+
+LinearSet LinearsOf(const Adapter& adapter) {
+  LinearSet set = 0;
+  const size_t head = adapter.modules.size() - 1;
+  for (size_t m = 0; m <= head; ++m) {
+    const ModuleDelta& delta = adapter.modules[m];
+    const uint32_t linear = m == head ? kHeadLinear : 1u << m % kLinearsPerLayer;
+    const auto add = [&set, linear](LinearPart part, bool used) {
+      set |= used ? linear << static_cast<uint32_t>(part) : 0;
+    };
+    add(LinearPart::kAny, !delta.empty());
+    add(LinearPart::kInputRotation, delta.input_rotation.block > 0);
+    add(LinearPart::kSum, delta.adds());
+    add(LinearPart::kOutput,
+        delta.output_rotation.scale != nullptr || delta.rows.rows.data != nullptr);
+  }
+  return set;
+}
+
+void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn) {
+  const auto all = [&fn](auto&... rows) { (fn(&rows), ...); };
+  EmbeddingParts& e = tables->adapter.embedding;
+  VirtualTokenParts& t = tables->adapter.virtual_tokens;
+  all(e.a, e.b, e.out_scale, e.replaced.rows, e.replaced.index, t.rows, t.kv);
+  for (ModuleParts& m : tables->modules) {
+    all(m.rotation, m.output_scale, m.output_cross, m.w1, m.w2, m.circulant, m.row_begin, m.column,
+        m.value, m.dense, m.replaced.rows, m.replaced.index);
+  }
+  for (PagedRows& norm : tables->norms) all(norm);
+  for (PromptAttentionParts& p : tables->prompt_attention) all(p.k, p.v);
+  for (BottleneckParts& b : tables->bottlenecks) all(b.down, b.up, b.down_bias, b.up_bias);
+}
+
+absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,
+                                    DType dtype, int64_t page_bytes) {
+  ImagePlan plan;
+  Planner planner(dtype, page_bytes, &plan);
+  LK_RETURN_IF_ERROR(CheckParts(adapter, widths));
+  LK_RETURN_IF_ERROR(PlanTiles(adapter, widths, dtype, page_bytes, &planner, &plan));
+  PlanParts(adapter, widths, &planner, &plan.parts);
+  LK_RETURN_IF_ERROR(planner.status());
   plan.pages = planner.DivideUpPages();
   return plan;
 }

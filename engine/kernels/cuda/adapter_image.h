@@ -1,21 +1,25 @@
-// An adapter on the device as the low-rank kernels read it.
+// An adapter on the device as kernels read it.
 //
 // The image is cut into pages that lie anywhere. Its unit is a rank row: row k of A or column k of B,
 // `width` elements of the backend's activation type, never across a page. Up to sixteen consecutive
 // ranks of a module, what a tensor-core product takes at a time, are a RankTile: a tile's rows of A
-// are no more than a page holds and so lie in at most two places, and so do those of B.
+// are no more than a page holds and so lie in at most two places, and so do those of B. What is no
+// rank row or vector of a linear lies in PagedRows (engine/kernels/cuda/adapter_parts.h).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/api/adapter.h"
 #include "engine/base/dtype.h"
+#include "engine/kernels/cuda/adapter_parts.h"
 
 namespace lorikeet::cuda {
 
 inline constexpr int32_t kTileRanks = 16;
+inline constexpr int32_t kMaxKroneckerRows = 8192;  // in1 of a Kronecker delta
 
 // Some consecutive ranks of one module: sixteen, but for its last tile and for rows so wide that a
 // page holds fewer.
@@ -41,26 +45,46 @@ struct ModuleWidths {
   int32_t out = 0;
 };
 
+// The parts as tables to be copied: PagedRows::first is an image offset + 1, PagedRows::pages a page
+// of the image + 1.
+struct PartTables {
+  AdapterParts adapter;  // without the pointers to what follows
+  std::vector<ModuleParts> modules;
+  std::vector<PagedRows> norms;
+  std::vector<PromptAttentionParts> prompt_attention;
+  std::vector<BottleneckParts> bottlenecks;
+};
+
+// fn(PagedRows&) for all that there are.
+void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn);
+
 // Where an adapter's parts go: pure arithmetic over page-relative offsets, no device.
 struct ImagePlan {
-  struct Piece {  // `rows` rank rows, or one vector, that lie together
+  struct Piece {  // rows that lie together
     const std::byte* from = nullptr;  // host
     DType dtype = DType::kF32;        // of `from`
-    int64_t from_stride = 0;          // elements
+    int64_t from_stride = 0;          // elements from row to row
+    int64_t from_step = 1;            // elements from one of a row to the next
     int32_t rows = 0;
     int32_t width = 0;
-    bool vector = false;              // stays float32
+    DType to_dtype = DType::kF32;     // int32 goes as float32: what has its type is copied
+    int64_t to_pitch = 0;             // bytes from row to row
     int64_t to = 0;                   // byte offset in the image
   };
   std::vector<Piece> pieces;
   std::vector<RankTile> tiles;        // [modules * tiles_per_module]; pointers are image offsets + 1
   int32_t tiles_per_module = 0;
+  PartTables parts;
   int64_t pages = 0;
   int64_t bytes = 0;  // of the pieces, all rows at their pitch
 };
 
-// `widths` by ModuleId. INVALID_ARGUMENT: a rank row or vector is larger than a page.
-absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
-                    int64_t page_bytes);
+// The piece's rows in their type.
+void WritePiece(const ImagePlan::Piece& piece, std::byte* to);
+
+// `widths` by ModuleId. INVALID_ARGUMENT: a row or vector is larger than a page, or a part larger than
+// its kernel takes.
+absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,
+                                    DType dtype, int64_t page_bytes);
 
 }  // namespace lorikeet::cuda

@@ -13,8 +13,6 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/cuda_status.h"
-#include "engine/kernels/cuda/narrow.h"
-#include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -36,35 +34,33 @@ void ForEach(int64_t n, const std::function<void(int64_t)>& fn) {
   work();
 }
 
-// Rows of a piece in the image's type.
-void WritePiece(const ImagePlan::Piece& piece, DType dtype, std::byte* to) {
-  if (piece.vector || piece.dtype == dtype) {
-    const DType same = piece.dtype;
-    const int64_t pitch = piece.vector ? piece.width : RowPitch(piece.width);
-    for (int32_t r = 0; r < piece.rows; ++r) {
-      std::memcpy(to + ByteSize(same, r * pitch), piece.from + ByteSize(same, r * piece.from_stride),
-                  ByteSize(same, piece.width));
-    }
-    return;
+// Tables one after the other, as they will be at `base` on the device.
+class TableWriter {
+ public:
+  TableWriter(std::vector<std::byte>* bytes, std::byte* base) : bytes_(bytes), base_(base) {
+    bytes_->clear();
   }
-  std::vector<float> row(piece.width);
-  for (int32_t r = 0; r < piece.rows; ++r) {
-    Dequantize(piece.dtype, piece.from + ByteSize(piece.dtype, r * piece.from_stride), piece.width,
-               row.data());
-    Narrow(row.data(), piece.width, dtype, to + ByteSize(dtype, r * RowPitch(piece.width)));
-  }
-}
 
-uint32_t ChangedLinears(const Adapter& adapter) {
-  uint32_t linears = 0;
-  const size_t head = adapter.modules.size() - 1;
-  for (size_t m = 0; m < adapter.modules.size(); ++m) {
-    if (adapter.modules[m].empty()) continue;
-    linears |= 1u << (m == head ? DeviceAdapter::kHeadBit : m % kLinearsPerLayer);
-    if (adapter.modules[m].out_scale) linears |= 1u << DeviceAdapter::kScaledBit;
+  // Where the values will be; nullptr: there are none.
+  template <typename T>
+  const T* Append(const std::vector<T>& values) {
+    if (values.empty()) return nullptr;
+    const size_t at = bytes_->size();
+    bytes_->resize(at + Size(values));
+    std::memcpy(bytes_->data() + at, values.data(), values.size() * sizeof(T));
+    return reinterpret_cast<const T*>(base_ + at);
   }
-  return linears;
-}
+
+  template <typename T>
+  static size_t Size(const std::vector<T>& values) {
+    constexpr size_t kAlign = alignof(RankTile);
+    return (values.size() * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+  }
+
+ private:
+  std::vector<std::byte>* const bytes_;
+  std::byte* const base_;
+};
 
 }  // namespace
 
@@ -75,7 +71,7 @@ DeviceImages::~DeviceImages() {
   }
   work_.notify_one();
   if (thread_.joinable()) thread_.join();
-  for (auto& [serial, resident] : resident_) cudaFreeAsync(resident.tiles, stream_);
+  for (auto& [serial, resident] : resident_) cudaFreeAsync(resident.tables, stream_);
   if (stream_ != nullptr) {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
@@ -101,7 +97,7 @@ absl::Status DeviceImages::Start(std::byte* pages, int64_t page_bytes, int64_t p
   errors.Note(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
   errors.Note(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming | cudaEventBlockingSync),
               "an event");
-  // Tables of tiles come from the device's own pool, which shall keep what it has.
+  // Tables come from the device's own pool, which shall keep what it has.
   int device = 0;
   cudaMemPool_t pool = nullptr;
   uint64_t keep = UINT64_MAX;
@@ -132,7 +128,7 @@ void DeviceImages::Move(AdapterMoves moves) {
     for (const uint64_t serial : moves.drops) {
       const auto found = resident_.find(serial);
       LK_CHECK(found != resident_.end());
-      cudaFreeAsync(found->second.tiles, stream_);
+      cudaFreeAsync(found->second.tables, stream_);
       resident_.erase(found);
     }
     for (AdapterLoad& load : moves.loads) queue_.push_back(std::move(load));
@@ -179,11 +175,10 @@ absl::StatusOr<DeviceImages::Resident> DeviceImages::Load(const AdapterLoad& loa
   LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(*load.adapter.get()));
   Resident resident;
   cudaError_t error = CopyPages(*packed, load.pages);
-  if (error == cudaSuccess) error = CopyTiles(*packed, load.pages, &resident.tiles);
+  if (error == cudaSuccess) error = CopyTables(*packed, load.pages, &resident);
   if (error == cudaSuccess) error = cudaEventRecord(copied_, stream_);
   if (error == cudaSuccess) error = cudaEventSynchronize(copied_);
   if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
-  resident.adapter = {resident.tiles, packed->plan.tiles_per_module, packed->linears};
   resident.bytes = packed->plan.bytes;
   return resident;
 }
@@ -198,13 +193,14 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   }
   Packed packed;
   packed.serial = adapter.serial;
-  packed.linears = ChangedLinears(adapter);
+  packed.linears = LinearsOf(adapter);
+  packed.part_set = PartsOf(adapter);
   LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
   LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
   const std::vector<ImagePlan::Piece>& pieces = packed.plan.pieces;
   ForEach(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
     std::byte* page = packed.chunks[pieces[i].to / page_bytes_];
-    WritePiece(pieces[i], dtype_, page + pieces[i].to % page_bytes_);
+    WritePiece(pieces[i], page + pieces[i].to % page_bytes_);
   });
   packed.plan.pieces = {};
   packed_.push_front(std::move(packed));
@@ -272,27 +268,56 @@ cudaError_t DeviceImages::CopyPages(const Packed& packed, const std::vector<int3
   return cudaSuccess;
 }
 
-cudaError_t DeviceImages::CopyTiles(const Packed& packed, const std::vector<int32_t>& pages,
-                                    RankTile** tiles) {
-  const auto place = [&](auto* pointer) {  // an image offset + 1 becomes an address
+// The plan's tables with image offsets and pages turned into addresses.
+cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int32_t>& pages,
+                                     Resident* resident) {
+  const auto offset_of = [](const void* pointer) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)) - 1;
+  };
+  const auto place = [&](auto* pointer) {
     if (pointer == nullptr) return pointer;
-    const int64_t offset = static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)) - 1;
+    const int64_t offset = offset_of(pointer);
     std::byte* address = pages_ + pages[offset / page_bytes_] * page_bytes_ + offset % page_bytes_;
     return reinterpret_cast<decltype(pointer)>(address);
   };
-  std::vector<RankTile>& placed = tiles_;  // as long as the copy
-  placed = packed.plan.tiles;
-  for (RankTile& tile : placed) {
+  std::vector<RankTile> tiles = packed.plan.tiles;
+  for (RankTile& tile : tiles) {
     for (const void*& p : tile.a) p = place(p);
     for (const void*& p : tile.b) p = place(p);
     tile.out_scale = place(tile.out_scale);
     tile.bias = place(tile.bias);
   }
-  const size_t bytes = placed.size() * sizeof(RankTile);
-  cudaError_t error = cudaMallocAsync(reinterpret_cast<void**>(tiles), bytes, stream_);
+  PartTables parts = packed.plan.parts;
+  std::vector<const void*> addresses;   // of the pages, and
+  std::vector<AdapterParts> adapter;    // one, if the adapter has any parts
+  if (BeyondLowRank(packed.part_set)) {
+    for (const int32_t page : pages) addresses.push_back(pages_ + page * page_bytes_);
+    adapter.resize(1);
+  }
+  const auto size = [](const auto&... tables) { return (TableWriter::Size(tables) + ...); };
+  const size_t bytes = size(tiles, addresses, parts.modules, parts.norms, parts.prompt_attention,
+                            parts.bottlenecks, adapter);
+  void* base = nullptr;
+  const cudaError_t error = cudaMallocAsync(&base, bytes, stream_);
   if (error != cudaSuccess) return error;
-  error = cudaMemcpyAsync(*tiles, placed.data(), bytes, cudaMemcpyHostToDevice, stream_);
-  return error;
+  resident->tables = static_cast<std::byte*>(base);
+  TableWriter writer(&tables_, resident->tables);
+  resident->adapter = {writer.Append(tiles), packed.plan.tiles_per_module, packed.linears,
+                       packed.part_set, nullptr};
+  const void* const* device_pages = writer.Append(addresses);
+  ForEachRows(&parts, [&](PagedRows* rows) {
+    rows->first = place(rows->first);
+    if (rows->pages != nullptr) rows->pages = device_pages + offset_of(rows->pages);
+  });
+  for (AdapterParts& a : adapter) {
+    a = parts.adapter;
+    a.modules = writer.Append(parts.modules);
+    a.norms = writer.Append(parts.norms);
+    a.prompt_attention = writer.Append(parts.prompt_attention);
+    a.bottlenecks = writer.Append(parts.bottlenecks);
+  }
+  resident->adapter.parts = writer.Append(adapter);
+  return cudaMemcpyAsync(base, tables_.data(), tables_.size(), cudaMemcpyHostToDevice, stream_);
 }
 
 }  // namespace lorikeet::cuda

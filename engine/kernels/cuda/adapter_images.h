@@ -29,10 +29,9 @@ namespace lorikeet::cuda {
 struct DeviceAdapter {
   const RankTile* tiles = nullptr;
   int32_t tiles_per_module = 0;
-  uint32_t linears = 0;  // bit of each Linear that some layer changes; then kHeadBit, kScaledBit
-
-  static constexpr int32_t kHeadBit = kLinearsPerLayer;  // the head
-  static constexpr int32_t kScaledBit = kHeadBit + 1;    // some output is scaled
+  LinearSet linears = 0;
+  PartSet part_set = 0;
+  const AdapterParts* parts = nullptr;  // nullptr: it has none but low-rank pairs and vectors
 };
 
 class DeviceImages final : public AdapterImages {
@@ -60,11 +59,12 @@ class DeviceImages final : public AdapterImages {
     uint64_t serial = 0;
     ImagePlan plan;                  // pieces are dropped once they are written
     std::vector<std::byte*> chunks;  // [plan.pages] of page_bytes_
-    uint32_t linears = 0;            // DeviceAdapter's
+    LinearSet linears = 0;
+    PartSet part_set = 0;
   };
   struct Resident {
     DeviceAdapter adapter;
-    RankTile* tiles = nullptr;
+    std::byte* tables = nullptr;
     int64_t bytes = 0;  // ImagePlan's
   };
 
@@ -74,7 +74,8 @@ class DeviceImages final : public AdapterImages {
   absl::Status TakeChunks(int64_t count, std::vector<std::byte*>* chunks);
   cudaError_t Grow();
   cudaError_t CopyPages(const Packed& packed, const std::vector<int32_t>& pages);
-  cudaError_t CopyTiles(const Packed& packed, const std::vector<int32_t>& pages, RankTile** tiles);
+  cudaError_t CopyTables(const Packed& packed, const std::vector<int32_t>& pages,
+                         Resident* resident);
 
   const DType dtype_;
   std::vector<ModuleWidths> widths_;
@@ -88,7 +89,7 @@ class DeviceImages final : public AdapterImages {
   std::list<Packed> packed_;            // copied last first
   std::vector<std::byte*> extents_;     // [kExtentBytes] each, pinned
   std::vector<std::byte*> free_chunks_;
-  std::vector<RankTile> tiles_;         // on their way
+  std::vector<std::byte> tables_;       // on their way
 
   mutable std::mutex mutex_;
   std::condition_variable work_;

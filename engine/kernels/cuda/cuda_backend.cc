@@ -14,6 +14,7 @@
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/narrow.h"
 #include "engine/kernels/cuda/find_device.h"
+#include "engine/kernels/cuda/model_parts.h"
 #include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
@@ -58,13 +59,6 @@ int64_t PinnedBytes(const BackendOptions& options) {
   if (options.pinned_bytes > 0) return options.pinned_bytes;
   const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
   return std::min(memory / 4, int64_t{32} << 30);
-}
-
-// Bits of the linears that a weight holds, as in DeviceAdapter::linears.
-uint32_t LinearsOf(const LinearWeight& weight, RowSet rows) {
-  if (rows == RowSet::kLogits) return 1u << DeviceAdapter::kHeadBit;
-  const uint32_t parts = (1u << weight.out.size()) - 1;
-  return parts << weight.first_module % kLinearsPerLayer;
 }
 
 }  // namespace
@@ -203,6 +197,7 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
   for (size_t p = 0; p < parts.size(); ++p) {
     adapters_.SetWidths(first_module + static_cast<int32_t>(p), {linear->in, linear->out[p]});
   }
+  widest_input_ = std::max(widest_input_, linear->in);
   slots_per_item_ = std::max(slots_per_item_,
                              static_cast<int32_t>(parts.size()) * ShrinkSlices(linear->in));
   if (parts.size() == 3) query_group_ = std::max(1, linear->out[0] / linear->out[1]);
@@ -251,11 +246,16 @@ void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32
 void CudaBackend::PlanAdapters(const StepInput& step) {
   std::vector<DeviceSegment> segments;
   linears_ = 0;
+  part_set_ = 0;
+  work_.parts.clear();
   for (const AdapterSegment& segment : step.segments) {
     const DeviceAdapter& adapter = adapters_.Get(*segment.adapter);
     segments.push_back(
         {segment.row_begin, segment.row_end, adapter.tiles, adapter.tiles_per_module});
     linears_ |= adapter.linears;
+    part_set_ |= adapter.part_set;
+    if (adapter.parts == nullptr) continue;
+    work_.parts.push_back({segment.row_begin, segment.row_end, adapter.parts});
   }
   // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
   const auto is_short = [](const DeviceSegment& s) {
@@ -343,7 +343,7 @@ void CudaBackend::Run(const std::function<void()>& forward) {
   if (!recordable_) return operations();
   if (graphs_.size() >= kMostGraphs) DropGraphs();
   // The head's product is not among what is recorded.
-  Recorded& recorded = graphs_[{rows_, linears_ & ~(1u << DeviceAdapter::kHeadBit)}];
+  Recorded& recorded = graphs_[{rows_, linears_ & ~kHeadLinears, part_set_}];
   if (!recorded.seen) {
     recorded.seen = true;
     return operations();
@@ -353,11 +353,18 @@ void CudaBackend::Run(const std::function<void()>& forward) {
 }
 
 void CudaBackend::Embed(Matrix out) {
+  if (Has(Part::kEmbedding)) {
+    Note(LaunchAdaptedEmbed(embedding_.get(), dtype_, arrays_.tokens(), AdaptersOf(RowSet::kAll), out,
+                            stream_), "embed");
+    return;
+  }
   Note(LaunchEmbed(embedding_.get(), dtype_, arrays_.tokens(), out, stream_), "embed");
 }
 
 void CudaBackend::AddRmsNorm(const NormArgs& args) {
-  Note(LaunchAddRmsNorm(args, TakeBeside(args.delta.data), arrays_.logit_rows(), stream_), "norm");
+  const RowAdapters adapters = Has(Part::kNorms) ? AdaptersOf(RowSet::kAll) : RowAdapters();
+  Note(LaunchAddRmsNorm(args, TakeBeside(args.delta.data), arrays_.logit_rows(), adapters, stream_),
+       "norm");
 }
 
 LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& work,
@@ -404,18 +411,25 @@ void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cu
 }
 
 // The low-rank products read what the base product reads and run beside it. Their result is kept
-// apart where y's reader can add it; output scales act on the whole sum, so with them expanding
-// comes after the product.
+// apart where y's reader can add it; where an adapter does more to y, expanding comes after the
+// product.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
   const CudaLinearWeight& weight = Cuda(args.weight);
-  const bool adapted = (linears_ & LinearsOf(weight, args.rows)) != 0;
-  const bool scaled = (linears_ >> DeviceAdapter::kScaledBit & 1) != 0;
-  const bool apart = adapted && args.split && !scaled && dtype_ != DType::kF32;
+  const bool adapted = Has(LinearPart::kAny, args);
+  const bool rotated = Has(LinearPart::kInputRotation, args);
+  const bool sums = Has(LinearPart::kSum, args), outputs = Has(LinearPart::kOutput, args);
+  const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
+  const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32;
   if (apart) MultiplyApart(args);
-  gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_, apart);
+  if (rotated) MultiplyRotated(args, weight.rows.get());
+  else gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_, apart);
+  if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
-  if (weight.bias == nullptr) return;
-  Note(LaunchAddBias(args.y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");
+  if (weight.bias != nullptr) {
+    const auto* bias = reinterpret_cast<const float*>(weight.bias.get());
+    Note(LaunchAddBias(args.y, bias, stream_), "bias");
+  }
+  if (outputs) Note(LaunchAdaptOutputs(StructuredOf(args), stream_), "outputs");
 }
 
 void CudaBackend::MultiplyApart(const LinearArgs& args) {
@@ -457,10 +471,16 @@ KvStep CudaBackend::KvOf() const {
 
 void CudaBackend::RopeStore(const RopeStoreArgs& args) {
   Note(LaunchRopeStore(args, TakeBeside(args.q.data), KvOf(), stream_), "rotary");
+  if (!Has(Part::kPrefix)) return;
+  Note(LaunchStorePrefix(arrays_.tokens(), AdaptersOf(RowSet::kAll), args.layer, args.q.rows, KvOf(),
+                         stream_), "prefixes");
 }
 
 void CudaBackend::Attention(const AttentionArgs& args) {
   Note(LaunchAttention(args, KvOf(), stream_), "attention");
+  if (!Has(Part::kPromptAttention)) return;
+  Note(LaunchPromptAttention(args, layout_.kv_heads, layout_.head_dim, AdaptersOf(RowSet::kAll),
+                             stream_), "attention to prompts");
 }
 
 void CudaBackend::SwiGlu(Matrix gate_up, Matrix out) {

@@ -1,5 +1,5 @@
 // The CUDA backend: a stream and one beside it, 16-bit activations (float32 for float32 models), float32 residual
-// stream and logits. Decode steps are recorded once a number of rows and set of adapted linears,
+// stream and logits. Decode steps are recorded once a number of rows and set of adapters' parts,
 // and replayed.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "engine/kernels/backend.h"
@@ -18,6 +18,7 @@
 #include "engine/kernels/cuda/device_sampler.h"
 #include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/step_arrays.h"
+#include "engine/kernels/cuda/structured.h"
 #include "engine/kernels/sampler.h"
 
 namespace lorikeet::cuda {
@@ -51,14 +52,15 @@ class CudaBackend final : public Backend {
   void LinearProducts(const LinearArgs& args) override;
   void RopeStore(const RopeStoreArgs& args) override;
   void Attention(const AttentionArgs& args) override;
+  void Bottlenecks(const BottleneckArgs& args) override;
   void SwiGlu(Matrix gate_up, Matrix out) override;
   absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                       std::span<SampledToken> out) override;
   absl::Status Download(const float* from, std::span<float> to) override;
 
  private:
-  // Of a recorded step: rows, adapted linears.
-  using GraphKey = std::pair<int32_t, uint32_t>;
+  // Of a recorded step: rows, adapted linears, adapters' parts.
+  using GraphKey = std::tuple<int32_t, LinearSet, PartSet>;
 
   // The first step of a key runs as it is, which loads what it needs; the second is recorded.
   struct Recorded {
@@ -78,6 +80,12 @@ class CudaBackend final : public Backend {
                         const LowRankList* list) const;
   void MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cudaStream_t stream);
   void MultiplyApart(const LinearArgs& args);
+  bool Has(Part part) const { return (part_set_ & Bit(part)) != 0; }
+  // Of the step's adapters and this product's linears.
+  bool Has(LinearPart part, const LinearArgs& args) const;
+  RowAdapters AdaptersOf(RowSet rows, int32_t first_row = 0) const;
+  StructuredArgs StructuredOf(const LinearArgs& args) const;
+  void MultiplyRotated(const LinearArgs& args, const std::byte* weight);
   // What LinearProducts kept apart of the y at `data`, after it is there. Once.
   Beside TakeBeside(const void* data);
   KvStep KvOf() const;
@@ -100,10 +108,12 @@ class CudaBackend final : public Backend {
   KvLayout layout_;
   DeviceMemory pages_;
   int32_t query_group_ = 1;  // query heads that share a KV head
+  int32_t widest_input_ = 0;  // of a linear
   int32_t slots_per_item_ = 1;  // sums a low-rank item keeps at most: parts · slices of a linear
 
   StepWork work_;
-  uint32_t linears_ = 0;  // that the step's adapters change
+  LinearSet linears_ = 0;  // of the step's adapters
+  PartSet part_set_ = 0;
   bool recordable_ = false;
   int32_t rows_ = 0;
   std::map<GraphKey, Recorded> graphs_;
@@ -113,6 +123,8 @@ class CudaBackend final : public Backend {
   std::map<const void*, DeviceMemory> deltas_;  // room for what is kept apart of the y there
   Matrix pending_;                              // of deltas_: not yet added
   const void* pending_y_ = nullptr;             // to the y there
+  DeviceMemory rotated_;  // [max_rows, widest_input_] once an adapter rotates inputs
+  DeviceMemory inner_;    // [max_rows, D] float32 once one has bottlenecks
   DeviceMemory slots_;  // of the low-rank sums
   int64_t slot_floats_ = 0;
   DeviceMemory slots_arrived_;

@@ -54,9 +54,18 @@ __device__ void AddVec(const T* from, Vec8<float>* to) {
   for (int j = 0; j < 8; ++j) to->v[j] += ToFloat(values.v[j]);
 }
 
+// The row's norm weights.
+__device__ const float* NormWeight(const NormArgs& args, const RowAdapters& adapters, int32_t r) {
+  if (adapters.parts == nullptr) return args.weight;
+  const AdapterParts* adapter = adapters.of(r);
+  const bool own = adapter != nullptr && adapter->norms != nullptr && adapter->norms[args.norm].rows > 0;
+  return own ? adapter->norms[args.norm].row<float>(0) : args.weight;
+}
+
 // The row's sums stay in shared memory between the two passes.
 template <typename T>
-__global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32_t* logit_rows) {
+__global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32_t* logit_rows,
+                           const RowAdapters adapters) {
   extern __shared__ float row[];  // [D]
   LetKernelAfterStart();
   WaitForKernelBefore();
@@ -80,8 +89,9 @@ __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32
   }
   const float scale = rsqrtf(BlockSum(squares) / width + args.eps);
   T* out = args.out.row<T>(blockIdx.x);
+  const float* weights = NormWeight(args, adapters, r);
   for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
-    const Vec8<float> values = LoadVec(row + i), weight = LoadVec(args.weight + i);
+    const Vec8<float> values = LoadVec(row + i), weight = LoadVec(weights + i);
     Vec8<T> normed;
 #pragma unroll
     for (int j = 0; j < 8; ++j) normed.v[j] = FromFloat<T>(values.v[j] * scale * weight.v[j]);
@@ -136,7 +146,7 @@ cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, M
 }
 
 cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
-                             cudaStream_t stream) {
+                             const RowAdapters& adapters, cudaStream_t stream) {
   const int32_t shared = args.x.width * static_cast<int32_t>(sizeof(float));
   const LaunchShape shape{dim3(args.out.rows), RowThreads(args.x.width), shared};
   return WithType(args.out.dtype, [&]<typename T>(T) {
@@ -145,7 +155,7 @@ cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const i
           AddRmsNorm<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
       if (error != cudaSuccess) return error;
     }
-    return Launch(AddRmsNorm<T>, shape, stream, args, beside, logit_rows);
+    return Launch(AddRmsNorm<T>, shape, stream, args, beside, logit_rows, adapters);
   });
 }
 

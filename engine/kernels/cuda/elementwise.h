@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "engine/kernels/args.h"
+#include "engine/kernels/cuda/adapter_parts.h"
 
 namespace lorikeet::cuda {
 
@@ -19,9 +20,10 @@ struct Beside {
 // out[t] = table row tokens[t] in float32. table: [vocab, D] of `dtype`.
 cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, Matrix out,
                         cudaStream_t stream);
-// logit_rows: [L] device, for RowSet::kLogits.
+// logit_rows: [L] device, for RowSet::kLogits. adapters: of the step's rows; without parts no row has
+// a norm of its own.
 cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
-                             cudaStream_t stream);
+                             const RowAdapters& adapters, cudaStream_t stream);
 cudaError_t LaunchSwiGlu(Matrix gate_up, const Beside& beside, Matrix out, cudaStream_t stream);
 // y += bias in every row. bias: [width].
 cudaError_t LaunchAddBias(Matrix y, const float* bias, cudaStream_t stream);

@@ -51,6 +51,14 @@ cudaDataType_t DataType(DType dtype) {
   }
 }
 
+// Bytes that all three are aligned to, as far as cuBLASLt asks.
+uint32_t Alignment(const void* weight, const Matrix& x, const Matrix& y) {
+  constexpr uintptr_t kMost = 256;
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(weight) | reinterpret_cast<uintptr_t>(x.data) |
+                         reinterpret_cast<uintptr_t>(y.data) | kMost;
+  return static_cast<uint32_t>(bits & -bits);
+}
+
 }  // namespace
 
 Gemm::Gemm(FirstError* errors) : errors_(errors) {
@@ -77,7 +85,8 @@ void Gemm::Note(cublasStatus_t status, const char* what) {
 
 // cuBLASLt counts columns first: yᵀ [out, rows] = W xᵀ, W stored as its transpose [in, out].
 const Gemm::Plan* Gemm::PlanFor(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
-  const Key key(x.width, y.width, x.rows, x.stride, y.stride, x.dtype, y.dtype);
+  const Key key(x.width, y.width, x.rows, x.stride, y.stride, x.dtype, y.dtype,
+                Alignment(weight, x, y));
   if (const auto found = plans_.find(key); found != plans_.end()) return &found->second;
   Plan plan;
   const cublasOperation_t transpose = CUBLAS_OP_T;
@@ -100,6 +109,14 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
   Note(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                             &kWorkspaceBytes, sizeof kWorkspaceBytes),
        "preference");
+  const uint32_t alignment = Alignment(weight, x, y);
+  for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    Note(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &alignment, sizeof alignment),
+         "preference");
+  }
   Note(cublasLtMatmulAlgoGetHeuristic(handle_, plan->product, plan->weight, plan->x, plan->y,
                                       plan->y, preference, kProposals, proposals.data(), &found),
        "cublasLtMatmulAlgoGetHeuristic");

@@ -31,8 +31,8 @@ class Gemm {
     cublasLtMatrixLayout_t weight = nullptr, x = nullptr, y = nullptr;
     cublasLtMatmulAlgo_t algorithm = {};
   };
-  // in, out, rows, strides of x and y, types of x and y
-  using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, DType, DType>;
+  // in, out, rows, strides of x and y, types of x and y, the least alignment of the three
+  using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, DType, DType, uint32_t>;
 
   const Plan* PlanFor(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
   void Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan);

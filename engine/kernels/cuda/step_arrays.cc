@@ -68,6 +68,12 @@ std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segme
   return out;
 }
 
+int64_t StepArrays::RowBytes(int32_t rows) {
+  constexpr int64_t kBytesPerRow = kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*);
+  static_assert(kRowArrays * sizeof(int32_t) % alignof(const AdapterParts*) == 0);
+  return RoundUp(kBytesPerRow * rows);
+}
+
 StepArrays::~StepArrays() {
   if (sent_ != nullptr) cudaEventDestroy(sent_);
   cudaFreeHost(host_);
@@ -102,7 +108,7 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   const auto bytes = [](const auto& values) {
     return RoundUp(static_cast<int64_t>(values.size() * sizeof(values[0])));
   };
-  int64_t need = kHeaderBytes + RoundUp(kRowArrays * rows * int64_t{sizeof(int32_t)});
+  int64_t need = kHeaderBytes + RowBytes(rows);
   need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
   need += bytes(work.decodes) + bytes(work.prompts);
   for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
@@ -126,7 +132,12 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
     std::fill(row_arrays + 3 * int64_t{rows} + s.row_begin,
               row_arrays + 3 * int64_t{rows} + s.row_end, 1);
   }
-  used_ = kHeaderBytes + RoundUp(kRowArrays * rows * int64_t{sizeof(int32_t)});
+  auto* parts = reinterpret_cast<const AdapterParts**>(row_arrays + kRowArrays * rows);
+  std::fill_n(parts, rows, nullptr);
+  for (const PartsSegment& s : work.parts) {
+    std::fill(parts + s.row_begin, parts + s.row_end, s.parts);
+  }
+  used_ = kHeaderBytes + RowBytes(rows);
 
   StepHeader header;
   logit_rows_ = Append(step.logit_rows);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/kernels/args.h"
+#include "engine/kernels/cuda/adapter_parts.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/cuda_status.h"
 #include "engine/kernels/cuda/low_rank.h"
@@ -25,6 +26,13 @@ struct StepHeader {
   LowRankList logits;   // over the logit rows
 };
 
+// Rows of one adapter that has parts beyond the low-rank ones.
+struct PartsSegment {
+  int32_t row_begin = 0;
+  int32_t row_end = 0;
+  const AdapterParts* parts = nullptr;
+};
+
 // What a step computes, worked out before anything is sent.
 struct StepWork {
   int32_t chunk_pages = 0;
@@ -33,6 +41,7 @@ struct StepWork {
   LowRankWork rows;              // short segments
   LowRankWork prompts_low_rank;  // long ones
   LowRankWork logits;
+  std::vector<PartsSegment> parts;
 };
 
 void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work);
@@ -57,6 +66,9 @@ class StepArrays {
   const int32_t* positions() const { return RowArray(1); }
   const int32_t* row_sequence() const { return RowArray(2); }
   const int32_t* adapted() const { return RowArray(3); }  // 1 where the row has an adapter
+  const AdapterParts* const* parts() const {  // [rows] nullptr: a row without
+    return reinterpret_cast<const AdapterParts* const*>(RowArray(kRowArrays));
+  }
   const int32_t* logit_rows() const { return logit_rows_; }
 
  private:
@@ -67,6 +79,8 @@ class StepArrays {
   const int32_t* RowArray(int32_t i) const {
     return reinterpret_cast<const int32_t*>(device_ + kHeaderBytes) + int64_t{i} * rows_;
   }
+  // Of all per-row arrays.
+  static int64_t RowBytes(int32_t rows);
   bool Reserve(int64_t bytes, cudaStream_t stream);
   // Copies values to the end of the block; returns where they will be on the device.
   template <typename T>

@@ -1,0 +1,137 @@
+// What an adapter changes beyond low-rank pairs, output scales and biases of linears, as kernels read
+// it: the parts of engine/api/adapter.h by the same names, their matrices in pages of the pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/api/adapter.h"
+
+namespace lorikeet::cuda {
+
+// Rows of one width and type in an image's pages, packed, none across two pages. Where a row is a
+// multiple of 16 bytes it is aligned to 16.
+struct PagedRows {
+  const void* first = nullptr;         // row 0; nullptr: no rows
+  const void* const* pages = nullptr;  // of the rows behind the first page's
+  uint32_t first_rows = 0;             // in the first page
+  uint32_t page_rows = 1;              // that every page behind it holds
+  uint32_t pitch = 0;                  // bytes from row to row
+  int32_t rows = 0;
+
+  template <typename T>
+  constexpr const T* row(uint32_t k) const {
+    const void* page = first;
+    if (k >= first_rows) {
+      page = pages[(k - first_rows) / page_rows];
+      k = (k - first_rows) % page_rows;
+    }
+    return static_cast<const T*>(static_cast<const void*>(
+        static_cast<const std::byte*>(page) + uint64_t{k} * pitch));
+  }
+};
+
+// T: the activation type, which matrices are kept in; vectors are one row of float32.
+struct ReplacedParts {
+  PagedRows rows;   // [rows, width] T
+  PagedRows index;  // [rows, 1] int32, ascending; without rows: 0, 1, 2, ...
+};
+
+struct ModuleParts {
+  int32_t rotation_block = 0;
+  int32_t output_half = 0;
+  int32_t in1 = 0, in2 = 0, out1 = 0, out2 = 0;  // of w1 ⊗ w2
+  int32_t circulant_block = 0;
+  PagedRows rotation;                        // [in, rotation_block] T
+  PagedRows output_scale, output_cross;      // [out]
+  PagedRows w1, w2;                          // [out1, in1], [out2, in2] T
+  PagedRows circulant;                       // [out / b * in / b, b] T
+  PagedRows row_begin;                       // [out + 1, 1] int32
+  PagedRows column, value;                   // [nonzeros, 1] int32, float32
+  PagedRows dense;                           // [out, in] T
+  ReplacedParts replaced;                    // of width in
+};
+
+struct EmbeddingParts {
+  int32_t rank = 0;
+  float scale = 0;
+  PagedRows a;          // [vocab, rank] T: a row is a token's
+  PagedRows b;          // [rank, D] T
+  PagedRows out_scale;  // [D]
+  ReplacedParts replaced;
+};
+
+struct VirtualTokenParts {
+  int32_t count = 0;
+  PagedRows rows;  // [count, D] T, or
+  PagedRows kv;    // [layers * 2 * count, kv_heads * head_dim] T
+};
+
+struct PromptAttentionParts {
+  int32_t count = 0;
+  float gate = 0;
+  PagedRows k, v;  // [count, kv_heads * head_dim] T
+};
+
+struct BottleneckParts {
+  int32_t width = 0;
+  Bottleneck::Input input = Bottleneck::Input::kOutput;
+  Activation activation = Activation::kRelu;
+  float scale = 0;
+  PagedRows down, up;            // [width, D], [D, width] T
+  PagedRows down_bias, up_bias;  // [width], [D]
+};
+
+struct AdapterParts {
+  const ModuleParts* modules = nullptr;  // by ModuleId, or nullptr
+  EmbeddingParts embedding;
+  const PagedRows* norms = nullptr;      // by NormIndex, or nullptr
+  VirtualTokenParts virtual_tokens;
+  const PromptAttentionParts* prompt_attention = nullptr;  // [layers] or nullptr
+  const BottleneckParts* bottlenecks = nullptr;            // by NormIndex, or nullptr
+};
+
+// What a step must launch kernels for, as bits of a PartSet.
+enum class Part : uint32_t {
+  kOutScale = 1 << 0,    // of a linear, computed by the low-rank kernels
+  kStructured = 1 << 1,  // the other parts of linears: LinearSet says which
+  kEmbedding = 1 << 2,   // and virtual tokens
+  kNorms = 1 << 3,
+  kPrefix = 1 << 4,      // virtual tokens that are keys and values
+  kPromptAttention = 1 << 5,
+  kBottlenecks = 1 << 6,
+};
+using PartSet = uint32_t;
+
+constexpr PartSet Bit(Part part) { return static_cast<PartSet>(part); }
+PartSet PartsOf(const Adapter& adapter);
+// Whether an AdapterParts is needed for them.
+constexpr bool BeyondLowRank(PartSet parts) { return (parts & ~Bit(Part::kOutScale)) != 0; }
+
+// Which linears have what in some layer: eight bits a LinearPart, by Linear, the head's last.
+enum class LinearPart : uint32_t {
+  kAny = 0,
+  kInputRotation = 8,
+  kSum = 16,     // kronecker, circulant, sparse, dense
+  kOutput = 24,  // output rotation, replaced rows
+};
+using LinearSet = uint32_t;
+inline constexpr uint32_t kHeadLinear = 1u << kLinearsPerLayer;
+inline constexpr LinearSet kHeadLinears = kHeadLinear * 0x01010101u;
+static_assert(kHeadLinear < 1u << 8);
+
+LinearSet LinearsOf(const Adapter& adapter);
+
+// The adapters of an operation's rows.
+struct RowAdapters {
+  const AdapterParts* const* parts = nullptr;  // [T] of the step's rows; nullptr: none of these parts
+  const int32_t* logit_rows = nullptr;         // RowSet::kLogits: the step's row of each
+  int32_t first_row = 0;                       // of the row set: row 0 is its row `first_row`
+
+  constexpr const AdapterParts* of(int32_t row) const {
+    const int32_t at = row + first_row;
+    return parts[logit_rows != nullptr ? logit_rows[at] : at];
+  }
+};
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,62 @@
+// What adapters change beyond low-rank pairs and vectors of linears: launched in steps where an
+// adapter has it.
+#include <algorithm>
+
+#include "engine/kernels/cuda/cuda_backend.h"
+#include "engine/kernels/cuda/model_parts.h"
+
+namespace lorikeet::cuda {
+
+bool CudaBackend::Has(LinearPart part, const LinearArgs& args) const {
+  uint32_t linears = kHeadLinear;
+  if (args.rows == RowSet::kAll) {
+    linears = ((1u << args.weight->out.size()) - 1) << args.weight->first_module % kLinearsPerLayer;
+  }
+  return (linears_ >> static_cast<uint32_t>(part) & linears) != 0;
+}
+
+RowAdapters CudaBackend::AdaptersOf(RowSet rows, int32_t first_row) const {
+  return {arrays_.parts(), rows == RowSet::kLogits ? arrays_.logit_rows() : nullptr, first_row};
+}
+
+StructuredArgs CudaBackend::StructuredOf(const LinearArgs& args) const {
+  StructuredArgs out;
+  out.adapters = AdaptersOf(args.rows, args.first_row);
+  out.first_module = args.weight->first_module;
+  out.parts = static_cast<int32_t>(args.weight->out.size());
+  std::copy(args.weight->out.begin(), args.weight->out.end(), out.out);
+  out.x = args.x;
+  out.y = args.y;
+  return out;
+}
+
+// Each part has inputs of its own.
+void CudaBackend::MultiplyRotated(const LinearArgs& args, const std::byte* weight) {
+  if (rotated_ == nullptr) {
+    rotated_ = Allocate(ByteSize(dtype_, int64_t{options_.max_rows} * widest_input_));
+  }
+  Matrix x = args.x;
+  x.data = rotated_.get();
+  x.stride = x.width;
+  const RowAdapters adapters = AdaptersOf(args.rows, args.first_row);
+  int32_t column = 0;
+  for (size_t part = 0; part < args.weight->out.size(); ++part) {
+    const int32_t out = args.weight->out[part];
+    const ModuleId module = args.weight->first_module + static_cast<ModuleId>(part);
+    Note(LaunchRotateInputs(adapters, module, args.x, x, stream_), "input rotations");
+    gemm_.Multiply(weight + ByteSize(dtype_, int64_t{column} * args.weight->in), x,
+                   args.y.Columns(column, out), stream_);
+    column += out;
+  }
+}
+
+void CudaBackend::Bottlenecks(const BottleneckArgs& args) {
+  if (!Has(Part::kBottlenecks)) return;
+  if (inner_ == nullptr) {
+    inner_ = Allocate(int64_t{options_.max_rows} * args.x.width * int64_t{sizeof(float)});
+  }
+  Note(LaunchBottlenecks(args, AdaptersOf(RowSet::kAll), reinterpret_cast<float*>(inner_.get()),
+                         stream_), "bottlenecks");
+}
+
+}  // namespace lorikeet::cuda

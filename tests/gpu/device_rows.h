@@ -1,0 +1,93 @@
+// What tests of the CUDA backend share: its types, and rows on the device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "engine/kernels/backend.h"
+#include "tests/support/random_adapter.h"
+
+namespace lorikeet {
+
+struct TypeCase {
+  DType stored;  // of the weights
+  Precision precision;
+  DType dtype;  // of activations
+  double step;  // relative rounding of one value
+};
+inline constexpr TypeCase kTypes[] = {
+    {DType::kBF16, Precision::kFast, DType::kBF16, 0x1p-8},
+    {DType::kF16, Precision::kFast, DType::kF16, 0x1p-11},
+    {DType::kF32, Precision::kExact, DType::kF32, 0x1p-23},
+};
+
+inline std::unique_ptr<Backend> CudaBackendFor(const TypeCase& type, bool record = true) {
+  absl::StatusOr<std::unique_ptr<Backend>> backend =
+      MakeCudaBackend({.precision = type.precision, .stored = type.stored, .max_rows = 2048,
+                       .record = record});
+  LK_CHECK_MSG(backend.ok(), backend.status().ToString());
+  return *std::move(backend);
+}
+
+inline void RoundTo(DType dtype, std::vector<float>* values) {
+  for (float& v : *values) {
+    if (dtype == DType::kBF16) v = BF16ToFloat(FloatToBF16(v));
+    if (dtype == DType::kF16) v = F16ToFloat(FloatToF16(v));
+  }
+}
+
+inline std::vector<std::byte> Encode(DType dtype, const std::vector<float>& values) {
+  std::vector<std::byte> bytes(ByteSize(dtype, values.size()));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::kF32) {
+      std::memcpy(&bytes[4 * i], &values[i], 4);
+      continue;
+    }
+    const uint16_t bits = dtype == DType::kBF16 ? FloatToBF16(values[i]) : FloatToF16(values[i]);
+    std::memcpy(&bytes[2 * i], &bits, 2);
+  }
+  return bytes;
+}
+
+// Rows on the device; NaN until written.
+struct DeviceRows {
+  DeviceMemory memory;
+  Matrix matrix;
+
+  DeviceRows(Backend* backend, int32_t rows, int32_t width, DType dtype)
+      : memory(backend->Allocate(ByteSize(dtype, int64_t{rows} * width))),
+        matrix(memory.get(), rows, width, dtype) {
+    Write(Poisoned(int64_t{rows} * width));
+  }
+  void Write(const std::vector<float>& values) {
+    const std::vector<std::byte> bytes = Encode(matrix.dtype, values);
+    cudaDeviceSynchronize();
+    LK_CHECK(cudaMemcpy(matrix.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice) ==
+             cudaSuccess);
+    // The backend's stream waits for no other, and the last of the copy may still be on its way.
+    cudaDeviceSynchronize();
+  }
+  std::vector<float> Read() const {
+    const int64_t count = int64_t{matrix.rows} * matrix.width;
+    std::vector<std::byte> bytes(ByteSize(matrix.dtype, count));
+    const cudaError_t error = cudaDeviceSynchronize();
+    LK_CHECK_MSG(error == cudaSuccess, cudaGetErrorString(error));
+    LK_CHECK(cudaMemcpy(bytes.data(), matrix.data, bytes.size(), cudaMemcpyDeviceToHost) ==
+             cudaSuccess);
+    std::vector<float> values(count);
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t bits = 0;
+      if (matrix.dtype == DType::kF32) std::memcpy(&values[i], &bytes[4 * i], 4);
+      else std::memcpy(&bits, &bytes[2 * i], 2);
+      if (matrix.dtype == DType::kBF16) values[i] = BF16ToFloat(bits);
+      if (matrix.dtype == DType::kF16) values[i] = F16ToFloat(bits);
+    }
+    return values;
+  }
+};
+
+}  // namespace lorikeet
