@@ -52,6 +52,10 @@ class Backend {
   // Most rows that Sample and the head's product take at a time.
   virtual int32_t max_logit_rows() const = 0;
 
+  // Numbers of rows, descending, whose first steps take longer than later ones, because products are
+  // chosen and steps recorded then: worth running before serving.
+  virtual std::vector<int32_t> slow_first_rows() const { return {}; }
+
   // ---- load time
 
   virtual DeviceMemory Allocate(int64_t bytes) = 0;

@@ -36,6 +36,28 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
   return MakeCpuBackend(options);
 }
 
+// `sequences` of `tokens` new tokens each, all in the pool's first pages: what they write is nobody's.
+Batch EmptyBatch(const KvLayout& kv, int32_t sequences, int32_t tokens,
+                 const SamplingParams& sampling) {
+  Batch batch;
+  batch.sequence_begin.push_back(0);
+  batch.page_begin.push_back(0);
+  batch.tokens.assign(int64_t{sequences} * tokens, 0);
+  for (int32_t s = 0; s < sequences; ++s) {
+    for (int32_t t = 0; t < tokens; ++t) batch.positions.push_back(t);
+    for (int32_t p = 0; p < kv.PagesFor(tokens); ++p) batch.pages.push_back(p);
+    batch.requests.push_back(0);
+    batch.sequence_begin.push_back((s + 1) * tokens);
+    batch.page_begin.push_back(static_cast<int32_t>(batch.pages.size()));
+    batch.logit_rows.push_back({.row = (s + 1) * tokens - 1,
+                                .sequence = s,
+                                .sampling = &sampling,
+                                .history = std::span(batch.tokens).first(1),
+                                .prompt_tokens = 1});
+  }
+  return batch;
+}
+
 KvLayout MakeLayout(const ModelConfig& config, DType dtype) {
   return KvLayout::Make(config.layers, config.kv_heads, config.head_dim, dtype);
 }
@@ -68,6 +90,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   std::unique_ptr<ModelRunner> runner(new ModelRunner(
       std::move(source), std::move(backend), std::move(model), precision, layout, pages));
   runner->no_gpu_ = no_gpu;
+  LK_RETURN_IF_ERROR(runner->WarmUp());
   return runner;
 }
 
@@ -80,6 +103,21 @@ ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,
       precision_(precision),
       kv_(kv),
       pages_(pages) {}
+
+absl::Status ModelRunner::WarmUp() {
+  SamplingParams sampling;
+  sampling.temperature = 0;
+  for (const int32_t rows : backend_->slow_first_rows()) {
+    if (kv_.PagesFor(rows) <= pages_) {
+      LK_RETURN_IF_ERROR(Run(EmptyBatch(kv_, 1, rows, sampling)).status());
+    }
+    // The second is recorded. More rows than a step samples at a time are no decoding step.
+    for (int i = 0; i < 2 && rows <= backend_->max_logit_rows(); ++i) {
+      LK_RETURN_IF_ERROR(Run(EmptyBatch(kv_, rows, 1, sampling)).status());
+    }
+  }
+  return absl::OkStatus();
+}
 
 // A bit a token for each constrained row. An error leaves a row nothing, which ends its request.
 void ModelRunner::FillMasks(std::span<LogitRow> rows) {

@@ -54,6 +54,12 @@ class ModelRunner final : public Runner {
               int32_t pages);
   void FillMasks(std::span<LogitRow> rows);
 
+  // Runs the steps that are slow the first time, before pages hold anything. Seconds for a model of
+  // some billion weights on a GPU, nothing on the CPU.
+  absl::Status WarmUp();
+
+  void FillMasks(std::span<LogitRow> rows);
+
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;
   const BaseModelView base_model_;
@@ -61,6 +67,7 @@ class ModelRunner final : public Runner {
   const KvLayout kv_;
   const int32_t pages_;
   absl::Status no_gpu_;
+
   std::vector<int32_t> logit_rows_;  // [L] of the step
   std::vector<LogitRow> rows_;       // [L] with what their constraints allow
   std::vector<uint32_t> masks_;      // [L, words] computed beside the forward pass

@@ -92,6 +92,15 @@ std::string CudaBackend::Describe() const {
   return absl::StrCat("cuda (", device_name_, ", ", Info(dtype_).name, ")");
 }
 
+std::vector<int32_t> CudaBackend::slow_first_rows() const {
+  std::vector<int32_t> rows;
+  for (int32_t r = options_.max_rows; r > 0; --r) {
+    const int32_t padded = std::min(PaddedRows(r), options_.max_rows);
+    if (rows.empty() || padded < rows.back()) rows.push_back(padded);
+  }
+  return rows;
+}
+
 // ---- load time
 
 std::byte* CudaBackend::AllocateRaw(int64_t bytes, const char* what) {
@@ -446,7 +455,7 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32;
   if (apart) MultiplyApart(args);
   if (rotated) MultiplyRotated(args, weight.rows.get());
-  else gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_);
+  else gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_, apart);
   if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
   if (weight.bias != nullptr) {

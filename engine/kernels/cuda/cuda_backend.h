@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
   DType activation_dtype() const override { return dtype_; }
   DType kv_dtype() const override { return dtype_; }
   int32_t max_logit_rows() const override { return 256; }
+  std::vector<int32_t> slow_first_rows() const override;
 
   DeviceMemory Allocate(int64_t bytes) override;
   DeviceMemory Upload(std::span<const float> values) override;

@@ -12,8 +12,8 @@
 
 namespace lorikeet::cuda {
 
-// One stream's products. The first of a shape that goes to cuBLASLt measures cuBLASLt's proposals and keeps the fastest,
-// unless the stream is being recorded: then the first proposal serves. Not thread-safe.
+// One stream's products. The first of a shape that goes to cuBLASLt measures its proposals and keeps
+// the fastest, unless the stream is being recorded: then the first proposal serves. Not thread-safe.
 class Gemm {
  public:
   explicit Gemm(FirstError* errors);
@@ -22,8 +22,8 @@ class Gemm {
   Gemm& operator=(const Gemm&) = delete;
 
   // y = x Wᵀ with float32 sums. weight: [y.width, x.width] of x's type, rows adjacent; y is of x's
-  // type or float32.
-  void Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+  // type or float32. `beside`: other kernels run at the same time.
+  void Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream, bool beside = false);
 
  private:
   struct Plan {

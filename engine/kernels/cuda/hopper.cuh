@@ -84,7 +84,7 @@ __device__ inline void EndProducts() {
 // warp w has rows 16 w and on, d[4 j ...] the columns 8 j and on.
 template <typename T, int kColumns>
 __device__ void GroupMma(float (&d)[4 * kColumns], uint64_t a, uint64_t b) {
-  static_assert(kColumns == 1 || kColumns == 2 || kColumns == 4);
+  static_assert(kColumns == 1 || kColumns == 2 || kColumns == 4 || kColumns == 8);
   constexpr bool kBf16 = std::is_same_v<T, BFloat16>;
 #define LK_GROUP_MMA(columns, types, registers, ina, inb, ...)                               \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." types " {" registers   \
@@ -95,14 +95,20 @@ __device__ void GroupMma(float (&d)[4 * kColumns], uint64_t a, uint64_t b) {
   if constexpr (kBf16) LK_GROUP_MMA(columns, "bf16.bf16", registers, ina, inb, __VA_ARGS__); \
   else LK_GROUP_MMA(columns, "f16.f16", registers, ina, inb, __VA_ARGS__)
 #define LK_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define LK_D16(i) LK_D4(i), LK_D4(i + 4), LK_D4(i + 8), LK_D4(i + 12)
   if constexpr (kColumns == 1) {
     LK_BOTH("8", "%0,%1,%2,%3", "%4", "%5", LK_D4(0));
   } else if constexpr (kColumns == 2) {
     LK_BOTH("16", "%0,%1,%2,%3,%4,%5,%6,%7", "%8", "%9", LK_D4(0), LK_D4(4));
+  } else if constexpr (kColumns == 4) {
+    LK_BOTH("32", "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "%16", "%17", LK_D16(0));
   } else {
-    LK_BOTH("32", "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "%16", "%17", LK_D4(0),
-            LK_D4(4), LK_D4(8), LK_D4(12));
+    LK_BOTH("64",
+            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+            "%24,%25,%26,%27,%28,%29,%30,%31",
+            "%32", "%33", LK_D16(0), LK_D16(16));
   }
+#undef LK_D16
 #undef LK_D4
 #undef LK_BOTH
 #undef LK_GROUP_MMA

@@ -235,8 +235,9 @@ template <typename T, typename Y>
 cudaError_t LaunchTyped(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
   if (x.rows <= 8) return LaunchFor<T, Y, 1>(weight, x, y, stream);
   if (x.rows <= 16) return LaunchFor<T, Y, 2>(weight, x, y, stream);
-  static_assert(kMaxStreamedRows <= 32);
-  return LaunchFor<T, Y, 4>(weight, x, y, stream);
+  if (x.rows <= 32) return LaunchFor<T, Y, 4>(weight, x, y, stream);
+  static_assert(kMaxStreamedRows <= 64);
+  return LaunchFor<T, Y, 8>(weight, x, y, stream);
 }
 
 }  // namespace
