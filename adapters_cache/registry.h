@@ -111,6 +111,10 @@ struct RegistryStats {
   int64_t host_hits = 0;      // requests whose adapter was there
   int64_t host_misses = 0;    // requests that waited for their adapter to be read
   int64_t evictions = 0;
+  int64_t reads = 0;          // adapters read from disk, first loads and later ones
+  int64_t read_failures = 0;  // of later ones
+  int64_t read_bytes = 0;     // in memory, of those that succeeded
+  int64_t read_us = 0;        // that they took, building included
 };
 
 class AdapterRegistry final : public AdapterStore {

@@ -127,6 +127,14 @@ void AdapterRegistry::Core::Admit(Version* version, std::shared_ptr<const Adapte
   Emit(AdapterEvent::Kind::kInHost, "", version->record.id);
 }
 
+void AdapterRegistry::Core::CountRead(int64_t bytes, SteadyTime start) {
+  ++stats_.reads;
+  stats_.read_bytes += bytes;
+  stats_.read_us += std::chrono::duration_cast<std::chrono::microseconds>(
+                        std::chrono::steady_clock::now() - start)
+                        .count();
+}
+
 void AdapterRegistry::Core::Evict(Version* version) {
   LK_CHECK(version->leases == 0 && version->adapter != nullptr);
   graveyard_.push_back(std::move(version->adapter));

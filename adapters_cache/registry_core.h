@@ -138,6 +138,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void Admit(Version* version, std::shared_ptr<const Adapter> adapter);
   void Evict(Version* version);
   void SetCold(Version* version);  // whether it may make room
+  void CountRead(int64_t bytes, SteadyTime start);
   AdapterLease Lease(const VersionPtr& version);
   void OnLeaseDropped(Version* version, std::shared_ptr<const Adapter> adapter);
   void RetireIfUnused(const VersionPtr& version);

@@ -62,6 +62,7 @@ void AdapterRegistry::Core::RunLoad(Job job) {
 }
 
 absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
+  const SteadyTime start = std::chrono::steady_clock::now();
   const Origin origin = job.options.origin;
   LK_ASSIGN_OR_RETURN(const fs::path directory, ResolveDirectory(job.path, origin));
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(directory, origin));
@@ -86,6 +87,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
                      " bytes; host memory for adapters has ", options_.host_bytes));
   }
   std::lock_guard lock(mutex_);
+  CountRead(loaded.record.bytes, start);
   return Publish(job, std::move(loaded));
 }
 
@@ -181,6 +183,7 @@ absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) co
 
 // Room for it is taken already.
 void AdapterRegistry::Core::RunRead(const Job& job) {
+  const SteadyTime start = std::chrono::steady_clock::now();
   const VersionPtr& version = job.version;
   absl::StatusOr<Loaded> loaded = [&]() -> absl::StatusOr<Loaded> {
     LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAgain(job));
@@ -194,8 +197,10 @@ void AdapterRegistry::Core::RunRead(const Job& job) {
     waiting.swap(version->waiting);
     waiting_requests_ -= static_cast<int64_t>(waiting.size());
     if (loaded.ok()) {
+      CountRead(version->record.bytes, start);
       Admit(version.get(), std::move(loaded->adapter));
     } else {
+      ++stats_.read_failures;
       host_bytes_ -= version->record.bytes;
       jobs_changed_.notify_all();
     }

@@ -230,7 +230,7 @@ void Engine::Impl::Step() {
   scheduler.Expire(start_us, &events);
   if (!device.ok()) scheduler.FailAll(device, start_us, &events);
   TakeLoaded();
-  const bool planned = scheduler.Plan(&batch);
+  const bool planned = scheduler.Plan(start_us, &batch);
   blocked = !planned;
   AdapterMoves moves = scheduler.TakeMoves();
   if (!moves.empty()) {
@@ -270,7 +270,7 @@ void Engine::Impl::TakeLoaded() {
   if (images == nullptr) return;
   for (const AdapterLoaded& loaded : images->TakeLoaded()) {
     const int64_t now_us = clock->NowMicros();
-    const int64_t begun_us = ledger.End(loaded);
+    const int64_t begun_us = ledger.End(loaded, now_us);
     for (auto& [id, request] : requests) {
       if (request.image != loaded.serial) continue;
       request.adapter_copy_us += now_us - std::max(begun_us, request.enqueued_us);

@@ -21,7 +21,7 @@ void ImageLedger::Begin(const AdapterMoves& moves, int64_t now_us) {
   }
 }
 
-int64_t ImageLedger::End(const AdapterLoaded& loaded) {
+int64_t ImageLedger::End(const AdapterLoaded& loaded, int64_t now_us) {
   std::lock_guard lock(mutex_);
   Image& image = images_.at(loaded.serial);
   const int64_t begun_us = image.begun_us;
@@ -34,6 +34,8 @@ int64_t ImageLedger::End(const AdapterLoaded& loaded) {
   image.used = loaded.bytes;
   ++counts_.images;
   ++counts_.loads;
+  counts_.load_bytes += image.used;
+  counts_.load_us += now_us - begun_us;
   counts_.image_bytes += image.bytes;
   counts_.used_bytes += image.used;
   return begun_us;

@@ -19,6 +19,8 @@ struct ImageCounts {
   int64_t image_bytes = 0;  // of their pages
   int64_t used_bytes = 0;   // of them, those that hold something
   int64_t loads = 0;        // images that came, ever
+  int64_t load_bytes = 0;   // that their pages hold
+  int64_t load_us = 0;      // from their start until the engine saw them there
   int64_t failures = 0;     // loads that failed
   int64_t drops = 0;        // images that went
 };
@@ -31,7 +33,7 @@ class ImageLedger {
   // The engine's thread.
   void Begin(const AdapterMoves& moves, int64_t now_us);
   // Returns when the load began.
-  int64_t End(const AdapterLoaded& loaded);
+  int64_t End(const AdapterLoaded& loaded, int64_t now_us);
   // Tells those whose images have gone.
   void Settle();
 

@@ -1,5 +1,5 @@
-# Sourced by scripts/demo and scripts/test: brings what building and running need, at no cost where
-# it is there already. Sets `model`, the demo model's file.
+# Sourced by scripts/build, scripts/demo and scripts/test: brings what building needs, at no cost where
+# it is there already. `model` is the demo model's file once `fetch_model` was called.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 model=$cache/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -113,4 +113,3 @@ check_system
 install_packages
 install_cargo
 export PATH
-fetch_model

@@ -16,8 +16,7 @@ void Shorten(int32_t top, TokenLogprobs* logprobs) {
 Choice::Choice(const ServingContext& context, const ChoiceOptions& options, const Request& request,
                StopMatcher stops, std::shared_ptr<TokenSink> sink)
     : context_(context),
-      arrival_us_(options.arrival_us),
-      adapter_read_us_(options.adapter_read_us),
+      record_(options.record),
       top_logprobs_(options.top_logprobs),
       prompt_top_logprobs_(options.prompt_logprobs.value_or(0)),
       echo_(options.echo),
@@ -53,8 +52,7 @@ GenerationDelta Choice::Poll() {
   GenerationDelta delta;
   TokenEvent event;
   while (!ended_ && sink_->Pop(&event)) {
-    cached_tokens_ = event.cached_tokens;
-    adapter_copy_us_ = event.adapter_copy_us;
+    NoteAdmission(event);
     switch (event.kind) {
       case TokenEvent::Kind::kPromptLogprobs:
         if (!echo_) break;
@@ -74,13 +72,24 @@ GenerationDelta Choice::Poll() {
   return delta;
 }
 
+// The first choice to be admitted stands for the request.
+void Choice::NoteAdmission(const TokenEvent& event) {
+  cached_tokens_ = event.cached_tokens;
+  adapter_copy_us_ = event.adapter_copy_us;
+  if (record_->admitted_us > 0 || event.admitted_us == 0) return;
+  record_->admitted_us = event.admitted_us;
+  record_->adapter_copy_us = event.adapter_copy_us;
+  record_->cached_tokens = event.cached_tokens;
+}
+
 void Choice::OnToken(TokenEvent& event, GenerationDelta* delta) {
-  if (completion_tokens_ == 0) {
-    context_.metrics->OnFirstToken(event.time_us - arrival_us_);
-  } else {
-    context_.metrics->OnNextToken(event.time_us - last_token_us_);
+  if (completion_tokens_ > 0) context_.metrics->OnNextToken(event.time_us - last_token_us_);
+  if (record_->first_token_us == 0) {
+    record_->first_token_us = event.time_us;
+    context_.metrics->OnFirstToken(*record_);
   }
   ++completion_tokens_;
+  ++record_->completion_tokens;
   last_token_us_ = event.time_us;
   last_token_ = event.token;
   delta->tokens.push_back(event.token);
@@ -134,7 +143,7 @@ void Choice::End(GenerationEnd end, GenerationDelta* delta) {
   end.cached_tokens = cached_tokens_;
   end.completion_tokens = completion_tokens_;
   end.adapter_version = adapter_version_;
-  end.adapter_read_us = adapter_read_us_;
+  end.adapter_read_us = record_->adapter_read_us;
   end.adapter_copy_us = adapter_copy_us_;
   ended_ = true;
   delta->end = std::move(end);

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/generation.h"
+#include "server/request_record.h"
 #include "server/text/detokenizer.h"
 #include "server/text/stop_matcher.h"
 
@@ -16,8 +17,7 @@ namespace lorikeet {
 
 // What the choices of a call have in common.
 struct ChoiceOptions {
-  int64_t arrival_us = 0;
-  int64_t adapter_read_us = 0;             // GenerationEnd's
+  RequestRecord* record = nullptr;         // of all choices, which is told what happens
   bool chat = false;                       // the answer is a text of its own
   int32_t top_logprobs = -1;               // of the answer's tokens; -1: none
   std::optional<int32_t> prompt_logprobs;  // the same of the prompt's
@@ -43,13 +43,13 @@ class Choice {
   Choice(const ServingContext& context, const ChoiceOptions& options, const Request& request,
          StopMatcher stops, std::shared_ptr<TokenSink> sink);
 
+  void NoteAdmission(const TokenEvent& event);
   void OnToken(TokenEvent& event, GenerationDelta* delta);
   void OnFinished(const TokenEvent& event, GenerationDelta* delta);
   void End(GenerationEnd end, GenerationDelta* delta);
 
   const ServingContext& context_;
-  const int64_t arrival_us_;
-  const int64_t adapter_read_us_;
+  RequestRecord* const record_;
   const int32_t top_logprobs_;
   const int32_t prompt_top_logprobs_;
   std::optional<PromptEcho> echo_;  // until it is sent

@@ -177,6 +177,15 @@ OptionTable ServerOptions(ServerConfig* c) {
             &limits.max_queued_requests);
   table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
             &c->drain_s);
+  table.Int("metrics-adapters", 1, 10'000, "adapters",
+            "those used most, which have metrics of their own; the rest are counted together; "
+            "tenants likewise",
+            &c->metrics_adapters);
+  table.Switch("no-vllm-metrics", "leaves out the metrics that routers read, named as vLLM's",
+               &c->no_vllm_metrics);
+  table.Int("memory-bandwidth-gbs", 0, 1'000'000, "GB/s",
+            "of the memory that the weights lie in, for the metrics; 0: measured at start",
+            &c->memory_bandwidth_gbs);
   return table;
 }
 

@@ -40,6 +40,9 @@ struct ServerConfig {
   Limits limits;
   HttpLimits http_limits;
   int32_t drain_s = 30;
+  int32_t metrics_adapters = 100;  // MetricsOptions
+  bool no_vllm_metrics = false;
+  int32_t memory_bandwidth_gbs = 0;  // of what the weights lie in; 0: measured
 };
 
 // The table over `config`, which must outlive it.

@@ -51,7 +51,9 @@ struct GenerationCall::Prepared {
   bool canceled = false;
 };
 
-GenerationCall::GenerationCall(const ServingContext& context) : context_(context) {}
+GenerationCall::GenerationCall(const ServingContext& context) : context_(context) {
+  record_.arrival_us = context.clock->NowMicros();
+}
 
 absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const ServingContext& context,
                                                                       const Identity& caller,
@@ -61,8 +63,7 @@ absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationCall::Start(const Serv
   absl::Status status = call->Prepare(caller, std::move(input), std::move(wake));
   if (status.ok()) status = call->SubmitIfReady();
   if (status.ok()) return call;
-  call->done_ = true;
-  context.metrics->OnRequestDone(status);
+  call->Done(status);
   return status;
 }
 
@@ -71,7 +72,8 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   prepared_ = std::make_unique<Prepared>();
   prepared_->wake = std::move(wake);
   ChoiceOptions& options = prepared_->options;
-  options.arrival_us = context_.clock->NowMicros();
+  options.record = &record_;
+  record_.tenant = caller.tenant;
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
   LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, caller, input));
   LK_ASSIGN_OR_RETURN(prepared_->request, BuildRequest(context_, caller, prepared_->model, input));
@@ -89,6 +91,10 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
                                                                        /*skip_special=*/true));
   }
   prepared_->count = std::max(input.choices, input.best_of);
+  record_.adapter = prepared_->model.name;
+  record_.sum = prepared_->model.terms.size() > 1;
+  record_.prompt_tokens = static_cast<int32_t>(prepared_->request.prompt.size());
+  context_.metrics->OnRequestStart(record_);
   if (!prepared_->model.terms.empty()) AskForAdapter();
   return absl::OkStatus();
 }
@@ -124,9 +130,11 @@ absl::Status GenerationCall::SubmitIfReady() {
     }
     LK_ASSIGN_OR_RETURN(prepared.request.adapter, *std::move(prepared.lease->lease));
     LK_RETURN_IF_ERROR(CheckVersion(prepared.model, prepared.request.adapter.version()));
-    prepared.options.adapter_read_us = prepared.lease->read_us;
+    record_.adapter_read_us = prepared.lease->read_us;
+    record_.adapter_version = prepared.request.adapter.version();
   }
   const Request& request = prepared.request;
+  record_.submitted_us = context_.clock->NowMicros();
   // The first choice takes the constraint itself; the engine may have begun on it by then.
   const std::unique_ptr<TokenConstraint> fresh =
       request.constraint && prepared.count > 1 ? request.constraint->Clone() : nullptr;
@@ -141,7 +149,7 @@ absl::Status GenerationCall::SubmitIfReady() {
   }
   open_ = choices_.size();
   if (best_) whole_.resize(prepared.count);
-  context_.metrics->OnPrompt(static_cast<int32_t>(prepared.request.prompt.size()));
+  context_.metrics->OnPrompt(record_);
   prepared_.reset();
   return absl::OkStatus();
 }
@@ -150,13 +158,19 @@ GenerationDelta GenerationCall::Fail(const absl::Status& status) {
   GenerationDelta delta;
   delta.end.emplace().status = status;
   delta.last = true;
-  done_ = true;
-  context_.metrics->OnRequestDone(status);
+  Done(status);
   return delta;
 }
 
+void GenerationCall::Done(const absl::Status& status) {
+  done_ = true;
+  record_.status = status;
+  record_.end_us = context_.clock->NowMicros();
+  context_.metrics->OnRequestDone(record_);
+}
+
 GenerationCall::~GenerationCall() {
-  if (!done_) context_.metrics->OnRequestDone(absl::CancelledError("the call was dropped"));
+  if (!done_) Done(absl::CancelledError("the call was dropped"));
 }
 
 void GenerationCall::Cancel() {
@@ -177,10 +191,7 @@ GenerationDelta GenerationCall::Poll() {
   }
   GenerationDelta delta = best_ ? PollBest() : PollStreaming();
   if (delta.end && !delta.end->status.ok()) delta.last = true;
-  if (delta.last) {
-    done_ = true;
-    context_.metrics->OnRequestDone(delta.end->status);
-  }
+  if (delta.last) Done(delta.end->status);
   return delta;
 }
 

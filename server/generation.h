@@ -22,6 +22,7 @@
 #include "engine/engine.h"
 #include "server/auth/access.h"
 #include "server/metrics.h"
+#include "server/request_record.h"
 #include "server/text/chat_template.h"
 #include "server/text/grammar.h"
 #include "server/text/tokenizer.h"
@@ -139,7 +140,10 @@ class GenerationCall {
   GenerationDelta PollBest();
   void RankBest();
 
+  void Done(const absl::Status& status);
+
   const ServingContext& context_;
+  RequestRecord record_;
   std::unique_ptr<Prepared> prepared_;  // until it is submitted
   std::vector<std::unique_ptr<Choice>> choices_;
   size_t next_ = 0;  // to poll

@@ -31,6 +31,7 @@ constexpr Command kCommands[] = {
     {"generate", "send one prompt to a server", lorikeet::RunGenerate},
     {"adapters", "list, load, unload or inspect adapters", lorikeet::RunAdapters},
     {"bench", "measure a server under load", lorikeet::RunBench},
+    {"health", "ask a server whether it is ready", lorikeet::RunHealth},
     {"keys", "make API keys", lorikeet::RunKeys},
     {"version", "print the version", RunVersion},
 };

@@ -55,6 +55,10 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
   return self;
 }
 
+Service::Service(const ServerConfig& config)
+    : config_(config),
+      metrics_({.vllm = !config.no_vllm_metrics, .named_adapters = config.metrics_adapters}) {}
+
 absl::Status Service::OpenAccess() {
   const bool trusted =
       config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
@@ -181,16 +185,41 @@ void Service::Drain(int32_t grace_s) {
 int Service::adapters() const { return static_cast<int>(registry_->stats().names); }
 
 std::string Service::MetricsText() {
+  return metrics_.Text(started_ ? CurrentMetrics() : Metrics::Current());
+}
+
+Metrics::Current Service::CurrentMetrics() const {
   Metrics::Current current;
-  if (started_) {
-    const Engine::Gauges gauges = engine_->gauges();
-    current.waiting = gauges.waiting;
-    current.running = gauges.running;
-    current.decode_waits = gauges.decode_waits;
-    current.images = gauges.images;
-    current.adapters = registry_->stats();
+  ServerState& state = current.state;
+  const Engine::Gauges gauges = engine_->gauges();
+  state.waiting = gauges.waiting;
+  state.running = gauges.running;
+  state.block_tokens = KvLayout::kPageTokens;
+  state.blocks = model_.pages / model_.kv.pages_per_block;
+  state.in_host = registry_->List({.in_host_only = true, .limit = kMaxListedAdapters});
+  state.has_device_tier = model_.runner->images() != nullptr;
+  current.adapters = registry_->stats();
+  current.images = gauges.images;
+  current.decode_waits = gauges.decode_waits;
+  state.max_adapters = AdaptersThatFit(current);
+  current.device_memory = model_.runner->memory_use();
+  current.weight_bytes = model_.weight_bytes;
+  current.bandwidth = model_.bandwidth;
+  current.gone = [this](const std::string& name) { return !registry_->Find(name).ok(); };
+  return current;
+}
+
+// By the mean size of those that are there.
+int64_t Service::AdaptersThatFit(const Metrics::Current& current) const {
+  if (current.state.has_device_tier) {
+    const ImageCounts& images = current.images;
+    if (images.image_bytes == 0) return config_.max_adapters;
+    return model_.pages * model_.kv.page_bytes() / (images.image_bytes / images.images);
   }
-  return metrics_.Text(current);
+  const RegistryStats& host = current.adapters;
+  if (config_.adapter_host_mib == 0 || host.in_host == 0) return config_.max_adapters;
+  return std::min<int64_t>(config_.max_adapters,
+                           config_.adapter_host_mib * kMiB / (host.host_bytes / host.in_host));
 }
 
 }  // namespace lorikeet

@@ -38,6 +38,8 @@ struct ServedModel {
   int32_t pages = 0;
   int32_t vocab_size = 0;
   int32_t context_tokens = 0;  // the model's own
+  int64_t weight_bytes = 0;    // that every step reads
+  double bandwidth = 0;        // bytes a second of the memory they are in; 0: not known
   std::vector<int32_t> eos_ids;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null: none
@@ -66,7 +68,7 @@ class Service {
   absl::Status device_status() const { return engine_->device_status(); }
 
  private:
-  explicit Service(const ServerConfig& config) : config_(config) {}
+  explicit Service(const ServerConfig& config);
 
   absl::Status OpenAccess();
   absl::Status StartRegistry();
@@ -74,6 +76,8 @@ class Service {
   AdapterAdmin::Options ForAdmin() const;
   absl::Status LoadAdapters();
   std::string MetricsText();
+  Metrics::Current CurrentMetrics() const;
+  int64_t AdaptersThatFit(const Metrics::Current& current) const;
 
   // Destroyed from the bottom up: fronts first, then what they use.
   const ServerConfig config_;

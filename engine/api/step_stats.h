@@ -20,8 +20,12 @@ struct StepStats {
   int32_t pages_cached = 0;       // of earlier requests, free once they are needed
   int32_t pages_images = 0;       // of adapters' images
   int32_t pages_total = 0;
+  int32_t pages_images_used = 0;  // of them, of this step's adapters
   int32_t images_loading = 0;     // on their way after planning
   int32_t images_dropped = 0;     // by this step
+  int32_t image_hits = 0;         // requests admitted first whose image was there when they came
+  int32_t image_misses = 0;       // and those that had to wait for it
+  int64_t context_bytes = 0;      // keys, values and adapters that the step reads, each once
   int32_t tokens_sampled = 0;
   int64_t step_us = 0;
 };

@@ -36,6 +36,7 @@ struct TokenEvent {
   int32_t cached_tokens = 0;                    // of the prompt, computed by earlier requests
   int64_t adapter_copy_us = 0;                  // waited for the adapter's copy to the device
   int64_t time_us = 0;                          // on the engine's Clock
+  int64_t admitted_us = 0;  // when the request's first step was planned; 0: not yet
 };
 
 }  // namespace lorikeet

@@ -78,6 +78,7 @@ class LinearWeight {
   ModuleId first_module = 0;  // part i is module first_module + i
   int32_t in = 0;
   std::vector<int32_t> out;  // [parts]
+  int64_t bytes = 0;         // that a product reads of it
 
   int32_t width() const {
     int32_t sum = 0;

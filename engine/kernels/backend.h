@@ -20,6 +20,7 @@
 #include "engine/api/logit_row.h"
 #include "engine/kernels/args.h"
 #include "engine/memory/kv_layout.h"
+#include "engine/memory/memory_use.h"
 #include "engine/tensor/tensor_view.h"
 
 namespace lorikeet {
@@ -62,6 +63,10 @@ class Backend {
   // Pages of `layout` in `bytes` of memory, 0 meaning all that can be spared; returns their
   // number. Once, after all weights.
   virtual int32_t AllocatePages(const KvLayout& layout, int64_t bytes) = 0;
+  // Bytes a second that this device's memory gives, by trial: a few hundredths of a second's work.
+  // After AllocatePages, whose pages it may overwrite; before the first step.
+  virtual double MeasureBandwidth() = 0;
+  virtual MemoryUse memory_use() const { return {}; }  // any thread
   virtual std::byte* pages() = 0;  // page p at pages() + p * layout.page_bytes()
   // Of adapters, in pages of AllocatePages', which must come first: a step's must be there. nullptr:
   // adapters are used where the host has them.

@@ -160,6 +160,14 @@ void Model::RunLayer(int32_t index, int32_t rows) {
   adapt(true);
 }
 
+int64_t Model::weight_bytes() const {
+  int64_t bytes = head_->bytes;
+  for (const Layer& layer : layers_) {
+    bytes += layer.qkv->bytes + layer.o->bytes + layer.gate_up->bytes + layer.down->bytes;
+  }
+  return bytes;
+}
+
 void Model::Forward(const StepInput& step) {
   LK_CHECK(!step.tokens.empty() && static_cast<int32_t>(step.tokens.size()) <= max_rows_);
   const int32_t rows = backend_->BeginStep(step);

@@ -26,6 +26,9 @@ class Model {
   // until the next call. REQUIRES: rows <= backend's max_logit_rows().
   Matrix Logits(int32_t begin, int32_t rows);
 
+  // Of the linears, which every step reads once.
+  int64_t weight_bytes() const;
+
  private:
   struct Layer {
     std::unique_ptr<LinearWeight> qkv, o, gate_up, down;

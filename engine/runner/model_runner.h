@@ -41,6 +41,9 @@ class ModelRunner final : public Runner {
   AdapterImages* images() override { return backend_->images(); }
   const BaseModel& base_model() const { return base_model_; }
   Precision precision() const { return precision_; }
+  MemoryUse memory_use() const override { return backend_->memory_use(); }
+  int64_t weight_bytes() const { return model_->weight_bytes(); }
+  double MeasureBandwidth() { return backend_->MeasureBandwidth(); }  // see Backend
   std::string Describe() const { return backend_->Describe(); }
 
  private:

@@ -4,6 +4,7 @@
 #include "absl/status/statusor.h"
 #include "engine/api/adapter_images.h"
 #include "engine/memory/kv_layout.h"
+#include "engine/memory/memory_use.h"
 #include "engine/scheduler/batch.h"
 
 namespace lorikeet {
@@ -18,6 +19,8 @@ class Runner {
 
   // nullptr: adapters are used where the host has them.
   virtual AdapterImages* images() { return nullptr; }
+
+  virtual MemoryUse memory_use() const { return {}; }  // of the device's memory; any thread
 };
 
 }  // namespace lorikeet

@@ -7,9 +7,9 @@
 
 namespace lorikeet {
 
-bool Scheduler::Plan(Batch* batch) {
+bool Scheduler::Plan(int64_t now_us, Batch* batch) {
   LK_CHECK(!step_.planned);
-  stats_ = StepStats();
+  if (stats_.rows > 0) stats_ = StepStats();  // a plan without a step counts towards the next
   DropUnloaded();
   if (empty()) return false;
   budget_ = options_.limits.max_batch_tokens;
@@ -19,7 +19,7 @@ bool Scheduler::Plan(Batch* batch) {
       if (sequence->planned == 0) PlanPrefill(sequence);
     }
     StartLoads();
-    while (budget_ > 0 && Admit()) PlanPrefill(running_.back());
+    while (budget_ > 0 && Admit(now_us)) PlanPrefill(running_.back());
   }
   stats_.images_loading = loading_;
   BuildBatch(batch);
@@ -80,14 +80,18 @@ void Scheduler::ShareBlocks(Sequence* sequence, int32_t tokens, bool replace) {
 }
 
 // Starts the next preempted or waiting sequence. False if there is none or it must wait.
-bool Scheduler::Admit() {
+bool Scheduler::Admit(int64_t now_us) {
   if (running() >= max_running_) return false;
   Sequence* sequence = NextWaiting();
   if (sequence == nullptr || !TakePages(sequence)) return false;
   PopWaiting(sequence);
   if (sequence->admission < 0) {
     sequence->admission = next_admission_++;
+    sequence->admitted_us = now_us;
     sequence->cached_tokens = sequence->computed;
+    if (sequence->group->image_pages > 0) {
+      ++(sequence->image_was_there ? stats_.image_hits : stats_.image_misses);
+    }
     stats_.cached_tokens += sequence->computed;
     stats_.admitted_tokens += sequence->prompt_tokens;
     sequence->tokens.reserve(std::min<int64_t>(
@@ -263,12 +267,18 @@ void Scheduler::CountStep(const Batch& batch) {
   const Adapter* last = nullptr;
   for (const AdapterSegment& segment : batch.segments) {
     stats_.base_rows -= segment.row_end - segment.row_begin;
-    stats_.distinct_adapters += segment.adapter != last ? 1 : 0;
+    if (segment.adapter == last) continue;
     last = segment.adapter;
+    ++stats_.distinct_adapters;
+    const int32_t pages = groups_.at(last->serial)->image_pages;
+    stats_.pages_images_used += pages;
+    stats_.context_bytes += pages > 0 ? pages * options_.kv.page_bytes() : last->bytes;
   }
   for (const Sequence* sequence : step_.sequences) {
     const bool decode = sequence->decoding() && sequence->generated() > 0;
     if (!decode) stats_.prefill_rows += sequence->planned;
+    stats_.context_bytes += options_.kv.PagesFor(sequence->computed + sequence->planned) *
+                            options_.kv.page_bytes();
   }
   stats_.sequences = batch.sequences();
   stats_.waiting = waiting();

@@ -76,6 +76,7 @@ void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages) {
       id, std::make_unique<Sequence>(id, std::move(request), group, &cache_, &options_.kv));
   LK_CHECK_MSG(inserted, "request id used twice");
   Sequence* sequence = slot->second.get();
+  sequence->image_was_there = group->image == ImageState::kReady;
   if (options_.prefix_cache) sequence->kv_identity = IdentityOf(sequence->request);
   ++group->open;
   ++waiting_;
@@ -181,20 +182,15 @@ void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events)
 void Scheduler::AcceptToken(Sequence* sequence, SampledToken sampled, int64_t now_us,
                             RequestEvents* events) {
   if (sequence->request.sampling.prompt_logprobs && sequence->generated() == 0) {
-    TokenEvent event;
-    event.kind = TokenEvent::Kind::kPromptLogprobs;
+    TokenEvent event = EventOf(*sequence, TokenEvent::Kind::kPromptLogprobs, now_us);
     event.prompt_logprobs = std::move(sequence->prompt_logprobs);
-    event.cached_tokens = sequence->cached_tokens;
-    event.time_us = now_us;
     events->push_back({sequence->id, std::move(event)});
   }
   sequence->tokens.push_back(sampled.token);
   ++stats_.tokens_sampled;
-  TokenEvent event;
+  TokenEvent event = EventOf(*sequence, TokenEvent::Kind::kToken, now_us);
   event.token = sampled.token;
-  event.cached_tokens = sequence->cached_tokens;
   event.logprobs = std::move(sampled.logprobs);
-  event.time_us = now_us;
   events->push_back({sequence->id, std::move(event)});
   FinishReason reason = ReasonToFinish(*sequence, sampled.token);
   TokenConstraint* constraint = sequence->request.constraint.get();
@@ -221,14 +217,20 @@ FinishReason Scheduler::ReasonToFinish(const Sequence& sequence, int32_t token) 
   return FinishReason::kNone;
 }
 
+TokenEvent Scheduler::EventOf(const Sequence& sequence, TokenEvent::Kind kind, int64_t now_us) {
+  TokenEvent event;
+  event.kind = kind;
+  event.cached_tokens = sequence.cached_tokens;
+  event.time_us = now_us;
+  event.admitted_us = sequence.admitted_us;
+  return event;
+}
+
 void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
                        RequestEvents* events) {
-  TokenEvent event;
-  event.kind = TokenEvent::Kind::kFinished;
+  TokenEvent event = EventOf(*sequence, TokenEvent::Kind::kFinished, now_us);
   event.finish = reason;
   event.status = std::move(status);
-  event.cached_tokens = sequence->cached_tokens;
-  event.time_us = now_us;
   events->push_back({sequence->id, std::move(event)});
 
   switch (sequence->state) {

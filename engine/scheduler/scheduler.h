@@ -92,7 +92,7 @@ class Scheduler {
   // Fills `batch` with the next step and returns true, or false when there is no request or all wait
   // for images. Either way the moves it found are to be started before anything else.
   // `batch` points into the scheduler's sequences until Commit.
-  bool Plan(Batch* batch);
+  bool Plan(int64_t now_us, Batch* batch);
   // `result` is of the planned step.
   void Commit(StepResult result, int64_t now_us, RequestEvents* events);
 
@@ -128,7 +128,7 @@ class Scheduler {
   void PreemptYoungest();
   bool PlanDecodes();
   void PlanPrefill(Sequence* sequence);
-  bool Admit();
+  bool Admit(int64_t now_us);
   bool TakePages(Sequence* sequence);
   int64_t Available(const Group* keep, bool wanted) const;
   bool Evictable(const Group& group, const Group* keep, bool wanted) const;
@@ -152,6 +152,7 @@ class Scheduler {
 
   void AcceptToken(Sequence* sequence, SampledToken sampled, int64_t now_us, RequestEvents* events);
   FinishReason ReasonToFinish(const Sequence& sequence, int32_t token) const;
+  static TokenEvent EventOf(const Sequence& sequence, TokenEvent::Kind kind, int64_t now_us);
   void Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
               RequestEvents* events);
   void Remove(Sequence* sequence);

@@ -49,6 +49,8 @@ struct Scheduler::Sequence {
   KvIdentity kv_identity;  // of all its positions; nullptr: it neither uses nor fills the cache
   SequenceState state = SequenceState::kWaiting;
   int64_t admission = -1;                      // counted at the first admission: smaller is older
+  int64_t admitted_us = 0;                     // of the first admission
+  bool image_was_there = true;                 // when it came
   int32_t computed = 0;                        // tokens whose K and V are in `pages`
   int32_t cached_tokens = 0;                   // of the prompt, found at the first admission
   int32_t planned = 0;                         // rows of the step in flight

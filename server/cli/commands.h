@@ -15,6 +15,7 @@ absl::Status RunServe(Arguments args);
 absl::Status RunGenerate(Arguments args);
 absl::Status RunAdapters(Arguments args);
 absl::Status RunBench(Arguments args);
+absl::Status RunHealth(Arguments args);
 absl::Status RunKeys(Arguments args);
 
 }  // namespace lorikeet

@@ -55,6 +55,9 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   model.base = &runner->base_model();
   model.kv = runner->kv();
   model.pages = runner->pages();
+  model.weight_bytes = runner->weight_bytes();
+  model.bandwidth = config.memory_bandwidth_gbs > 0 ? config.memory_bandwidth_gbs * 1e9
+                                                    : runner->MeasureBandwidth();
   model.vocab_size = source->config().vocab;
   model.context_tokens = source->config().context;
   model.eos_ids = source->config().eos_ids;

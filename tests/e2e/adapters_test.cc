@@ -117,7 +117,7 @@ TEST_F(AdaptersTest, AnUploadServesLikeItsDirectoryAndOutlivesTheServer) {
   EXPECT_GT(answer.finish().usage().adapter_read_us(), 0) << "it was read for this request";
   ASSERT_TRUE(Unary(request, &answer).ok());
   EXPECT_EQ(answer.finish().usage().adapter_read_us(), 0);
-  EXPECT_EQ(Metric("lorikeet_adapter_host_misses_total"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapter_misses_total{tier=\"host\"}"), 1);
 }
 
 TEST_F(AdaptersTest, ABadUploadLeavesNothing) {
@@ -287,7 +287,12 @@ TEST_F(AdaptersTest, ADeviceIsATierOfItsOwn) {
   const int64_t bytes = Get("a").device_bytes();
   EXPECT_GE(bytes, Get("a").bytes());
   EXPECT_EQ(Metric("lorikeet_adapter_device_bytes"), bytes);
-  EXPECT_EQ(Metric("lorikeet_adapters_on_device"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapters_resident{tier=\"device\"}"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapter_misses_total{tier=\"device\"}"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapter_hits_total{tier=\"device\"}"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapter_loads_total{tier=\"device\"}"), 1);
+  EXPECT_GT(Metric("lorikeet_adapter_load_seconds_total{tier=\"device\"}"), 0);
+  EXPECT_EQ(Metric("lorikeet_adapter_wait_seconds_count{tier=\"device\"}"), 1);
   EXPECT_EQ(Metric("lorikeet_decode_waits_for_adapters_total"), 0);
   v1::ListAdaptersRequest list;
   list.set_on_device_only(true);

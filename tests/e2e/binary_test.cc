@@ -156,6 +156,14 @@ TEST_F(BinaryTest, GenerateJsonKeepsItsContract) {
   }
 }
 
+TEST_F(BinaryTest, HealthTellsReadyFromGone) {
+  Serve();
+  EXPECT_EQ(Client({"health"}).out, "ready\n");
+  kill(server_, SIGKILL);
+  Wait(std::exchange(server_, -1));
+  ExpectOneLineError(Client({"health", "--timeout-s", "1"}), grpc_);
+}
+
 TEST_F(BinaryTest, StopStringsEndingTokensAndStreamsAgree) {
   Serve();
   const std::vector<std::string> request = {"--prompt", "abc", "--max-tokens", "12",

@@ -129,8 +129,8 @@ TEST_F(LifecycleTest, MetricsCountWhatHappened) {
   EXPECT_EQ(Metric("lorikeet_step_rows_sum"), Encode("hello").size() + 6);
   EXPECT_EQ(Metric("lorikeet_adapters"), 1);
   EXPECT_GT(Metric("lorikeet_adapter_bytes"), 0);
-  EXPECT_EQ(Metric("lorikeet_adapter_loads_total{outcome=\"ok\"}"), 1);
-  EXPECT_EQ(Metric("lorikeet_adapter_loads_total{outcome=\"not_found\"}"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapter_registrations_total{outcome=\"ok\"}"), 1);
+  EXPECT_EQ(Metric("lorikeet_adapter_registrations_total{outcome=\"not_found\"}"), 1);
   EXPECT_EQ(Metric("lorikeet_pages"), kPages);
   EXPECT_EQ(Metric("vllm:num_requests_running"), 0);
   EXPECT_EQ(Metric("vllm:num_requests_waiting"), 0);

@@ -148,7 +148,7 @@ class Simulation {
           << "request " << id << " outlives its deadline";
     }
     TakeLoaded();
-    const bool planned = scheduler_->Plan(&batch_);
+    const bool planned = scheduler_->Plan(clock_.NowMicros(), &batch_);
     if (images_ != nullptr) images_->Move(scheduler_->TakeMoves());
     // All may wait for images, but then some are on their way.
     if (!planned) {

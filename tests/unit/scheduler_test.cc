@@ -47,7 +47,7 @@ class Scheduling : public ::testing::Test {
     scheduler_ = std::make_unique<Scheduler>(options);
   }
 
-  bool Plan() { return scheduler_->Plan(&batch_); }
+  bool Plan() { return scheduler_->Plan(now_, &batch_); }
 
   void Commit(int32_t answer = 7) {
     StepResult result;

@@ -1,6 +1,6 @@
 if(TARGET lorikeet_server)
-  foreach(test server_config auth)
+  foreach(test server_config auth metrics)
     lorikeet_test(${test}_test ${CMAKE_CURRENT_LIST_DIR}/${test}_test.cc
-                  LIBS lorikeet_server GTest::gmock)
+                  LIBS lorikeet_server GTest::gmock prometheus-cpp::core)
   endforeach()
 endif()

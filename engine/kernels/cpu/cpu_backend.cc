@@ -3,11 +3,16 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/clock.h"
 #include "engine/kernels/cpu/float_gemm.h"
 #include "engine/kernels/cpu/simd.h"
 
@@ -112,6 +117,29 @@ int32_t CpuBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
   const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
   kv_ = {layout, AlignedBuffer(pages * layout.page_bytes())};
   return static_cast<int32_t>(pages);
+}
+
+// All threads read a buffer that no cache holds, each its share of it.
+double CpuBackend::MeasureBandwidth() {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  constexpr int32_t kReads = 3;
+  constexpr int32_t kTasks = 64;
+  constexpr int64_t kWords = kBytes / kTasks / int64_t{sizeof(uint64_t)};
+  AlignedBuffer buffer(kBytes);
+  std::memset(buffer.data(), 1, kBytes);
+  std::array<uint64_t, kTasks> sums{};
+  const SteadyClock clock;
+  int64_t best_us = std::numeric_limits<int64_t>::max();
+  for (int32_t i = 0; i < kReads; ++i) {
+    const int64_t begin_us = clock.NowMicros();
+    ParallelFor(kTasks, [&](int32_t task, int32_t) {
+      const uint64_t* words = buffer.as<uint64_t>() + task * kWords;
+      sums[task] += std::accumulate(words, words + kWords, uint64_t{0});
+    });
+    best_us = std::min(best_us, clock.NowMicros() - begin_us);
+  }
+  LK_CHECK(std::accumulate(sums.begin(), sums.end(), uint64_t{0}) != 0);
+  return 1e6 * kBytes / static_cast<double>(std::max<int64_t>(best_us, 1));
 }
 
 int32_t CpuBackend::BeginStep(const StepInput& step) {

@@ -46,6 +46,7 @@ class CpuBackend final : public Backend {
                                            std::span<const LinearSource> parts) override;
   void LoadEmbedding(const TensorView& table) override { embedding_ = table; }
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
+  double MeasureBandwidth() override;
   std::byte* pages() override { return kv_.pages.data(); }
   AdapterImages* images() override { return nullptr; }
   absl::Status status() const override { return absl::OkStatus(); }

@@ -78,6 +78,7 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
     CpuLinearWeight::Part& part = linear->parts.emplace_back();
     linear->out.push_back(out);
     part.view = weight;
+    linear->bytes += static_cast<int64_t>(weight.bytes.size());
     if (options_.precision == Precision::kFast) Pack(weight, features_, &part);
     if (source.bias) {
       part.bias.resize(out);

@@ -176,6 +176,7 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
   for (const LinearSource& part : parts) {
     views.push_back(part.weight);
     linear->out.push_back(static_cast<int32_t>(part.weight->rows()));
+    linear->bytes += ByteSize(dtype_, part.weight->elements());
     const size_t begin = bias.size();
     bias.resize(begin + linear->out.back());
     if (part.bias == nullptr) continue;
@@ -209,6 +210,7 @@ int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
     bytes = std::max(spare - kReservedBytes, spare / 2);
   }
   layout_ = layout;
+  pool_bytes_ = bytes;
   const int64_t pages = std::min<int64_t>(bytes / layout.page_bytes(), INT32_MAX);
   pages_ = DeviceMemory(AllocateRaw(pages * layout.page_bytes(), "the pool of pages"),
                         [](std::byte* p) { cudaFree(p); });
@@ -217,6 +219,37 @@ int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
   if (pages_ == nullptr) return 0;
   errors_.Note(adapters_.Start(pages_.get(), layout.page_bytes(), PinnedBytes(options_)));
   return static_cast<int32_t>(pages);
+}
+
+// A copy inside the pool, which reads and writes every byte once.
+double CudaBackend::MeasureBandwidth() {
+  constexpr int64_t kMostBytes = int64_t{1} << 30;
+  constexpr int kCopies = 4;  // the first one warms up
+  const int64_t bytes = std::min(kMostBytes, pool_bytes_ / 2);
+  cudaEvent_t begin = nullptr, end = nullptr;
+  Note(cudaEventCreate(&begin), "an event");
+  Note(cudaEventCreate(&end), "an event");
+  double best_ms = 0;
+  for (int i = 0; i < kCopies && status().ok(); ++i) {
+    Note(cudaEventRecord(begin, stream_), "an event");
+    Note(cudaMemcpyAsync(pages_.get() + bytes, pages_.get(), bytes, cudaMemcpyDeviceToDevice,
+                         stream_),
+         "a copy to measure");
+    Note(cudaEventRecord(end, stream_), "an event");
+    Note(cudaEventSynchronize(end), "a copy to measure");
+    float took_ms = 0;
+    Note(cudaEventElapsedTime(&took_ms, begin, end), "a copy to measure");
+    if (i > 0 && (best_ms == 0 || took_ms < best_ms)) best_ms = took_ms;
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return best_ms > 0 ? 2e3 * static_cast<double>(bytes) / best_ms : 0;
+}
+
+MemoryUse CudaBackend::memory_use() const {
+  size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) return {};
+  return {.used = static_cast<int64_t>(total - free), .total = static_cast<int64_t>(total)};
 }
 
 void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {

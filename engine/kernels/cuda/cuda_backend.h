@@ -39,6 +39,8 @@ class CudaBackend final : public Backend {
                                            std::span<const LinearSource> parts) override;
   void LoadEmbedding(const TensorView& table) override;
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
+  double MeasureBandwidth() override;
+  MemoryUse memory_use() const override;
   std::byte* pages() override { return pages_.get(); }
   AdapterImages* images() override { return &adapters_; }
   absl::Status status() const override { return errors_.status(); }
@@ -106,6 +108,7 @@ class CudaBackend final : public Backend {
   DeviceMemory embedding_;
   KvLayout layout_;
   DeviceMemory pages_;
+  int64_t pool_bytes_ = 0;
   int32_t query_group_ = 1;  // query heads that share a KV head
   int32_t widest_input_ = 0;  // of a linear
   int32_t slots_per_item_ = 1;  // sums a low-rank item keeps at most: parts · slices of a linear
