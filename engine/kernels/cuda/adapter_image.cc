@@ -262,9 +262,14 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
 // What the kernels of parts do not take.
 absl::Status CheckParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths) {
   for (const ModuleDelta& delta : adapter.modules) {
-    if (delta.kronecker.in1 <= kMaxKroneckerRows) continue;
-    return absl::InvalidArgumentError(absl::StrCat("a Kronecker factor of ", delta.kronecker.in1,
-                                                   " columns; at most ", kMaxKroneckerRows));
+    if (delta.kronecker.in1 > kMaxKroneckerRows) {
+      return absl::InvalidArgumentError(absl::StrCat("a Kronecker factor of ", delta.kronecker.in1,
+                                                     " columns; at most ", kMaxKroneckerRows));
+    }
+    if (delta.circulant.block > kMaxCirculantBlock) {
+      return absl::InvalidArgumentError(absl::StrCat("circulant blocks of ", delta.circulant.block,
+                                                     "; at most ", kMaxCirculantBlock));
+    }
   }
   for (const Bottleneck& bottleneck : adapter.bottlenecks) {
     const int32_t width = widths[LayerModule(0, Linear::kQ)].in;
@@ -306,7 +311,12 @@ PartSet PartsOf(const Adapter& adapter) {
   const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
   for (const ModuleDelta& delta : adapter.modules) {
     add(Part::kOutScale, delta.out_scale != nullptr);
-    add(Part::kStructured, delta.structured());
+    add(Part::kInputRotation, delta.input_rotation.block > 0);
+    add(Part::kKronecker, delta.kronecker.w1 != nullptr);
+    add(Part::kCirculant, delta.circulant.block > 0);
+    add(Part::kRows, delta.sparse.row_begin != nullptr || delta.dense.data != nullptr);
+    add(Part::kOutputRotation, delta.output_rotation.scale != nullptr);
+    add(Part::kReplacedRows, delta.rows.rows.data != nullptr);
   }
   add(Part::kEmbedding, !adapter.embedding.empty() || adapter.virtual_tokens.count > 0);
   add(Part::kNorms, !adapter.norms.empty());
