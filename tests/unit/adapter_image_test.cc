@@ -172,8 +172,12 @@ TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
   expect(parts.adapter.virtual_tokens.kv, c.kKv, c.kv);
   expect(parts.norms[1], c.kWidth, c.norm);
   EXPECT_EQ(parts.norms[0].rows, 0);
-  EXPECT_EQ(PartsOf(c.adapter), Bit(Part::kStructured) | Bit(Part::kEmbedding) | Bit(Part::kPrefix) |
-                                    Bit(Part::kNorms));
+  EXPECT_EQ(PartsOf(c.adapter), Bit(Part::kInputRotation) | Bit(Part::kRows) | Bit(Part::kEmbedding) |
+                                    Bit(Part::kPrefix) | Bit(Part::kNorms));
+  RowCursor<uint16_t> cursor(module.rotation, 0);
+  for (int32_t r = 0; r < module.rotation.rows; ++r) {
+    EXPECT_EQ(cursor.Next(), module.rotation.row<uint16_t>(r)) << r;
+  }
   EXPECT_EQ(LinearsOf(c.adapter), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
 }
 

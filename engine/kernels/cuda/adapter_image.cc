@@ -127,12 +127,10 @@ class Planner {
 // Ranks of a module's tile.
 absl::StatusOr<int32_t> TileRanks(ModuleWidths widths, DType dtype, int64_t page_bytes) {
   const int64_t row = ByteSize(dtype, RowPitch(std::max(widths.in, widths.out)));
-  const int64_t vector = int64_t{widths.out} * sizeof(float) + kAlign;
-  if (std::max(row, vector) > page_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("adapters of a linear of ", widths.in, " to ",
-                                                   widths.out, " need pages of ",
-                                                   std::max(row, vector), " bytes; this model's have ",
-                                                   page_bytes));
+  if (row > page_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("low-rank adapters of a linear of ", widths.in, " to ", widths.out,
+                     " need pages of ", row, " bytes; this model's have ", page_bytes));
   }
   return static_cast<int32_t>(std::min<int64_t>(kTileRanks, page_bytes / row));
 }
@@ -142,7 +140,7 @@ absl::Status PlanTiles(const Adapter& adapter, const std::vector<ModuleWidths>& 
   std::vector<int32_t> tile_ranks(adapter.modules.size(), kTileRanks);
   plan->tiles_per_module = 1;
   for (size_t m = 0; m < adapter.modules.size(); ++m) {
-    if (adapter.modules[m].empty()) continue;
+    if (adapter.modules[m].low_rank.rank == 0) continue;
     LK_ASSIGN_OR_RETURN(tile_ranks[m], TileRanks(widths[m], dtype, page_bytes));
     plan->tiles_per_module = std::max(
         plan->tiles_per_module, DivideUp(adapter.modules[m].low_rank.rank, tile_ranks[m]));
@@ -264,9 +262,14 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
 // What the kernels of parts do not take.
 absl::Status CheckParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths) {
   for (const ModuleDelta& delta : adapter.modules) {
-    if (delta.kronecker.in1 <= kMaxKroneckerRows) continue;
-    return absl::InvalidArgumentError(absl::StrCat("a Kronecker factor of ", delta.kronecker.in1,
-                                                   " columns; at most ", kMaxKroneckerRows));
+    if (delta.kronecker.in1 > kMaxKroneckerRows) {
+      return absl::InvalidArgumentError(absl::StrCat("a Kronecker factor of ", delta.kronecker.in1,
+                                                     " columns; at most ", kMaxKroneckerRows));
+    }
+    if (delta.circulant.block > kMaxCirculantBlock) {
+      return absl::InvalidArgumentError(absl::StrCat("circulant blocks of ", delta.circulant.block,
+                                                     "; at most ", kMaxCirculantBlock));
+    }
   }
   for (const Bottleneck& bottleneck : adapter.bottlenecks) {
     const int32_t width = widths[LayerModule(0, Linear::kQ)].in;
@@ -308,7 +311,12 @@ PartSet PartsOf(const Adapter& adapter) {
   const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
   for (const ModuleDelta& delta : adapter.modules) {
     add(Part::kOutScale, delta.out_scale != nullptr);
-    add(Part::kStructured, delta.structured());
+    add(Part::kInputRotation, delta.input_rotation.block > 0);
+    add(Part::kKronecker, delta.kronecker.w1 != nullptr);
+    add(Part::kCirculant, delta.circulant.block > 0);
+    add(Part::kRows, delta.sparse.row_begin != nullptr || delta.dense.data != nullptr);
+    add(Part::kOutputRotation, delta.output_rotation.scale != nullptr);
+    add(Part::kReplacedRows, delta.rows.rows.data != nullptr);
   }
   add(Part::kEmbedding, !adapter.embedding.empty() || adapter.virtual_tokens.count > 0);
   add(Part::kNorms, !adapter.norms.empty());

@@ -19,7 +19,8 @@
 namespace lorikeet::cuda {
 
 inline constexpr int32_t kTileRanks = 16;
-inline constexpr int32_t kMaxKroneckerRows = 8192;  // in1 of a Kronecker delta
+inline constexpr int32_t kMaxKroneckerRows = 8192;     // in1 of a Kronecker delta
+inline constexpr int32_t kMaxCirculantBlock = 8192;
 
 // Some consecutive ranks of one module: sixteen, but for its last tile and for rows so wide that a
 // page holds fewer.

@@ -31,6 +31,35 @@ struct PagedRows {
   }
 };
 
+// Goes from row to row, as long as they lie together without a look at the pages.
+template <typename T>
+class RowCursor {
+ public:
+  constexpr RowCursor(const PagedRows& rows, uint32_t k) : rows_(rows), next_(k) { Find(); }
+
+  // The row it stands at; goes on to the one behind it.
+  constexpr const T* Next() {
+    if (left_ == 0) Find();
+    const T* row = static_cast<const T*>(static_cast<const void*>(at_));
+    at_ += rows_.pitch;
+    ++next_;
+    --left_;
+    return row;
+  }
+
+ private:
+  constexpr void Find() {
+    at_ = rows_.row<std::byte>(next_);
+    left_ = next_ < rows_.first_rows ? rows_.first_rows - next_
+                                     : rows_.page_rows - (next_ - rows_.first_rows) % rows_.page_rows;
+  }
+
+  const PagedRows& rows_;
+  uint32_t next_;
+  uint32_t left_ = 0;
+  const std::byte* at_ = nullptr;
+};
+
 // T: the activation type, which matrices are kept in; vectors are one row of float32.
 struct ReplacedParts {
   PagedRows rows;   // [rows, width] T
@@ -94,12 +123,18 @@ struct AdapterParts {
 // What a step must launch kernels for, as bits of a PartSet.
 enum class Part : uint32_t {
   kOutScale = 1 << 0,    // of a linear, computed by the low-rank kernels
-  kStructured = 1 << 1,  // the other parts of linears: LinearSet says which
-  kEmbedding = 1 << 2,   // and virtual tokens
-  kNorms = 1 << 3,
-  kPrefix = 1 << 4,      // virtual tokens that are keys and values
-  kPromptAttention = 1 << 5,
-  kBottlenecks = 1 << 6,
+  // Of linears, LinearSet says of which.
+  kInputRotation = 1 << 1,
+  kKronecker = 1 << 2,
+  kCirculant = 1 << 3,
+  kRows = 1 << 4,        // sparse, dense
+  kOutputRotation = 1 << 5,
+  kReplacedRows = 1 << 6,
+  kEmbedding = 1 << 7,   // and virtual tokens
+  kNorms = 1 << 8,
+  kPrefix = 1 << 9,      // virtual tokens that are keys and values
+  kPromptAttention = 1 << 10,
+  kBottlenecks = 1 << 11,
 };
 using PartSet = uint32_t;
 
@@ -112,7 +147,7 @@ constexpr bool BeyondLowRank(PartSet parts) { return (parts & ~Bit(Part::kOutSca
 enum class LinearPart : uint32_t {
   kAny = 0,
   kInputRotation = 8,
-  kSum = 16,     // kronecker, circulant, sparse, dense
+  kSum = 16,     // Kronecker, circulant, sparse, dense
   kOutput = 24,  // output rotation, replaced rows
 };
 using LinearSet = uint32_t;

@@ -27,6 +27,7 @@ StructuredArgs CudaBackend::StructuredOf(const LinearArgs& args) const {
   std::copy(args.weight->out.begin(), args.weight->out.end(), out.out);
   out.x = args.x;
   out.y = args.y;
+  out.used = part_set_;
   return out;
 }
 

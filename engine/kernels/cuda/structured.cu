@@ -9,10 +9,13 @@
 namespace lorikeet::cuda {
 namespace {
 
-constexpr int kColumnsPerWarp = 4;
+constexpr int32_t kFewRows = 64;      // outputs are spread over as many warps as there are, for
+constexpr int kColumnsPerWarp = 4;    // more rows that many to each
 constexpr int kKroneckerFloats = kMaxKroneckerRows;
-constexpr int kKroneckerBlocks = 16;  // of a row and part
-static_assert(kKroneckerFloats * sizeof(float) <= 48 << 10, "what a kernel gets unasked");
+constexpr int kKroneckerBlocks = 32;  // of a row and part
+constexpr int kCirculantFloats = kMaxCirculantBlock;
+static_assert(sizeof(float) * std::max(kKroneckerFloats, kCirculantFloats) <= 48 << 10,
+              "what a kernel gets unasked");
 
 template <typename T>
 __global__ void RotateInputs(const RowAdapters adapters, ModuleId module, const Matrix x,
@@ -32,8 +35,10 @@ __global__ void RotateInputs(const RowAdapters adapters, ModuleId module, const 
   }
   const int32_t column = c % parts->rotation_block, first = c - column;
   float sum = 0;
+  RowCursor<T> rotation(parts->rotation, first);
+#pragma unroll 4
   for (int32_t i = 0; i < parts->rotation_block; ++i) {
-    sum += ToFloat(from[first + i]) * ToFloat(parts->rotation.row<T>(first + i)[column]);
+    sum += ToFloat(from[first + i]) * ToFloat(rotation.Next()[column]);
   }
   to[c] = FromFloat<T>(sum);
 }
@@ -50,7 +55,7 @@ __device__ void Add(Y* y, float value) {
   *y = FromFloat<Y>(ToFloat(*y) + value);
 }
 
-// This lane's share of S(x)[o] but for its Kronecker part.
+// This lane's share of the sparse and dense parts of S(x)[o].
 template <typename T>
 __device__ void AddOutput(const ModuleParts& module, const Matrix& x, int32_t begin, uint32_t mask,
                           int32_t o, float (&sums)[kAdaptedRows]) {
@@ -58,17 +63,6 @@ __device__ void AddOutput(const ModuleParts& module, const Matrix& x, int32_t be
   if (module.dense.rows > 0) {
     AddDots(module.dense.row<T>(o), x.width, mask,
             [&](int i, int32_t c) { return LoadWide(x.row<T>(begin + i) + c); }, sums);
-  }
-  if (const int32_t block = module.circulant_block; block > 0) {
-    const int32_t blocks = x.width / block;
-    for (int32_t n = 0; n < blocks; ++n) {
-      const T* kernel = module.circulant.row<T>(o / block * blocks + n);
-      for (int32_t j = lane; j < block; j += 32) {
-        const float weight = ToFloat(kernel[j]);
-        const int32_t c = n * block + (o % block + j) % block;
-        ForEachRow(mask, [&](int i) { sums[i] += weight * ToFloat(x.row<T>(begin + i)[c]); });
-      }
-    }
   }
   if (module.row_begin.rows > 0) {
     const int32_t end = *module.row_begin.row<int32_t>(o + 1);
@@ -82,7 +76,7 @@ __device__ void AddOutput(const ModuleParts& module, const Matrix& x, int32_t be
 
 // A warp an output of a few rows.
 template <typename T, typename Y>
-__global__ void __launch_bounds__(kAdaptedThreads) AddStructured(const StructuredArgs args) {
+__global__ void __launch_bounds__(kAdaptedThreads) AddRows(const StructuredArgs args) {
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int32_t part = blockIdx.z, begin = blockIdx.y * kAdaptedRows, out = args.out[part];
@@ -90,7 +84,7 @@ __global__ void __launch_bounds__(kAdaptedThreads) AddStructured(const Structure
   ForEachAdapter(args.adapters, begin, args.x.rows, [&](const AdapterParts& adapter, uint32_t mask) {
     if (adapter.modules == nullptr) return;
     const ModuleParts& module = adapter.modules[args.first_module + part];
-    if (module.dense.rows == 0 && module.circulant_block == 0 && module.row_begin.rows == 0) return;
+    if (module.dense.rows == 0 && module.row_begin.rows == 0) return;
     const int32_t warp = blockIdx.x * kAdaptedWarps + threadIdx.x / 32;
     for (int32_t o = warp; o < out; o += gridDim.x * kAdaptedWarps) {
       float sums[kAdaptedRows] = {};
@@ -100,6 +94,44 @@ __global__ void __launch_bounds__(kAdaptedThreads) AddStructured(const Structure
       });
     }
   });
+}
+
+// A thread an output of one row, a few of the row's blocks at a time.
+template <typename T, typename Y>
+__global__ void __launch_bounds__(kAdaptedThreads) AddCirculant(const StructuredArgs args) {
+  __shared__ float shared[kCirculantFloats];  // [blocks, b] of x
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const int32_t row = blockIdx.y, part = blockIdx.z;
+  const AdapterParts* adapter = args.adapters.of(row);
+  if (adapter == nullptr || adapter->modules == nullptr) return;
+  const ModuleParts& m = adapter->modules[args.first_module + part];
+  const int32_t b = m.circulant_block;
+  if (b == 0) return;
+  const T* x = args.x.row<T>(row);
+  const int32_t o = blockIdx.x * blockDim.x + threadIdx.x, k = o % b;
+  const int32_t blocks = args.x.width / b, at_once = max(1, kCirculantFloats / 8 / b);
+  const bool mine = o < args.out[part];
+  float sum = 0;
+  for (int32_t first = 0; first < blocks; first += at_once) {
+    const int32_t count = min(at_once, blocks - first);
+    for (int32_t i = threadIdx.x; i < count * b; i += blockDim.x) {
+      shared[i] = ToFloat(x[first * b + i]);
+    }
+    __syncthreads();
+    RowCursor<T> kernels(m.circulant, (mine ? o / b : 0) * blocks + first);
+    for (int32_t n = 0; n < count; ++n) {
+      const T* kernel = kernels.Next();
+      const float* values = shared + n * b;
+#pragma unroll 8
+      for (int32_t j = 0; j < b; ++j) {
+        const int32_t at = k + j < b ? k + j : k + j - b;
+        sum += ToFloat(kernel[j]) * values[at];
+      }
+    }
+    __syncthreads();
+  }
+  if (mine) Add(args.y.row<Y>(row) + FirstColumn(args, part) + o, sum);
 }
 
 // s = w1 X w2ᵀ of one row, a few columns of w2ᵀ at a time.
@@ -122,6 +154,7 @@ __global__ void __launch_bounds__(kAdaptedThreads) AddKronecker(const Structured
       const T* w2 = m.w2.row<T>(q + i % columns);
       const T* from = x + int64_t{i / columns} * m.in2;
       float sum = 0;
+#pragma unroll 8
       for (int32_t j = 0; j < m.in2; ++j) sum += ToFloat(w2[j]) * ToFloat(from[j]);
       shared[i] = sum;
     }
@@ -129,6 +162,7 @@ __global__ void __launch_bounds__(kAdaptedThreads) AddKronecker(const Structured
     for (int32_t i = threadIdx.x; i < m.out1 * columns; i += blockDim.x) {
       const T* w1 = m.w1.row<T>(i / columns);
       float sum = 0;
+#pragma unroll 8
       for (int32_t p = 0; p < m.in1; ++p) sum += ToFloat(w1[p]) * shared[p * columns + i % columns];
       Add(y + int64_t{i / columns} * m.out2 + q + i % columns, sum);
     }
@@ -188,10 +222,17 @@ int32_t Widest(const StructuredArgs& args) {
   return *std::max_element(args.out, args.out + args.parts);
 }
 
+// A warp an output or a few of them.
 LaunchShape WarpShape(const StructuredArgs& args) {
-  return {dim3(DivideUp(Widest(args), kAdaptedWarps * kColumnsPerWarp),
+  const int32_t columns = args.x.rows <= kFewRows ? 1 : kColumnsPerWarp;
+  return {dim3(DivideUp(Widest(args), kAdaptedWarps * columns),
                DivideUp(args.x.rows, kAdaptedRows), args.parts),
           kAdaptedThreads};
+}
+
+// A thread an output.
+LaunchShape ThreadShape(const StructuredArgs& args) {
+  return {dim3(DivideUp(Widest(args), kAdaptedThreads), args.x.rows, args.parts), kAdaptedThreads};
 }
 
 // fn(T, Y): of x and of y.
@@ -215,17 +256,28 @@ cudaError_t LaunchRotateInputs(const RowAdapters& adapters, ModuleId module, Mat
 cudaError_t LaunchAddStructured(const StructuredArgs& args, cudaStream_t stream) {
   const LaunchShape by_row{dim3(kKroneckerBlocks, args.x.rows, args.parts), kAdaptedThreads};
   return WithTypes(args, [&]<typename T, typename Y>(T, Y) {
-    const cudaError_t error = Launch(AddStructured<T, Y>, WarpShape(args), stream, args);
-    return error == cudaSuccess ? Launch(AddKronecker<T, Y>, by_row, stream, args) : error;
+    cudaError_t error = cudaSuccess;
+    const auto launch = [&](Part part, auto kernel, const LaunchShape& shape) {
+      if (error != cudaSuccess || (args.used & Bit(part)) == 0) return;
+      error = Launch(kernel, shape, stream, args);
+    };
+    launch(Part::kRows, AddRows<T, Y>, WarpShape(args));
+    launch(Part::kCirculant, AddCirculant<T, Y>, ThreadShape(args));
+    launch(Part::kKronecker, AddKronecker<T, Y>, by_row);
+    return error;
   });
 }
 
 cudaError_t LaunchAdaptOutputs(const StructuredArgs& args, cudaStream_t stream) {
-  const LaunchShape by_row{dim3(DivideUp(Widest(args), kAdaptedThreads), args.y.rows, args.parts),
-                           kAdaptedThreads};
   return WithTypes(args, [&]<typename T, typename Y>(T, Y) {
-    const cudaError_t error = Launch(RotateOutputs<Y>, by_row, stream, args);
-    return error == cudaSuccess ? Launch(ReplaceOutputs<T, Y>, WarpShape(args), stream, args) : error;
+    cudaError_t error = cudaSuccess;
+    if (args.used & Bit(Part::kOutputRotation)) {
+      error = Launch(RotateOutputs<Y>, ThreadShape(args), stream, args);
+    }
+    if (error == cudaSuccess && (args.used & Bit(Part::kReplacedRows)) != 0) {
+      error = Launch(ReplaceOutputs<T, Y>, WarpShape(args), stream, args);
+    }
+    return error;
   });
 }
 

@@ -18,6 +18,7 @@ struct StructuredArgs {
   int32_t out[3] = {};
   Matrix x;  // [rows, in]
   Matrix y;  // [rows, Σ out] x's type or float32
+  PartSet used = 0;  // by some adapter: what need not be launched is not
 };
 
 // out = R(x) of one module, x where a row has none. [rows, in]
