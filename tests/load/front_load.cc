@@ -91,10 +91,11 @@ class PacedRunner final : public Runner {
 };
 
 ServedModel MakeModel(Shared* shared, int streams) {
-  auto source = ModelSource::Open(kModel);
-  LK_CHECK_MSG(source.ok(), source.status().ToString());
-  static BaseModelView base{*source};
-  const ModelConfig& shape = (*source)->config();
+  auto opened = ModelSource::Open(kModel);
+  LK_CHECK_MSG(opened.ok(), opened.status().ToString());
+  const std::shared_ptr<const ModelSource> source = *std::move(opened);
+  static BaseModelView base(source);
+  const ModelConfig& shape = source->config();
   ServedModel model;
   model.name = shape.name;
   model.base = &base;
