@@ -1,5 +1,6 @@
 // `lorikeet keys`: makes API keys.
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -22,12 +23,20 @@ constexpr char kUsage[] =
     "Makes a new key, adds its hash to the keys file FILE, which is made if it is not there, and\n"
     "prints the key, which is kept nowhere else. A server with this file takes the key at once.\n";
 
+// A file that was there keeps its owner and mode, as far as this user may give them.
+void KeepOwner(const std::string& file, int fd) {
+  struct stat there{};
+  if (stat(file.c_str(), &there) != 0) return;
+  if (fchown(fd, there.st_uid, there.st_gid) == 0) fchmod(fd, there.st_mode & 07777);
+}
+
 // Whoever opens FILE sees all of the old one or all of the new one.
 absl::Status Replace(const std::string& file, const std::string& content) {
   const std::string scratch = absl::StrCat(file, ".", getpid());
   const int fd = open(scratch.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   bool written = fd >= 0 && write(fd, content.data(), content.size()) ==
                                 static_cast<ssize_t>(content.size());
+  if (written) KeepOwner(file, fd);
   written = written && fsync(fd) == 0;
   if (fd >= 0) close(fd);
   std::error_code error;

@@ -23,7 +23,7 @@ InferenceStream* InferenceStream::Start(const ServingContext* context, FrontThre
 void InferenceStream::OnReadDone(bool ok) {
   std::lock_guard lock(mutex_);
   reading_ = false;
-  if (finished_) return;
+  if (finished_ || canceled_) return;
   if (ok) {
     auto open = std::make_unique<Open>();
     open->failed = Begin(open.get());
@@ -60,7 +60,7 @@ void InferenceStream::Wake() {
 }
 
 void InferenceStream::Pump() {
-  if (finished_ || writing_) return;
+  if (finished_ || writing_ || canceled_) return;
   for (size_t tries = open_.size(); tries > 0 && !writing_; --tries) {
     next_ %= open_.size();
     bool done = false;
@@ -134,18 +134,19 @@ void InferenceStream::SendError(const Open& open, const absl::Status& status) {
 void InferenceStream::OnWriteDone(bool ok) {
   std::lock_guard lock(mutex_);
   writing_ = false;
-  if (!ok) return End(absl::CancelledError("the client is gone"));
+  if (!ok || canceled_) return End(absl::CancelledError("the client closed the call"));
   Pump();
 }
 
 void InferenceStream::OnCancel() {
   std::lock_guard lock(mutex_);
-  End(absl::CancelledError("the client closed the call"));
+  canceled_ = true;
+  open_.clear();  // which stops their work
+  if (!writing_) End(absl::CancelledError("the client closed the call"));
 }
 
 void InferenceStream::End(const absl::Status& status) {
   if (std::exchange(finished_, true)) return;
-  open_.clear();
   Finish(ToGrpcStatus(status));
 }
 

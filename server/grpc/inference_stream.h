@@ -62,6 +62,7 @@ class InferenceStream final
   bool reading_ = false;
   bool writing_ = false;
   bool half_closed_ = false;
+  bool canceled_ = false;
   bool finished_ = false;
 };
 

@@ -7,7 +7,8 @@ import numpy
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-PROMPT = "What is the weather like in spring?"
+PROMPT = ("<|im_start|>user\nWhat is the weather like in spring?<|im_end|>\n"
+          "<|im_start|>assistant\n")
 PARAMETERS = {"max_tokens": 12, "temperature": 0.0}
 
 
@@ -30,9 +31,12 @@ def main():
     assert names == [model, "pirate"], names
     assert client.get_model_metadata("pirate").versions
 
-    wanted = {name: answer(client.infer(name, text_input(PROMPT), parameters=PARAMETERS))
-              for name in (model, "pirate")}
-    assert wanted[model] != wanted["pirate"]
+    results = {name: client.infer(name, text_input(PROMPT), parameters=PARAMETERS)
+               for name in (model, "pirate")}
+    wanted = {name: answer(result) for name, result in results.items()}
+    assert wanted[model] != wanted["pirate"], wanted
+    version = client.get_model_metadata("pirate").versions[0]
+    assert results["pirate"].get_response().model_version == version
 
     arrived = queue.Queue()
     client.start_stream(lambda result, error: arrived.put((result, error)))

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "tests/e2e/certificates.h"
 #include "tests/e2e/http_get.h"
 
 namespace lorikeet {
@@ -19,7 +20,9 @@ namespace {
 
 using nlohmann::json;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::SizeIs;
+using ::testing::StartsWith;
 
 constexpr char kModel[] = "tests/golden/models/llama";
 const std::string kAdapters = "tests/golden/adapters/llama/";
@@ -292,6 +295,57 @@ TEST_F(BinaryTest, EveryVerbOfAdaptersDoesWhatItSays) {
   while (ReadFile(Path("watch_out")).find("UNLOADED") == std::string::npos) usleep(5000);
   kill(watch, SIGTERM);
   Wait(watch);
+}
+
+TEST_F(BinaryTest, KeysAreMadeAndUsed) {
+  const std::string file = Path("keys.yaml");
+  const auto add = [&](const std::string& id, std::vector<std::string> more) {
+    more.insert(more.begin(), {"keys", "add", file, id});
+    return Run(more);
+  };
+  const Outcome reader = add("reader", {"--role", "adapters:read"});
+  EXPECT_EQ(reader.code, 0) << reader.err;
+  EXPECT_THAT(reader.out, StartsWith("lk.reader."));
+  const std::string first = ReadFile(file);
+  EXPECT_THAT(first, Not(HasSubstr(reader.out.substr(0, reader.out.size() - 1))));
+  EXPECT_EQ(std::filesystem::status(file).permissions(), std::filesystem::perms(0600));
+  ExpectOneLineError(add("reader", {}), "id 'reader' is in two entries");
+  ExpectOneLineError(add("x", {"--role", "root"}), "role 'root' is none of");
+  EXPECT_EQ(ReadFile(file), first);
+  const Outcome bot = add("bot", {"--adapter", "lora*"});
+  Serve({"--keys", file});
+  ExpectOneLineError(Client({"adapters", "list"}), "UNAUTHENTICATED");
+  const auto use = [](const Outcome& made) {
+    setenv("LORIKEET_API_KEY", made.out.substr(0, made.out.size() - 1).c_str(), 1);
+  };
+  use(reader);
+  EXPECT_EQ(Client({"adapters", "list"}).code, 0);
+  ExpectOneLineError(Client({"generate", "--prompt", "hi"}), "PERMISSION_DENIED");
+  use(bot);
+  EXPECT_EQ(Client({"generate", "--prompt", "hi", "--adapter", "lora_qv"}).code, 0);
+  ExpectOneLineError(Client({"generate", "--prompt", "hi", "--adapter", "dora"}), "NOT_FOUND");
+  unsetenv("LORIKEET_API_KEY");
+}
+
+TEST_F(BinaryTest, ClientsSpeakTls) {
+  const Certificate root = MakeCertificate("root", nullptr);
+  const Certificate server = MakeCertificate("server", &root, "IP:127.0.0.1");
+  const Certificate own = MakeCertificate("client", &root);
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(Path(name)) << text;
+    return Path(name);
+  };
+  const std::string ca = write("root.pem", root.Pem());
+  Serve({"--tls-cert", write("server.pem", server.Pem()), "--tls-key",
+         write("server.key", server.KeyPem()), "--tls-client-ca", ca});
+  const std::vector<std::string> list = {"adapters", "list", "--tls-ca", ca};
+  ExpectOneLineError(Client(list), "UNAVAILABLE");
+  std::vector<std::string> with_own = list;
+  with_own.insert(with_own.end(), {"--tls-cert", write("client.pem", own.Pem()), "--tls-key",
+                                   write("client.key", own.KeyPem())});
+  const Outcome outcome = Client(with_own);
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  ExpectOneLineError(Client({"adapters", "list", "--tls-ca", "/nowhere"}), "/nowhere");
 }
 
 TEST_F(BinaryTest, InspectNeedsNoServer) {

@@ -13,7 +13,7 @@ endif()
 # The built program in processes of its own.
 if(TARGET lorikeet)
   lorikeet_test(e2e_binary_test ${CMAKE_CURRENT_LIST_DIR}/binary_test.cc
-                LIBS absl::strings nlohmann_json::nlohmann_json LABELS e2e)
+                LIBS absl::strings nlohmann_json::nlohmann_json OpenSSL::SSL LABELS e2e)
   target_compile_definitions(e2e_binary_test PRIVATE LORIKEET_BINARY="$<TARGET_FILE:lorikeet>")
   add_dependencies(e2e_binary_test lorikeet)
 endif()

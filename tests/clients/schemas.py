@@ -1,0 +1,123 @@
+"""Answers that must fit a schema, by the official test suite's schemas: BASE_URL MODEL SUITE_FOLDER.
+
+SUITE_FOLDER: json/tests/draft2020-12 of the source archive of PyPI's jsonschema
+(pip download --no-deps --no-binary :all: jsonschema==4.26.0). Asks for
+schemas until 100 answers have ended by themselves, eight at a time, and checks each; then
+times eight streams of one long answer with a schema and without.
+"""
+
+import asyncio
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import httpx
+import jsonschema
+
+WANTED = 100
+STREAMS = 8
+TRIES = 4
+PROMPT = "Give an example value as JSON:"
+LONG = {"type": "array", "items": {"type": "object", "properties": {
+    "name": {"type": "string", "maxLength": 12}, "count": {"type": "integer"}},
+    "required": ["name", "count"], "additionalProperties": False}, "minItems": 40}
+
+
+def suite(folder):
+    """Its schemas, each once, without those that need another document."""
+    seen = {}
+    for file in sorted(pathlib.Path(folder).glob("*.json")):
+        for case in json.loads(file.read_text()):
+            text = json.dumps(case["schema"])
+            if "http" not in text.replace("https://json-schema.org/draft/2020-12/schema", ""):
+                seen.setdefault(text, f"{file.stem}: {case['description']}")
+    return seen
+
+
+def body(model, schema, **more):
+    made = {"model": model, "prompt": PROMPT, "max_tokens": 120, "temperature": 0.7, "seed": 7}
+    if schema is not None:
+        made["response_format"] = {
+            "type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {**made, **more}
+
+
+async def check(client, model, folder):
+    valid = refused = 0
+    cut, wrong = [], []
+    schemas = list(suite(folder).items())
+    gate = asyncio.Semaphore(STREAMS)
+
+    async def one(text, name):
+        nonlocal valid, refused
+        schema = json.loads(text)
+        for seed in range(TRIES):
+            async with gate:
+                if valid + len(wrong) >= WANTED:
+                    return
+                answer = await client.post("/v1/completions", json=body(model, schema, seed=seed))
+            if answer.status_code == 400:
+                refused += 1
+                return
+            choice = answer.raise_for_status().json()["choices"][0]
+            if choice["finish_reason"] != "length":
+                break
+        else:
+            cut.append(name)
+            return
+        try:
+            jsonschema.Draft202012Validator(schema).validate(json.loads(choice["text"]))
+            valid += 1
+        except (ValueError, jsonschema.ValidationError) as error:
+            wrong.append(f"{name}: {choice['text']!r}: {str(error).splitlines()[0]}")
+
+    await asyncio.gather(*[one(text, name) for text, name in schemas])
+    print(f"schemas: {valid} answers valid, {len(wrong)} not, {len(cut)} without an end in "
+          f"{TRIES} times 120 tokens; "
+          f"{refused} schemas refused on the way")
+    for line in wrong:
+        print("  not valid:", line)
+    return wrong
+
+
+async def stream(client, model, schema, seed):
+    """Milliseconds a token, from the first to the last."""
+    request = body(model, schema, max_tokens=200, seed=seed, stream=True,
+                   stream_options={"include_usage": True}, ignore_eos=schema is None)
+    first = last = None
+    async with client.stream("POST", "/v1/completions", json=request) as response:
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if event["choices"] and event["choices"][0]["text"]:
+                last = time.perf_counter()
+                first = first or last
+            if event.get("usage"):
+                return 1000 * (last - first) / (event["usage"]["completion_tokens"] - 1)
+
+
+async def overhead(client, model):
+    times = {"plain": [], "schema": []}
+    for round_ in range(4):  # the first warms up
+        for kind, schema in (("plain", None), ("schema", LONG)):
+            found = await asyncio.gather(*[
+                stream(client, model, schema, seed) for seed in range(STREAMS)])
+            if round_:
+                times[kind].append(statistics.mean(found))
+    plain, constrained = (statistics.median(times[kind]) for kind in ("plain", "schema"))
+    print(f"{STREAMS} streams: {plain:.2f} ms a token, {constrained:.2f} ms with a schema "
+          f"({100 * (constrained / plain - 1):+.1f} %); rounds {times}")
+
+
+async def main():
+    base_url, model, folder = sys.argv[1:]
+    async with httpx.AsyncClient(base_url=base_url, timeout=600) as client:
+        wrong = await check(client, model, folder)
+        await overhead(client, model)
+    sys.exit(bool(wrong))
+
+
+asyncio.run(main())
