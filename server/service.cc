@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/listen.h"
-#include "server/say.h"
+#include "server/log.h"
 
 namespace lorikeet {
 namespace {
@@ -69,8 +69,8 @@ absl::Status Service::OpenAccess() {
   keys_watch_ = std::make_unique<FileWatch>(
       std::vector{config_.keys}, [access = access_.get(), file = config_.keys] {
         const absl::Status status = access->Reload();
-        Say(status.ok() ? absl::StrCat("keys read again from ", file)
-                        : absl::StrCat(status.message(), "; the keys from before stay"));
+        if (status.ok()) return Log(LogLevel::kInfo, absl::StrCat("keys read again from ", file));
+        Log(LogLevel::kWarning, absl::StrCat(status.message(), "; the keys from before stay"));
       });
   return absl::OkStatus();
 }
