@@ -17,7 +17,7 @@ constexpr char kUsage[] = "lorikeet health [flags]: ends with 0 if the server is
 }  // namespace
 
 absl::Status RunHealth(Arguments args) {
-  std::string server;
+  ServerAddress server;
   int32_t timeout_s = 5;
   OptionTable table;
   AddServerOption(&table, &server);
@@ -35,7 +35,7 @@ absl::Status RunHealth(Arguments args) {
     return absl::OkStatus();
   }
   return absl::UnavailableError(absl::StrCat(
-      server, " is ", grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status())));
+      server.host_port, " is ", grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status())));
 }
 
 }  // namespace lorikeet
