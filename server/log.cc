@@ -44,7 +44,7 @@ absl::StatusOr<LogLevel> ParseLogLevel(std::string_view name) {
     if (name == kNames[i]) return static_cast<LogLevel>(i);
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("level: '", name, "'; it must be debug, info, warning or error"));
+      absl::StrCat("level: '", std::string(name), "'; it must be debug, info, warning or error"));
 }
 
 const char* LogLevelName(LogLevel level) { return kNames[static_cast<size_t>(level)]; }

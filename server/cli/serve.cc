@@ -102,6 +102,9 @@ absl::Status RunServe(Arguments args) {
     }
   }
   LK_ASSIGN_OR_RETURN(const ServerConfig config, ParseServerConfig(args));
+  SetLogJson(config.log_format == "json");
+  LK_ASSIGN_OR_RETURN(const LogLevel level, ParseLogLevel(config.log_level));
+  SetLogLevel(level);
   const sigset_t signals = BlockStopSignals();
   const SteadyClock clock;
   const int64_t start_us = clock.NowMicros();

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "opentelemetry/proto/collector/trace/v1/trace_service.grpc.pb.h"
+#include "server/tracing/span_counts.h"
 
 namespace lorikeet {
 
@@ -30,11 +31,6 @@ void SetAttribute(const std::string& key, int64_t value, Message* message) {
   attribute->set_key(key);
   attribute->mutable_value()->set_int_value(value);
 }
-
-struct SpanCounts {
-  int64_t exported = 0;
-  int64_t dropped = 0;  // the queue was full, or the collector did not take them
-};
 
 // Thread-safe.
 class SpanExporter {

@@ -41,11 +41,11 @@ absl::StatusOr<Traceparent> ParseTraceparent(std::string_view header) {
   if (!whole || version == "ff" || AllZero(trace) || AllZero(span)) return none;
   const char low = flags[1];
   const int digit = low <= '9' ? low - '0' : low - 'a' + 10;
-  return Traceparent{.trace_id = absl::HexStringToBytes(trace),
-                     .span_id = absl::HexStringToBytes(span),
+  return Traceparent{.trace_id = absl::HexStringToBytes(std::string(trace)),
+                     .span_id = absl::HexStringToBytes(std::string(span)),
                      .sampled = (digit & 1) != 0};
 }
 
-std::string HexOf(std::string_view bytes) { return absl::BytesToHexString(bytes); }
+std::string HexOf(const std::string& bytes) { return absl::BytesToHexString(bytes); }
 
 }  // namespace lorikeet

@@ -25,6 +25,6 @@ struct Traceparent {
 // The header `traceparent`. INVALID_ARGUMENT: it is none, and must be treated as absent.
 absl::StatusOr<Traceparent> ParseTraceparent(std::string_view header);
 
-std::string HexOf(std::string_view bytes);  // lower case
+std::string HexOf(const std::string& bytes);  // lower case
 
 }  // namespace lorikeet
