@@ -357,11 +357,13 @@ __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const D
   WaitForCopies<0>();
 }
 
+// Beside a step's prompts, which bound little of the memory, it needs what they need and not what
+// they write: it starts with them and waits for them at its end.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, const KvStep step) {
   extern __shared__ __align__(16) std::byte shared[];  // rings, then [warps, queries, head_dim + 2]
   LetKernelAfterStart();
-  WaitForKernelBefore();
+  if (step.prompts == 0) WaitForKernelBefore();
   const int g = threadIdx.x % 32 / 4;
   const int32_t dim = step.layout.head_dim;
   const HeadGroup heads = GroupOf(args, step.layout, blockIdx.y);
@@ -384,6 +386,7 @@ __global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, 
     FinishDecode<T>(args, step, item, index, heads, partials);
     __syncthreads();
   }
+  if (step.prompts > 0) WaitForKernelBefore();
 }
 
 // ---- prompts: the warps of a block have queries of their own and fold the same pages
@@ -488,8 +491,8 @@ template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) Prompt(const AttentionArgs args, const KvStep step) {
   constexpr int kQueries = kPromptQueries / kWarps / 8;
   extern __shared__ __align__(16) std::byte ring[];
-  LetKernelAfterStart();
   WaitForKernelBefore();
+  LetKernelAfterStart();  // not earlier: decoding starts without waiting
   const PromptQueries queries = {step.list->prompts[blockIdx.x], static_cast<int32_t>(blockIdx.y),
                                  args.heads / step.layout.kv_heads, step.layout.head_dim};
   for (int32_t first = 0; first < queries.count(); first += kPromptQueries) {
@@ -519,10 +522,12 @@ cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream
   if (ready != cudaSuccess) return ready;
   constexpr int32_t kBlocksPerMultiprocessor = kDim <= 64 ? 3 : kDim <= 128 ? 2 : 1;
   const int32_t blocks = DivideUp(int64_t{kBlocksPerMultiprocessor} * Multiprocessors(), groups);
-  const cudaError_t error =
-      Launch(Decode<T, kDim>, {dim3(blocks, groups), kThreads, kDecodeShared}, stream, args, step);
-  if (error != cudaSuccess || step.prompts == 0) return error;
-  return Launch(Prompt<T, kDim>, {dim3(step.prompts, kv_heads), kThreads, kRing}, stream, args, step);
+  if (step.prompts > 0) {
+    const cudaError_t error =
+        Launch(Prompt<T, kDim>, {dim3(step.prompts, kv_heads), kThreads, kRing}, stream, args, step);
+    if (error != cudaSuccess || !step.decoding) return error;
+  }
+  return Launch(Decode<T, kDim>, {dim3(blocks, groups), kThreads, kDecodeShared}, stream, args, step);
 }
 
 }  // namespace

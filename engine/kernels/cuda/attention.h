@@ -55,6 +55,7 @@ struct KvStep {
   const int32_t* row_sequence = nullptr;  // [R]
   const AttentionList* list = nullptr;
   int32_t prompts = 0;         // the list's prompt_count
+  bool decoding = false;       // decode_count is not 0
   float* partials = nullptr;   // [decodes, heads, head_dim + 2] of rows with several chunks
   int32_t* arrived = nullptr;  // [R, heads] all zero between launches
 };

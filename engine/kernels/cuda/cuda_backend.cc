@@ -473,6 +473,7 @@ KvStep CudaBackend::KvOf() const {
   step.row_sequence = arrays_.row_sequence();
   step.list = &arrays_.header()->attention;
   step.prompts = static_cast<int32_t>(work_.prompts.size());
+  step.decoding = !work_.decodes.empty();
   step.partials = reinterpret_cast<float*>(partials_.get());
   step.arrived = reinterpret_cast<int32_t*>(arrived_.get());
   return step;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/kernels/cuda/stream_gemm.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -128,7 +129,11 @@ void Gemm::Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStr
 }
 
 void Gemm::Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
-  Run(*PlanFor(weight, x, y, stream), weight, x, y, stream);
+  if (CanStream(weight, x)) {
+    errors_->Note(LaunchStreamGemm(weight, x, y, stream), "a product of few rows");
+  } else {
+    Run(*PlanFor(weight, x, y, stream), weight, x, y, stream);
+  }
 }
 
 }  // namespace lorikeet::cuda

@@ -1,4 +1,4 @@
-// Dense products through cuBLASLt.
+// Dense products: those of few rows as stream_gemm.h, the others through cuBLASLt.
 #pragma once
 
 #include <cublasLt.h>
@@ -12,7 +12,7 @@
 
 namespace lorikeet::cuda {
 
-// One stream's products. The first of a shape measures cuBLASLt's proposals and keeps the fastest,
+// One stream's products. The first of a shape that goes to cuBLASLt measures cuBLASLt's proposals and keeps the fastest,
 // unless the stream is being recorded: then the first proposal serves. Not thread-safe.
 class Gemm {
  public:

@@ -11,6 +11,7 @@ struct LaunchShape {
   dim3 grid;
   int32_t threads = 0;
   int32_t shared_bytes = 0;
+  int32_t cluster = 1;  // blocks that reach each other's shared memory
 };
 
 // Whether the current device can start a kernel while the one before it ends.
@@ -24,11 +25,13 @@ cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = StartsEarly() ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  config.attrs = attributes;
+  config.numAttrs = !StartsEarly() ? 0 : shape.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
 

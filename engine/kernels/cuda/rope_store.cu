@@ -1,4 +1,6 @@
 // Rotary embedding and key/value store, and attention of any type and width.
+#include <algorithm>
+
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/kv_pages.cuh"
 #include "engine/kernels/cuda/launch.cuh"
@@ -51,58 +53,133 @@ __global__ void PlainAttention(const AttentionArgs args, const KvStep step) {
 
 // ---- rotary embedding and store
 
-// A warp a head: the query heads, then K's, then V's.
+template <typename T, int kWide>
+struct alignas(kWide == 1 ? sizeof(T) : 16) Elements {
+  T v[kWide];
+};
+
+// One head of a row: where it is read, what is added, where it goes.
 template <typename T>
-__global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const KvStep step) {
+struct Head {
+  const T* from;
+  const T* low_rank;  // or nullptr
+  T* to;
+  const float* norm;  // or nullptr
+
+  template <int kWide>
+  __device__ void Load(int32_t d, float (&out)[kWide]) const {
+    using Vec = Elements<T, kWide>;
+    const Vec x = *reinterpret_cast<const Vec*>(from + d);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) out[j] = ToFloat(x.v[j]);
+    if (low_rank == nullptr) return;
+    const Vec more = *reinterpret_cast<const Vec*>(low_rank + d);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) out[j] += ToFloat(more.v[j]);
+  }
+  template <int kWide>
+  __device__ void Store(int32_t d, const float (&values)[kWide]) const {
+    Elements<T, kWide> x;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) x.v[j] = FromFloat<T>(values[j]);
+    *reinterpret_cast<Elements<T, kWide>*>(to + d) = x;
+  }
+};
+
+// 1 / root mean square of the head that `lanes` lanes share.
+template <typename T, int kWide>
+__device__ float InverseRms(const Head<T>& head, int32_t lane, int32_t lanes, int32_t dim,
+                            float eps) {
+  float squares = 0;
+  for (int32_t d = lane * kWide; d < dim; d += lanes * kWide) {
+    float x[kWide];
+    head.Load(d, x);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) squares += x[j] * x[j];
+  }
+  for (int32_t offset = lanes / 2; offset > 0; offset /= 2) {
+    squares += __shfl_xor_sync(~0u, squares, offset);
+  }
+  return rsqrtf(squares / dim + eps);
+}
+
+// A block a row; `lanes` lanes a head, kWide elements of either half each: the query heads, then K's,
+// then V's.
+template <typename T, int kWide>
+__global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const KvStep step,
+                          int32_t lanes) {
+  extern __shared__ float2 turns[];  // [head_dim / 2]: cosine and sine
   LetKernelAfterStart();
   WaitForKernelBefore();
-  const int lane = threadIdx.x % 32;
   const int32_t row = blockIdx.x, dim = args.head_dim, half = dim / 2;
   const int32_t heads = args.q.width / dim, kv_heads = step.layout.kv_heads;
-  const int32_t index = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
   const int32_t position = step.positions[row];
-  if (index >= heads + 2 * kv_heads || position < 0) return;
-  const bool query = index < heads, value = index >= heads + kv_heads;
-  const int32_t head = query ? index : (index - heads) % kv_heads;
-  const Matrix& from = query ? args.q : value ? args.v : args.k;
-  T* x = from.row<T>(row) + int64_t{head} * dim;
-  const T* low_rank = nullptr;
-  if (beside.delta.data != nullptr && beside.adapted[row] != 0) {
-    low_rank = beside.delta.row<T>(row) + int64_t{index} * dim;
-  }
-  const auto load = [&](int32_t d) {
-    return ToFloat(x[d]) + (low_rank != nullptr ? ToFloat(low_rank[d]) : 0.0f);
-  };
-  T* kept = nullptr;
-  if (!query) {
-    const std::byte* block = KeyBlock(step, step.row_sequence[row], position / kPageTokens,
-                                      args.layer, head);
-    kept = reinterpret_cast<T*>(const_cast<std::byte*>(block)) + position % kPageTokens * dim;
-    if (value) kept += int64_t{kv_heads} * kPageTokens * dim;
-  }
-  if (value) {
-    for (int32_t d = lane; d < dim; d += 32) kept[d] = FromFloat<T>(load(d));
-    return;
-  }
-  const float* norm = query ? args.q_norm : args.k_norm;
-  float scale = 1;
-  if (norm != nullptr) {
-    float squares = 0;
-    for (int32_t d = lane; d < dim; d += 32) squares += load(d) * load(d);
-    scale = rsqrtf(WarpSum(squares) / dim + args.norm_eps);
-  }
-  for (int32_t i = lane; i < half; i += 32) {
-    float a = load(i) * scale, b = load(i + half) * scale;
-    if (norm != nullptr) a *= norm[i], b *= norm[i + half];
-    float sin = 0, cos = 1;
+  if (position < 0) return;
+  for (int32_t i = threadIdx.x; i < half; i += blockDim.x) {
     // Hugging Face multiplies in float32; so does this.
+    turns[i] = {1, 0};
     if (args.inverse_frequencies != nullptr) {
-      sincosf(static_cast<float>(position) * args.inverse_frequencies[i], &sin, &cos);
+      sincosf(static_cast<float>(position) * args.inverse_frequencies[i], &turns[i].y, &turns[i].x);
     }
-    const T low = FromFloat<T>(a * cos - b * sin), high = FromFloat<T>(b * cos + a * sin);
-    if (query) x[i] = low, x[i + half] = high;
-    else kept[i] = low, kept[i + half] = high;
   }
+  __syncthreads();
+  const bool added = beside.delta.data != nullptr && beside.adapted[row] != 0;
+  const T* low_rank = added ? beside.delta.row<T>(row) : nullptr;
+  const int32_t lane = threadIdx.x % lanes;
+  // Whole warps stay together for the sums over lanes.
+  const int32_t all = DivideUp(heads + 2 * kv_heads, 32 / lanes) * (32 / lanes);
+  for (int32_t index = threadIdx.x / lanes; index < all; index += blockDim.x / lanes) {
+    const bool there = index < heads + 2 * kv_heads;
+    const int32_t of_kv = max(0, min(index, heads + 2 * kv_heads - 1) - heads);
+    const bool query = index < heads, value = of_kv >= kv_heads;
+    const int32_t head = query ? index : of_kv % kv_heads;
+    const Matrix& from = query ? args.q : value ? args.v : args.k;
+    Head<T> one{from.row<T>(row) + int64_t{head} * dim, nullptr, nullptr,
+                query ? args.q_norm : value ? nullptr : args.k_norm};
+    if (low_rank != nullptr && there) one.low_rank = low_rank + int64_t{index} * dim;
+    one.to = const_cast<T*>(one.from);
+    if (!query) {
+      const std::byte* block = KeyBlock(step, step.row_sequence[row], position / kPageTokens,
+                                        args.layer, head);
+      one.to = reinterpret_cast<T*>(const_cast<std::byte*>(block)) + position % kPageTokens * dim;
+      if (value) one.to += int64_t{kv_heads} * kPageTokens * dim;
+    }
+    float scale = 1;
+    if (args.q_norm != nullptr) scale = InverseRms<T, kWide>(one, lane, lanes, dim, args.norm_eps);
+    for (int32_t i = lane * kWide; there && i < half; i += lanes * kWide) {
+      float a[kWide], b[kWide];
+      one.Load(i, a);
+      one.Load(i + half, b);
+      if (!value) {
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+          const float2 turn = turns[i + j];
+          if (one.norm != nullptr) {
+            a[j] *= scale * one.norm[i + j], b[j] *= scale * one.norm[i + j + half];
+          }
+          const float low = a[j] * turn.x - b[j] * turn.y;
+          b[j] = b[j] * turn.x + a[j] * turn.y;
+          a[j] = low;
+        }
+      }
+      one.Store(i, a);
+      one.Store(i + half, b);
+    }
+  }
+}
+
+template <typename T, int kWide>
+cudaError_t RopeOf(const RopeStoreArgs& args, const Beside& beside, const KvStep& step,
+                   cudaStream_t stream) {
+  constexpr int32_t kMostThreads = 512;
+  const int32_t half = args.head_dim / 2, heads = args.q.width / args.head_dim;
+  int32_t lanes = 1;
+  while (lanes < 32 && lanes * kWide < half) lanes *= 2;
+  const int32_t wanted = (heads + 2 * step.layout.kv_heads) * lanes;
+  const LaunchShape shape{dim3(args.q.rows),
+                          std::min(kMostThreads, DivideUp(wanted, 32) * 32),
+                          half * static_cast<int32_t>(sizeof(float2))};
+  return Launch(RopeStore<T, kWide>, shape, stream, args, beside, step, lanes);
 }
 
 template <typename T>
@@ -121,11 +198,9 @@ cudaError_t LaunchPlainAttention(const AttentionArgs& args, const KvStep& step,
 
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, const KvStep& step,
                             cudaStream_t stream) {
-  constexpr int32_t kHeadsPerBlock = 8;
-  const int32_t heads = args.q.width / args.head_dim + 2 * step.layout.kv_heads;
-  const LaunchShape shape{dim3(args.q.rows, DivideUp(heads, kHeadsPerBlock)), 32 * kHeadsPerBlock};
   return WithType(args.q.dtype, [&]<typename T>(T) {
-    return Launch(RopeStore<T>, shape, stream, args, beside, step);
+    if (args.head_dim % 16 == 0) return RopeOf<T, 8>(args, beside, step, stream);
+    return RopeOf<T, 1>(args, beside, step, stream);
   });
 }
 

@@ -1,0 +1,22 @@
+// Products of few rows, which cost what reading the weight costs.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "engine/kernels/args.h"
+
+namespace lorikeet::cuda {
+
+// Whether LaunchStreamGemm serves the product on this device: at most kMaxStreamedRows rows of a
+// 16-bit type, rows of x and of the weight at multiples of 16 bytes, compute capability 9.0.
+inline constexpr int32_t kMaxStreamedRows = 32;
+bool CanStream(const void* weight, Matrix x);
+
+// y = x Wᵀ with float32 sums, the same for a row whatever the others are. weight: [y.width, x.width]
+// of x's type, rows adjacent; y is of x's type or float32.
+//
+// The weight comes through rings of shared memory, which are filled before the kernel before has
+// ended: what is read then is the weight alone.
+cudaError_t LaunchStreamGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+
+}  // namespace lorikeet::cuda
