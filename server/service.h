@@ -26,6 +26,8 @@
 #include "server/openai/http_api.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
+#include "server/tracing/request_log.h"
+#include "server/tracing/span_exporter.h"
 
 namespace lorikeet {
 
@@ -71,6 +73,7 @@ class Service {
   explicit Service(const ServerConfig& config);
 
   absl::Status OpenAccess();
+  absl::Status OpenRequestLog();
   absl::Status StartRegistry();
   absl::Status StartEngine();
   AdapterAdmin::Options ForAdmin() const;
@@ -83,6 +86,8 @@ class Service {
   const ServerConfig config_;
   SteadyClock clock_;
   Metrics metrics_;
+  std::unique_ptr<SpanExporter> exporter_;  // null: nothing is traced
+  std::unique_ptr<RequestLog> request_log_;
   std::unique_ptr<AuditLog> audit_;
   std::unique_ptr<Access> access_;
   std::unique_ptr<FileWatch> keys_watch_;  // null: no keys file

@@ -30,6 +30,12 @@ int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clo
                                                           : now + left;
 }
 
+std::string Metadata(const grpc::CallbackServerContext& call, const char* key) {
+  const auto found = call.client_metadata().find(key);
+  if (found == call.client_metadata().end()) return {};
+  return std::string(found->second.data(), found->second.size());
+}
+
 // What the two forms of the call share: starting, being woken, being cancelled. Lives until gRPC
 // is done with it; `mutex_` guards everything below it.
 class CallBase : public std::enable_shared_from_this<CallBase> {
@@ -75,6 +81,7 @@ class CallBase : public std::enable_shared_from_this<CallBase> {
     LK_RETURN_IF_ERROR(DecodeRequest(bytes, &request));
     LK_ASSIGN_OR_RETURN(GenerationInput input, ToInput(std::move(request)));
     input.deadline_us = DeadlineMicros(call, *context.clock);
+    input.origin = MakeOrigin(Metadata(call, "x-request-id"), Metadata(call, "traceparent"));
     return GenerationCall::Start(context, *client.caller, std::move(input),
                                  [weak = weak_from_this(), front] {
                                    if (auto self = weak.lock()) self->Wake(std::move(self), front);

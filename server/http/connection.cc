@@ -252,6 +252,8 @@ class Connection final : public HttpConnection,
     if (question != std::string::npos) request.query = target.substr(question + 1);
     request.authorization = ToString(message[http::field::authorization]);
     request.content_type = ToString(message[http::field::content_type]);
+    request.request_id = ToString(message["x-request-id"]);
+    request.traceparent = ToString(message["traceparent"]);
     request.peer = peer_;
     request.certificate_names = certificate_names_;
     request.body = std::move(message.body());

@@ -15,6 +15,8 @@ struct HttpRequest {
   std::string query;   // without the '?'
   std::string authorization;
   std::string content_type;
+  std::string request_id;   // the header x-request-id
+  std::string traceparent;  // the header of that name
   std::string peer;              // its address
   std::vector<std::string> certificate_names;  // of a client certificate that was verified
   std::string body;
