@@ -239,7 +239,11 @@ absl::StatusOr<AdapterLease> AdapterMixer::Sum(std::span<const WeightedAdapter> 
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> made, Mix(base_, terms, leases).Run());
   const Adapter* adapter = made.get();
   mixed = std::shared_ptr<const Adapter>(
-      adapter, [made = std::move(made), leases = std::move(leases)](const Adapter*) {});
+      adapter, [made = std::move(made), leases = std::move(leases)](const Adapter*) mutable {
+        // Here and not with the deleter, which lives on while `mixed_` looks at it.
+        made.reset();
+        leases.clear();
+      });
   std::lock_guard lock(mutex_);
   mixed_[version] = mixed;
   return AdapterLease(std::move(mixed));

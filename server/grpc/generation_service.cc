@@ -1,8 +1,5 @@
 #include "server/grpc/generation_service.h"
 
-#include <atomic>
-#include <chrono>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -10,98 +7,21 @@
 #include "engine/base/status_macros.h"
 #include "server/grpc/admit.h"
 #include "server/grpc/convert.h"
+#include "server/grpc/generation_reactor.h"
 #include "server/grpc/wire.h"
 #include "server/version.h"
 
 namespace lorikeet {
 namespace {
 
-// The call's deadline on the engine's clock.
-int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clock) {
-  const auto deadline = call.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) {
-    return std::numeric_limits<int64_t>::max();
-  }
-  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
-                        deadline - std::chrono::system_clock::now())
-                        .count();
-  const int64_t now = clock.NowMicros();
-  return left > std::numeric_limits<int64_t>::max() - now ? std::numeric_limits<int64_t>::max()
-                                                          : now + left;
+absl::StatusOr<GenerationInput> Decode(const grpc::ByteBuffer& bytes) {
+  v1::GenerateRequest request;
+  LK_RETURN_IF_ERROR(DecodeRequest(bytes, &request));
+  return ToInput(std::move(request));
 }
 
-std::string Metadata(const grpc::CallbackServerContext& call, const char* key) {
-  const auto found = call.client_metadata().find(key);
-  if (found == call.client_metadata().end()) return {};
-  return std::string(found->second.data(), found->second.size());
-}
-
-// What the two forms of the call share: starting, being woken, being cancelled. Lives until gRPC
-// is done with it; `mutex_` guards everything below it.
-class CallBase : public std::enable_shared_from_this<CallBase> {
- public:
-  virtual ~CallBase() = default;
-
-  void Start(const ServingContext& context, FrontThread* front, grpc::CallbackServerContext* call,
-             const grpc::ByteBuffer& bytes) {
-    std::lock_guard lock(mutex_);
-    auto started = TryStart(context, front, *call, bytes);
-    if (started.ok()) {
-      generation_ = *std::move(started);
-    } else {
-      Fail(started.status());
-    }
-  }
-
- protected:
-  // Sends on what Poll gives. With the mutex held.
-  virtual void Pump() = 0;
-  // Ends the call with an error. With the mutex held.
-  virtual void Fail(const absl::Status& status) = 0;
-
-  void CancelCall() {
-    std::lock_guard lock(mutex_);
-    canceled_ = true;
-    if (generation_) generation_->Cancel();
-    Pump();
-  }
-
-  std::mutex mutex_;
-  std::unique_ptr<GenerationCall> generation_;
-  bool canceled_ = false;
-  bool finished_ = false;  // the call's last operation was started
-
- private:
-  absl::StatusOr<std::unique_ptr<GenerationCall>> TryStart(const ServingContext& context,
-                                                           FrontThread* front,
-                                                           const grpc::CallbackServerContext& call,
-                                                           const grpc::ByteBuffer& bytes) {
-    LK_ASSIGN_OR_RETURN(const Client client, AdmitCall(*context.access, call, Role::kGenerate));
-    v1::GenerateRequest request;
-    LK_RETURN_IF_ERROR(DecodeRequest(bytes, &request));
-    LK_ASSIGN_OR_RETURN(GenerationInput input, ToInput(std::move(request)));
-    input.deadline_us = DeadlineMicros(call, *context.clock);
-    input.origin = MakeOrigin(Metadata(call, "x-request-id"), Metadata(call, "traceparent"));
-    return GenerationCall::Start(context, *client.caller, std::move(input),
-                                 [weak = weak_from_this(), front] {
-                                   if (auto self = weak.lock()) self->Wake(std::move(self), front);
-                                 });
-  }
-
-  // Engine thread. One posted pump takes all events that are there by then.
-  void Wake(std::shared_ptr<CallBase> self, FrontThread* front) {
-    if (posted_.exchange(true)) return;
-    front->Post([self = std::move(self)] {
-      self->posted_ = false;
-      std::lock_guard lock(self->mutex_);
-      self->Pump();
-    });
-  }
-
-  std::atomic<bool> posted_{false};
-};
-
-class StreamCall final : public CallBase, public grpc::ServerWriteReactor<grpc::ByteBuffer> {
+class StreamCall final : public GenerationReactor,
+                         public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   static StreamCall* Make() {
     auto call = std::make_shared<StreamCall>();
@@ -143,12 +63,12 @@ class StreamCall final : public CallBase, public grpc::ServerWriteReactor<grpc::
     Finish(ToGrpcStatus(status));
   }
 
-  std::shared_ptr<CallBase> self_;  // until gRPC is done
+  std::shared_ptr<GenerationReactor> self_;  // until gRPC is done
   grpc::ByteBuffer message_;        // under way
   bool writing_ = false;
 };
 
-class UnaryCall final : public CallBase, public grpc::ServerUnaryReactor {
+class UnaryCall final : public GenerationReactor, public grpc::ServerUnaryReactor {
  public:
   static UnaryCall* Make(grpc::ByteBuffer* response) {
     auto call = std::make_shared<UnaryCall>();
@@ -188,7 +108,7 @@ class UnaryCall final : public CallBase, public grpc::ServerUnaryReactor {
     return response_.mutable_more_choices(choice - 1);
   }
 
-  std::shared_ptr<CallBase> self_;     // until gRPC is done
+  std::shared_ptr<GenerationReactor> self_;     // until gRPC is done
   grpc::ByteBuffer* bytes_ = nullptr;  // gRPC's, valid until Finish
   v1::GenerateResponse response_;      // so far
 };
@@ -198,7 +118,7 @@ class UnaryCall final : public CallBase, public grpc::ServerUnaryReactor {
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
     grpc::CallbackServerContext* call, const grpc::ByteBuffer* request) {
   StreamCall* stream = StreamCall::Make();
-  stream->Start(*context_, front_, call, *request);
+  stream->Start(*context_, front_, call, [request] { return Decode(*request); });
   return stream;
 }
 
@@ -206,7 +126,7 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateUnary(grpc::CallbackSer
                                                                const grpc::ByteBuffer* request,
                                                                grpc::ByteBuffer* response) {
   UnaryCall* unary = UnaryCall::Make(response);
-  unary->Start(*context_, front_, call, *request);
+  unary->Start(*context_, front_, call, [request] { return Decode(*request); });
   return unary;
 }
 

@@ -42,7 +42,9 @@ std::shared_ptr<grpc::ServerCredentials> MakeCredentials(const TlsFiles& files) 
 }  // namespace
 
 GrpcServer::GrpcServer(const ServingContext* context, AdapterAdmin* admin)
-    : generation_(context, &front_), adapters_(admin, context->access, &front_) {}
+    : generation_(context, &front_),
+      adapters_(admin, context->access, &front_),
+      inference_(context, admin, &front_) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingContext* context,
                                                               AdapterAdmin* admin,
@@ -63,12 +65,14 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
   builder.SetMaxSendMessageSize(-1);
   builder.RegisterService(&self->generation_);
   builder.RegisterService(&self->adapters_);
+  builder.RegisterService(&self->inference_);
   self->server_ = builder.BuildAndStart();
   if (self->server_ == nullptr || self->port_ == 0) {
     return absl::UnavailableError(absl::StrCat("gRPC port ", address, " cannot be listened on"));
   }
   for (const char* service :
-       {v1::GenerationService::service_full_name(), v1::AdapterService::service_full_name()}) {
+       {v1::GenerationService::service_full_name(), v1::AdapterService::service_full_name(),
+        inference::GRPCInferenceService::service_full_name()}) {
     self->server_->GetHealthCheckService()->SetServingStatus(service, true);
   }
   return self;

@@ -1,4 +1,5 @@
-// The gRPC port: GenerationService, AdapterService, grpc.health.v1 and reflection.
+// The gRPC port: GenerationService, AdapterService, the Open Inference Protocol, grpc.health.v1 and
+// reflection.
 #pragma once
 
 #include <grpcpp/server.h>
@@ -13,6 +14,7 @@
 #include "server/grpc/adapter_service.h"
 #include "server/grpc/front_thread.h"
 #include "server/grpc/generation_service.h"
+#include "server/grpc/inference_service.h"
 #include "server/tls_files.h"
 
 namespace lorikeet {
@@ -47,6 +49,7 @@ class GrpcServer {
   FrontThread front_;  // outlives the calls
   GenerationServiceImpl generation_;
   AdapterServiceImpl adapters_;
+  InferenceServiceImpl inference_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
 };

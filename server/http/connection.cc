@@ -250,6 +250,8 @@ class Connection final : public HttpConnection,
     const size_t question = target.find('?');
     request.path = target.substr(0, question);
     if (question != std::string::npos) request.query = target.substr(question + 1);
+    request.host = ToString(message[http::field::host]);
+    request.origin = ToString(message[http::field::origin]);
     request.authorization = ToString(message[http::field::authorization]);
     request.content_type = ToString(message[http::field::content_type]);
     request.request_id = ToString(message["x-request-id"]);

@@ -13,6 +13,8 @@ struct HttpRequest {
   std::string method;  // "GET"
   std::string path;    // up to the query, as it was sent
   std::string query;   // without the '?'
+  std::string host;    // as the client sees the server
+  std::string origin;  // of the web page that asks; empty: none does
   std::string authorization;
   std::string content_type;
   std::string request_id;   // the header x-request-id

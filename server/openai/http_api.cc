@@ -56,6 +56,16 @@ bool Leads(std::string_view path, std::string_view pattern, std::string* name) {
   return true;
 }
 
+ToolStyle ToolStyleOf(const ChatTemplate* chat) {
+  return chat == nullptr ? ToolStyle::kNone : chat->tool_style();
+}
+
+// Whether a web page of another server asks: its reader's browser reaches loopback too.
+bool IsForeignPage(const HttpRequest& request) {
+  return !request.origin.empty() && request.origin != "http://" + request.host &&
+         request.origin != "https://" + request.host;
+}
+
 bool Matches(std::string_view method, std::string_view given) {
   return given == method || (given == "HEAD" && method == "GET");
 }
@@ -133,6 +143,11 @@ absl::Status HttpApi::Admit(const Route& route, Call* call) const {
                                                       std::move(request.certificate_names),
                                                       std::move(request.peer)},
                                                      route.door.role));
+    if (route.door.role == Role::kAdaptersWrite && call->client.caller->id.empty() &&
+        IsForeignPage(request)) {
+      return absl::PermissionDeniedError(absl::StrCat(
+          "a page of ", request.origin, " changes adapters only with a key (serve --keys)"));
+    }
   }
   if (!route.needs_model || has_model_) return absl::OkStatus();
   return absl::UnavailableError("the model is being loaded");
@@ -199,7 +214,7 @@ HttpApi::Answer HttpApi::Completions(const Call& call) const {
 
 HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
-  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body));
+  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(context_->chat_template)));
   return Generate(call, std::move(parsed));
 }
 

@@ -1,9 +1,12 @@
 #include "server/openai/output.h"
 
+#include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/random.h"
 #include "server/text/utf8.h"
 
 namespace lorikeet {
@@ -32,9 +35,18 @@ Json Bytes(const std::string& piece) {
   return bytes;
 }
 
-Json FinishWord(const GenerationDelta& delta) {
-  if (!delta.end) return nullptr;
-  return delta.end->length ? "length" : "stop";
+// `first`: how many calls the choice has had before.
+Json ToolCalls(const std::vector<ToolCall>& calls, int first, bool chunk) {
+  Json list = Json::array();
+  for (const ToolCall& call : calls) {
+    Json entry = Json::object();
+    if (chunk) entry["index"] = first + static_cast<int>(list.size());
+    entry["id"] = "call_" + RandomHex(24);
+    entry["type"] = "function";
+    entry["function"] = {{"name", call.name}, {"arguments", call.arguments}};
+    list.push_back(std::move(entry));
+  }
+  return list;
 }
 
 // vLLM's: the stop string or token id, null for the end of sequence.
@@ -56,7 +68,26 @@ OutputWriter::OutputWriter(OutputOptions options, const Tokenizer& tokenizer, in
       id_(absl::StrCat(options_.chat ? "chatcmpl-" : "cmpl-", options_.request_id)),
       created_(UnixSeconds()),
       text_offset_(choices, 0),
-      begun_(choices, false) {}
+      begun_(choices, false) {
+  if (!options_.tools.names.empty()) finders_.assign(choices, ToolCallFinder(&options_.tools));
+}
+
+// What is sure by now; at the end, all that is left.
+ToolCallFinder::Found OutputWriter::TextAndCalls(int32_t index, const GenerationDelta& delta) {
+  if (finders_.empty()) return {.text = delta.text};
+  ToolCallFinder::Found found = finders_[index].Append(delta.text);
+  if (!delta.end) return found;
+  ToolCallFinder::Found rest = finders_[index].Finish();
+  found.text += rest.text;
+  std::ranges::move(rest.calls, std::back_inserter(found.calls));
+  return found;
+}
+
+Json OutputWriter::FinishWord(int32_t index, const GenerationDelta& delta) const {
+  if (!delta.end) return nullptr;
+  if (delta.end->length) return "length";
+  return !finders_.empty() && finders_[index].calls() > 0 ? "tool_calls" : "stop";
+}
 
 void OutputWriter::Count(const GenerationEnd& end, bool first_of_prompt) {
   if (first_of_prompt) prompt_tokens_ += end.prompt_tokens;
@@ -143,12 +174,19 @@ Json OutputWriter::PromptLogprobs(const PromptEcho& prompt) const {
 Json OutputWriter::Whole(int32_t index, const GenerationDelta& delta) {
   Json choice = {{"index", index}};
   if (options_.chat) {
-    choice["message"] = {{"role", "assistant"}, {"content", delta.text}, {"refusal", nullptr}};
+    const ToolCallFinder::Found found = TextAndCalls(index, delta);
+    const bool calls_alone = found.text.empty() && !found.calls.empty();
+    choice["message"] = {{"role", "assistant"},
+                         {"content", calls_alone ? Json() : Json(found.text)},
+                         {"refusal", nullptr}};
+    if (!found.calls.empty()) {
+      choice["message"]["tool_calls"] = ToolCalls(found.calls, 0, /*chunk=*/false);
+    }
   } else {
     choice["text"] = options_.echo ? delta.prompt->text + delta.text : delta.text;
   }
   choice["logprobs"] = Logprobs(index, delta);
-  choice["finish_reason"] = FinishWord(delta);
+  choice["finish_reason"] = FinishWord(index, delta);
   choice["stop_reason"] = StopReason(delta);
   if (options_.prompt_logprobs) choice["prompt_logprobs"] = PromptLogprobs(*delta.prompt);
   return choice;
@@ -194,19 +232,24 @@ void OutputWriter::AppendEvents(int32_t index, const GenerationDelta& delta, std
                  {"finish_reason", nullptr}},
                 out);
   }
+  const int calls_before = finders_.empty() ? 0 : finders_[index].calls();
+  const ToolCallFinder::Found found = TextAndCalls(index, delta);
   const bool prompt = delta.prompt && (options_.echo || options_.prompt_logprobs);
-  const bool tokens = !delta.text.empty() || (options_.logprobs && !delta.tokens.empty());
-  if (!tokens && !prompt && !delta.end) return;
+  const bool tokens = !found.text.empty() || (options_.logprobs && !delta.tokens.empty());
+  if (!tokens && !prompt && !delta.end && found.calls.empty()) return;
   Json choice;
   if (options_.chat) {
     choice["delta"] = Json::object();
-    if (tokens) choice["delta"]["content"] = delta.text;
+    if (tokens) choice["delta"]["content"] = found.text;
+    if (!found.calls.empty()) {
+      choice["delta"]["tool_calls"] = ToolCalls(found.calls, calls_before, /*chunk=*/true);
+    }
   } else {
     const bool echo = options_.echo && delta.prompt;
-    choice["text"] = echo ? delta.prompt->text + delta.text : delta.text;
+    choice["text"] = echo ? delta.prompt->text + found.text : found.text;
   }
   choice["logprobs"] = tokens || prompt ? Logprobs(index, delta) : Json();
-  choice["finish_reason"] = FinishWord(delta);
+  choice["finish_reason"] = FinishWord(index, delta);
   choice["stop_reason"] = StopReason(delta);
   if (options_.prompt_logprobs && delta.prompt) {
     choice["prompt_logprobs"] = PromptLogprobs(*delta.prompt);

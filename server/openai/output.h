@@ -17,6 +17,7 @@ class OutputWriter {
  public:
   // `tokenizer` outlives this. `choices`: of the whole response.
   OutputWriter(OutputOptions options, const Tokenizer& tokenizer, int32_t choices);
+  OutputWriter(const OutputWriter&) = delete;
 
   // Adds what a choice ended with to the usage.
   void Count(const GenerationEnd& end, bool first_of_prompt);
@@ -32,6 +33,8 @@ class OutputWriter {
   void AppendEnd(std::string* out) const;
 
  private:
+  ToolCallFinder::Found TextAndCalls(int32_t index, const GenerationDelta& delta);
+  Json FinishWord(int32_t index, const GenerationDelta& delta) const;
   Json Envelope(bool chunk) const;
   Json Usage() const;
   Json Logprobs(int32_t index, const GenerationDelta& delta);
@@ -48,6 +51,7 @@ class OutputWriter {
   std::string fingerprint_;         // of the weights that answer
   std::vector<size_t> text_offset_;  // [choices] for completions' log-probabilities
   std::vector<bool> begun_;          // [choices] the role was sent
+  std::vector<ToolCallFinder> finders_;  // [choices] if there are tools to call
   int64_t prompt_tokens_ = 0;
   int64_t cached_tokens_ = 0;
   int64_t completion_tokens_ = 0;

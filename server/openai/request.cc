@@ -316,7 +316,7 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(const Json& body) {
   return request;
 }
 
-absl::StatusOr<OpenAiRequest> ParseChat(const Json& body) {
+absl::StatusOr<OpenAiRequest> ParseChat(const Json& body, ToolStyle style) {
   OpenAiRequest request;
   request.output.chat = true;
   GenerationInput& input = request.inputs.emplace_back();
@@ -339,6 +339,12 @@ absl::StatusOr<OpenAiRequest> ParseChat(const Json& body) {
       fields.Note(FieldError("chat_template_kwargs", "not an object"));
     }
     chat.variables_json = Dump(*variables);
+  }
+  request.output.tools = ReadTools(fields, style);
+  chat.tools_json = request.output.tools.definitions_json;
+  if (auto& forced = request.output.tools.grammar) {
+    if (input.grammar) fields.Note(FieldError("tool_choice", "the answer has a form already"));
+    input.grammar = std::move(forced);
   }
   fields.Accept("store", false);
   fields.Accept("service_tier", "auto");

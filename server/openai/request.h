@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "server/generation.h"
 #include "server/openai/fields.h"
+#include "server/openai/tools.h"
 
 namespace lorikeet {
 
@@ -22,6 +23,7 @@ struct OutputOptions {
   bool tokens_as_ids = false;        // in log-probabilities: "token_id:17"
   std::string model;                 // as the client named it
   std::string request_id;            // RequestOrigin's
+  ToolOptions tools;                 // of a chat
 };
 
 struct OpenAiRequest {
@@ -31,7 +33,8 @@ struct OpenAiRequest {
 
 // INVALID_ARGUMENT names the field, the value and the bound, and a field that is not supported.
 absl::StatusOr<OpenAiRequest> ParseCompletion(const Json& body);
-absl::StatusOr<OpenAiRequest> ParseChat(const Json& body);
+// `style`: how the model writes its calls of tools.
+absl::StatusOr<OpenAiRequest> ParseChat(const Json& body, ToolStyle style);
 
 // The messages of a conversation in the shape that chat templates take: content as text, arguments
 // of tool calls as objects.

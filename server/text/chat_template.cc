@@ -20,6 +20,12 @@ std::string_view Or(std::string_view text, std::string_view if_empty) {
   return text.empty() ? if_empty : text;
 }
 
+ToolStyle ToolStyleOf(const std::string& source) {
+  if (source.find("tools") == std::string::npos) return ToolStyle::kNone;
+  const bool tagged = source.find("<tool_call>") != std::string::npos;
+  return tagged ? ToolStyle::kTagged : ToolStyle::kWhole;
+}
+
 }  // namespace
 
 std::string MessagesJson(std::span<const ChatMessage> messages) {
@@ -51,6 +57,7 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(const ChatTem
   if (!source.with_tools.empty()) {
     LK_ASSIGN_OR_RETURN(chat->with_tools_, Compile(source.with_tools));
   }
+  chat->tool_style_ = ToolStyleOf(source.with_tools.empty() ? source.text : source.with_tools);
   Json tokens = Json::object();
   const auto add = [&](const char* name, const std::optional<NamedToken>& token) {
     if (token) tokens[name] = token->text;

@@ -30,6 +30,13 @@ struct ChatRequest {
   int64_t now_unix_s = 0;             // what strftime_now tells, in the local time zone
 };
 
+// How a model that was trained with a template writes its calls of tools.
+enum class ToolStyle : uint8_t {
+  kNone,    // the template does not mention tools
+  kTagged,  // Hermes, Qwen: <tool_call>{"name", "arguments"}</tool_call>, among text, any number
+  kWhole,   // Llama, Mistral: {"name", "parameters"}, or an array of such, as the whole answer
+};
+
 // Immutable and thread-safe. Renders what Transformers' apply_chat_template renders: its Jinja
 // settings, raise_exception, tojson, strftime_now, loop controls, Python's string methods, and null
 // members of messages dropped. Not the same: tuples are lists (it shows only where one is printed),
@@ -39,6 +46,8 @@ class ChatTemplate {
   // INVALID_ARGUMENT: the source does not compile, with the line.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Create(const ChatTemplateSource& source,
                                                               const NamedTokens& named);
+
+  ToolStyle tool_style() const { return tool_style_; }
 
   // The prompt, to be encoded with add_special = false. INVALID_ARGUMENT: JSON that does not parse,
   // or messages that the template refuses (raise_exception), in its words.
@@ -56,6 +65,7 @@ class ChatTemplate {
 
   Handle text_;
   Handle with_tools_;  // null: text_ serves requests with tools too
+  ToolStyle tool_style_ = ToolStyle::kNone;
   std::string named_tokens_json_;
 };
 

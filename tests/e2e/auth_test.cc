@@ -262,6 +262,19 @@ TEST_F(OpenTest, BeyondLoopbackNobodyChangesAdaptersWithoutKeys) {
   EXPECT_TRUE(Unary(TextRequest("hello", 1), &response).ok());
 }
 
+TEST_F(OpenTest, PagesOfOthersDoNotChangeAdapters) {
+  Start();
+  HttpClient client(service_->http_port());
+  const std::string load = R"({"lora_name": "x", "lora_path": "lora"})";
+  for (const char* origin : {"https://example.com", "null", "http://test.example.com"}) {
+    client.set_headers(absl::StrCat("Origin: ", origin, "\r\n"));
+    EXPECT_EQ(client.Post("/v1/load_lora_adapter", load).status, 403) << origin;
+    EXPECT_EQ(client.Get("/v1/models").status, 200);
+  }
+  client.set_headers("Origin: http://test\r\n");  // its own: the client calls the server "test"
+  EXPECT_EQ(client.Post("/v1/load_lora_adapter", load).status, 200);
+}
+
 TEST_F(OpenTest, UnlessItIsToldThatAnyoneMay) {
   config_.host = "0.0.0.0";
   config_.open_admin = true;

@@ -97,6 +97,15 @@ TEST_F(OpenAiTest, AdaptersWithWeightsAreSummed) {
   const json base = Post("/v1/completions", Completion())["choices"][0]["text"];
   EXPECT_NE(Post("/v1/completions", Completion({{"adapters", sum}}))["choices"][0]["text"], base);
   Post("/v1/completions", Completion({{"adapters", sum}, {"model", "plain"}}), 400);
+  // The sum's last request is gone, and so is its hold on what it was made of.
+  grpc::ClientContext context;
+  v1::UnloadAdapterRequest unload;
+  unload.set_name("plain");
+  unload.set_drain_ms(2000);
+  v1::UnloadAdapterResponse unloaded;
+  EXPECT_TRUE(adapters().UnloadAdapter(&context, unload, &unloaded).ok());
+  EXPECT_GT(unloaded.host_bytes_freed(), 0);
+  ASSERT_TRUE(Load("plain", "lora").ok());
   Post("/v1/completions", Completion({{"adapters", {{{"id", "nobody"}}}}}), 404);
   Post("/v1/completions", Completion({{"adapters", {{{"id", "plain"}, {"mass", 1}}}}}), 400);
 }

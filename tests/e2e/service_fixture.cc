@@ -39,8 +39,9 @@ ServedModel ServiceTest::MakeModel() {
   model.context_tokens = shape.context;
   model.eos_ids = shape.eos_ids;
   model.tokenizer = *Tokenizer::FromDirectory(kGoldenModel);
-  model.chat_template =
-      *ChatTemplate::Create(model.tokenizer->chat_template(), model.tokenizer->named());
+  ChatTemplateSource chat = model.tokenizer->chat_template();
+  if (!chat_template_.empty()) chat.text = chat_template_;
+  model.chat_template = *ChatTemplate::Create(chat, model.tokenizer->named());
   if (real_runner_) {
     RunnerOptions options;
     options.device = "cpu";

@@ -67,6 +67,7 @@ class ServiceTest : public ::testing::Test {
   static void WaitFor(const std::function<bool()>& condition);
 
   ServerConfig config_;
+  std::string chat_template_;  // instead of the model's; empty: its own
   bool real_runner_ = false;  // the golden model itself answers; nothing can be scripted or held
   bool with_images_ = false;  // adapters take pages, as on a GPU
   std::unique_ptr<Service> service_;

@@ -10,6 +10,13 @@ target_link_libraries(adapter_properties PUBLIC lorikeet_adapters_cache lorikeet
 lorikeet_test(adapter_mutation_test ${PROJECT_SOURCE_DIR}/tests/fuzz/adapter_mutation_test.cc
   LIBS adapter_properties)
 
+if(TARGET lorikeet_server)
+  add_library(request_properties STATIC ${PROJECT_SOURCE_DIR}/tests/fuzz/requests.cc)
+  target_link_libraries(request_properties PUBLIC lorikeet_server GTest::gtest)
+  lorikeet_test(request_mutation_test ${PROJECT_SOURCE_DIR}/tests/fuzz/request_mutation_test.cc
+    LIBS request_properties)
+endif()
+
 # With clang: build/<preset>/gguf_fuzz -max_total_time=60 CORPUS_DIR
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
   foreach(instrumented parser_properties lorikeet_tensor lorikeet_model)
@@ -19,6 +26,15 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
     add_executable(${parser}_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/${parser}_fuzz.cc)
     target_link_libraries(${parser}_fuzz PRIVATE parser_properties -fsanitize=fuzzer)
   endforeach()
+  if(TARGET lorikeet_server)
+    foreach(instrumented request_properties lorikeet_server)
+      target_compile_options(${instrumented} PRIVATE -fsanitize=fuzzer-no-link)
+    endforeach()
+    foreach(reader request_body query keys tool_calls http)
+      add_executable(${reader}_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/${reader}_fuzz.cc)
+      target_link_libraries(${reader}_fuzz PRIVATE request_properties -fsanitize=fuzzer)
+    endforeach()
+  endif()
   foreach(instrumented adapter_properties lorikeet_adapters_cache lorikeet_adapter_formats)
     target_compile_options(${instrumented} PRIVATE -fsanitize=fuzzer-no-link)
   endforeach()

@@ -1,0 +1,50 @@
+// What gRPC's calls of one generation share: starting, being woken, being cancelled.
+#pragma once
+
+#include <grpcpp/server_context.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "server/generation.h"
+#include "server/grpc/front_thread.h"
+
+namespace lorikeet {
+
+// The call's deadline on the engine's clock.
+int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clock);
+
+// Lives until gRPC is done with it; `mutex_` guards everything below it.
+class GenerationReactor : public std::enable_shared_from_this<GenerationReactor> {
+ public:
+  virtual ~GenerationReactor() = default;
+
+  // `decode` makes the input of the call's request, for a client that may generate.
+  void Start(const ServingContext& context, FrontThread* front, grpc::CallbackServerContext* call,
+             const std::function<absl::StatusOr<GenerationInput>()>& decode);
+
+ protected:
+  // Sends on what Poll gives. With the mutex held.
+  virtual void Pump() = 0;
+  // Ends the call with an error. With the mutex held.
+  virtual void Fail(const absl::Status& status) = 0;
+
+  void CancelCall();
+
+  std::mutex mutex_;
+  std::unique_ptr<GenerationCall> generation_;
+  bool canceled_ = false;
+  bool finished_ = false;  // the call's last operation was started
+
+ private:
+  absl::StatusOr<std::unique_ptr<GenerationCall>> TryStart(
+      const ServingContext& context, FrontThread* front, const grpc::CallbackServerContext& call,
+      const std::function<absl::StatusOr<GenerationInput>()>& decode);
+  void Wake(std::shared_ptr<GenerationReactor> self, FrontThread* front);
+
+  std::atomic<bool> posted_{false};
+};
+
+}  // namespace lorikeet
