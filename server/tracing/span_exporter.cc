@@ -18,6 +18,8 @@ namespace {
 namespace otlp = opentelemetry::proto;
 
 constexpr auto kLinger = std::chrono::milliseconds(500);  // for more spans to send at once
+constexpr auto kSend = std::chrono::seconds(5);           // then spans are dropped
+constexpr auto kFlush = std::chrono::seconds(2);          // at the end
 
 std::string HostName() {
   char name[256] = {};
@@ -61,10 +63,12 @@ SpanExporter::SpanExporter(std::unique_ptr<Service::Stub> stub)
 
 SpanExporter::~SpanExporter() {
   {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     stopping_ = true;
+    changed_.notify_all();
+    changed_.wait_for(lock, kFlush, [this] { return done_; });
+    if (sending_ != nullptr) sending_->TryCancel();
   }
-  changed_.notify_one();
   thread_.join();
 }
 
@@ -88,7 +92,7 @@ void SpanExporter::Run() {
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return stopping_ || !queued_.empty(); });
-    if (queued_.empty()) return;
+    if (queued_.empty()) break;
     changed_.wait_for(lock, kLinger,
                       [this] { return stopping_ || queued_.size() >= kMostAtOnce; });
     const auto end = queued_.begin() + std::min(queued_.size(), kMostAtOnce);
@@ -96,25 +100,28 @@ void SpanExporter::Run() {
                                 std::make_move_iterator(end));
     queued_.erase(queued_.begin(), end);
     const auto count = static_cast<int64_t>(batch.size());
-    const bool last = stopping_;
+    grpc::ClientContext context;
+    sending_ = &context;
     lock.unlock();
-    const bool sent = Send(std::move(batch), last ? kFlushSeconds : kSendSeconds);
+    const bool sent = Send(std::move(batch), &context);
     lock.lock();
+    sending_ = nullptr;
     (sent ? counts_.exported : counts_.dropped) += count;
-    if (last && !sent) return;
+    if (stopping_ && !sent) break;
   }
+  done_ = true;
+  changed_.notify_all();
 }
 
-bool SpanExporter::Send(std::vector<OtlpSpan> spans, int timeout_s) {
+bool SpanExporter::Send(std::vector<OtlpSpan> spans, grpc::ClientContext* context) {
   otlp::collector::trace::v1::ExportTraceServiceRequest request;
   auto* all = request.add_resource_spans();
   Describe(all);
   for (OtlpSpan& span : spans) *all->mutable_scope_spans(0)->add_spans() = std::move(span);
-  grpc::ClientContext context;
-  context.set_wait_for_ready(true);  // the collector may be on its way back
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(timeout_s));
+  context->set_wait_for_ready(true);  // the collector may be on its way back
+  context->set_deadline(std::chrono::system_clock::now() + kSend);
   otlp::collector::trace::v1::ExportTraceServiceResponse response;
-  return stub_->Export(&context, request, &response).ok();
+  return stub_->Export(context, request, &response).ok();
 }
 
 }  // namespace lorikeet

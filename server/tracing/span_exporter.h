@@ -41,19 +41,17 @@ class SpanExporter {
   // `endpoint`: HOST:PORT or http://HOST:PORT, in the clear, or https://HOST:PORT. INVALID_ARGUMENT
   // otherwise. It is connected to when there are spans, again and again.
   static absl::StatusOr<std::unique_ptr<SpanExporter>> Start(const std::string& endpoint);
-  ~SpanExporter();  // sends what is queued, if the collector takes it within kFlushSeconds
+  ~SpanExporter();  // gives what is queued two seconds to be taken
 
   void Add(std::vector<OtlpSpan> spans);
   SpanCounts counts() const;
 
  private:
   using Service = opentelemetry::proto::collector::trace::v1::TraceService;
-  static constexpr int kSendSeconds = 5;
-  static constexpr int kFlushSeconds = 2;
 
   explicit SpanExporter(std::unique_ptr<Service::Stub> stub);
   void Run();
-  bool Send(std::vector<OtlpSpan> spans, int timeout_s);
+  bool Send(std::vector<OtlpSpan> spans, grpc::ClientContext* context);
 
   const std::unique_ptr<Service::Stub> stub_;
   mutable std::mutex mutex_;  // everything below
@@ -61,6 +59,8 @@ class SpanExporter {
   std::vector<OtlpSpan> queued_;
   SpanCounts counts_;
   bool stopping_ = false;
+  bool done_ = false;                        // the thread is
+  grpc::ClientContext* sending_ = nullptr;  // of the call under way
   std::thread thread_;
 };
 
