@@ -54,7 +54,7 @@ draw_band() {
   drawn=$((drawn + height + 2))
 }
 
-# draw: all bands over those drawn before.
+# draw MOST: all bands over those drawn before, each of MOST lines at most.
 draw() {
   local first count frame
   ((drawn)) && printf '\e[%dA\r' "$drawn"
@@ -81,6 +81,7 @@ side_by_side() {
   done
   if [[ -t 1 ]]; then
     read -r rows width < <(stty size </dev/tty 2>/dev/null || echo 24 80)
+    ((rows)) || rows=24  # a terminal may not know its size
     ((width >= 40)) || width=80
     # Columns of 24 or more, as even as can be.
     local fit=$(((width + 1) / 26)) bands
@@ -95,6 +96,7 @@ side_by_side() {
       draw "$most"
       ((running)) && sleep 0.05
     done
+    draw 1000  # nothing is drawn over these: they may scroll
   fi
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
   if [[ ! -t 1 ]]; then

@@ -20,9 +20,10 @@ absl::StatusOr<Precision> ChoosePrecision(const std::string& name, const ModelSo
       absl::StrCat("precision is \"", name, "\"; it must be auto, exact or fast"));
 }
 
-// auto: CUDA where this build and this machine have it.
+// auto: CUDA where this build and this machine have it, else the CPU and in `no_gpu` the reason.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
-                                                     const BackendOptions& options) {
+                                                     const BackendOptions& options,
+                                                     absl::Status* no_gpu) {
   if (device == "cpu") return MakeCpuBackend(options);
   if (device != "auto" && device != "cuda") {
     return absl::InvalidArgumentError(
@@ -31,6 +32,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
   absl::StatusOr<std::unique_ptr<Backend>> cuda = MakeCudaBackend(options);
   if (cuda.ok() || device == "cuda") return cuda;
   if (!absl::IsFailedPrecondition(cuda.status())) return cuda.status();
+  *no_gpu = cuda.status();
   return MakeCpuBackend(options);
 }
 
@@ -49,8 +51,9 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                                        .max_rows = options.limits.max_batch_tokens,
                                        .pinned_bytes = options.pinned_bytes,
                                        .record = options.record};
+  absl::Status no_gpu;
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                      MakeBackend(options.device, backend_options));
+                      MakeBackend(options.device, backend_options, &no_gpu));
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
                       Model::Load(source, backend.get(), options.limits.max_batch_tokens));
   const KvLayout layout = MakeLayout(source->config(), backend->kv_dtype());
@@ -62,8 +65,10 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                      " tokens of this model alone take ",
                      layout.pages_per_block * layout.page_bytes()));
   }
-  return std::unique_ptr<ModelRunner>(new ModelRunner(
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(
       std::move(source), std::move(backend), std::move(model), precision, layout, pages));
+  runner->no_gpu_ = no_gpu;
+  return runner;
 }
 
 ModelRunner::ModelRunner(std::shared_ptr<const ModelSource> source,

@@ -45,11 +45,14 @@ class ModelRunner final : public Runner {
   int64_t weight_bytes() const { return model_->weight_bytes(); }
   double MeasureBandwidth() { return backend_->MeasureBandwidth(); }  // see Backend
   std::string Describe() const { return backend_->Describe(); }
+  // Why device "auto" came to the CPU; OK where it did not.
+  const absl::Status& no_gpu() const { return no_gpu_; }
 
  private:
   ModelRunner(std::shared_ptr<const ModelSource> source, std::unique_ptr<Backend> backend,
               std::unique_ptr<Model> model, Precision precision, const KvLayout& kv,
               int32_t pages);
+  void FillMasks(std::span<LogitRow> rows);
 
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;
@@ -57,8 +60,7 @@ class ModelRunner final : public Runner {
   const Precision precision_;
   const KvLayout kv_;
   const int32_t pages_;
-  void FillMasks(std::span<LogitRow> rows);
-
+  absl::Status no_gpu_;
   std::vector<int32_t> logit_rows_;  // [L] of the step
   std::vector<LogitRow> rows_;       // [L] with what their constraints allow
   std::vector<uint32_t> masks_;      // [L, words] computed beside the forward pass

@@ -298,6 +298,16 @@ constexpr Verb kVerbs[] = {
     {"alias", 2, kAny, Alias}, {"watch", 0, 0, Watch},     {"plan", 1, kAny, Plan},
     {"inspect", 1, 1, Inspect}};
 
+absl::StatusOr<const Verb*> FindVerb(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Verb& verb : kVerbs) {
+    if (name == verb.name) return &verb;
+    names.push_back(verb.name);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown verb '", name, "'; did you mean '", NearestName(name, names), "'?"));
+}
+
 }  // namespace
 
 absl::Status RunAdapters(Arguments args) {
@@ -312,14 +322,8 @@ absl::Status RunAdapters(Arguments args) {
             &flags.adapters);
   table.Int("tokens", 0, kMost, "tokens", "plan: so many are kept at a time", &flags.tokens);
   if (PrintedHelp(args, kUsage, table)) return absl::OkStatus();
-  const auto verb = std::find_if(std::begin(kVerbs), std::end(kVerbs), [&](const Verb& known) {
-    return !args.empty() && args[0] == known.name;
-  });
-  if (verb == std::end(kVerbs)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(args.empty() ? "no verb" : absl::StrCat("'", args[0], "'"),
-                     "; see lorikeet adapters --help"));
-  }
+  if (args.empty()) return absl::InvalidArgumentError("no verb; see lorikeet adapters --help");
+  LK_ASSIGN_OR_RETURN(const Verb* verb, FindVerb(args[0]));
   LK_ASSIGN_OR_RETURN(const Positional rest,
                       ParseClientFlags(args.subspan(1), table, verb->least, verb->most));
   return verb->run(flags, rest);

@@ -56,7 +56,14 @@ class KeySenders final : public grpc::experimental::ClientInterceptorFactoryInte
 }  // namespace
 
 void AddServerOption(OptionTable* table, ServerAddress* server) {
-  table->Text("server", "HOST:PORT", "gRPC port of the server", &server->host_port);
+  table->Custom("server", "HOST:PORT",
+                absl::StrCat("gRPC port of the server (default ", kDefaultServer, ")"),
+                [server](const std::string& host_port) -> absl::Status {
+                  server->host_port = host_port;
+                  if (host_port.find(':') != std::string::npos) return absl::OkStatus();
+                  return absl::InvalidArgumentError(
+                      absl::StrCat("server: '", host_port, "' is not HOST:PORT"));
+                });
   AddFile(table, "tls-ca", "PEM root certificates of the server; without them, no TLS", &server->ca);
   AddFile(table, "tls-cert", "PEM certificate chain to show the server", &server->certificate);
   AddFile(table, "tls-key", "PEM private key of tls-cert", &server->key);
@@ -78,7 +85,7 @@ absl::StatusOr<std::vector<std::string>> ParseClientFlags(Arguments args, const 
   }
   if (rest.size() < least) {
     return absl::InvalidArgumentError(
-        absl::StrCat(rest.size(), " arguments given, ", least, " needed; see --help"));
+        absl::StrCat("arguments given: ", rest.size(), ", needed: ", least, "; see --help"));
   }
   return rest;
 }

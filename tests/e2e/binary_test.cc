@@ -256,6 +256,12 @@ TEST_F(BinaryTest, InspectNeedsNoServer) {
   ExpectOneLineError(Run({"adapters", "inspect", kModel}), "adapter_config.json");
 }
 
+TEST_F(BinaryTest, WithoutAGpuTheServerSaysWhy) {
+  if (access("/dev/nvidia0", F_OK) == 0) GTEST_SKIP() << "there is a GPU";
+  Serve({"--device", "auto"});
+  EXPECT_THAT(ReadFile(Path("serve_out")), HasSubstr("\nno GPU: "));
+}
+
 TEST_F(BinaryTest, SigtermEndsItCleanly) {
   Serve();
   kill(server_, SIGTERM);
@@ -286,6 +292,9 @@ TEST_F(BinaryTest, FailuresAreOneLineOnStandardError) {
       Run({"serve", "--model", Path("cut.gguf"), "--grpc-port", "0", "--http-port", "0"}),
       "cut.gguf");
   ExpectOneLineError(Run({"generate"}), "--prompt");
+  ExpectOneLineError(Run({"adapters", "lod", "x", "y"}), "did you mean 'load'?");
+  ExpectOneLineError(Run({"adapters", "list", "--server", "localhost"}),
+                     "--server: 'localhost' is not HOST:PORT");
   ExpectOneLineError(Run({"generate", "--chat", Path("bad.yaml")}), "not JSON");
   Serve();
   ExpectOneLineError(Client({"generate", "--prompt", "ok\xff"}),
