@@ -104,23 +104,35 @@ void AdapterRegistry::Core::Emit(AdapterEvent::Kind kind, const std::string& nam
 void AdapterRegistry::Core::Load(std::string name, fs::path path, LoadOptions options,
                                  LoadDone done) {
   absl::Status refused = ValidateAdapterName(name, options_.base_name);
+  const bool remote = options_.sources != nullptr && AdapterSources::Takes(path.native());
   if (refused.ok()) {
     std::lock_guard lock(mutex_);
     if (stopping_) {
       refused = RegistryShuttingDown();
-    } else if (jobs_.size() >= kMaxPendingLoads) {
-      refused = absl::ResourceExhaustedError(
-          absl::StrCat(jobs_.size(), " adapter loads are waiting; at most ", kMaxPendingLoads));
+    } else if (jobs_.size() + fetching_ >= kMaxPendingLoads) {
+      refused = absl::ResourceExhaustedError(absl::StrCat(
+          jobs_.size() + fetching_, " adapter loads are waiting; at most ", kMaxPendingLoads));
+    } else if (remote) {
+      ++fetching_;
     } else {
-      jobs_.push_back({nullptr, std::move(name), std::move(path), options, std::move(done)});
+      jobs_.push_back({.name = std::move(name),
+                       .path = std::move(path),
+                       .options = options,
+                       .done = std::move(done)});
     }
   }
   if (!refused.ok()) return done(refused);
+  if (remote) {
+    return FetchThenLoad({.name = std::move(name),
+                          .path = std::move(path),
+                          .options = options,
+                          .done = std::move(done)});
+  }
   jobs_changed_.notify_one();
 }
 
 void AdapterRegistry::Core::Reload(const std::string& name, LoadDone done) {
-  LoadOptions options{.replace = true};
+  LoadOptions options{.replace = true};  // the name keeps its tenant
   absl::StatusOr<std::string> path = AdapterNotLoaded(name);
   {
     std::lock_guard lock(mutex_);
@@ -128,7 +140,7 @@ void AdapterRegistry::Core::Reload(const std::string& name, LoadDone done) {
       const auto& targets = it->second.targets;
       options.origin = it->second.origin;
       options.keep = it->second.kept;
-      path = targets.front().version->record.path;
+      path = targets.front().version->record.location();
       if (targets.size() > 1) {
         path = absl::FailedPreconditionError(
             absl::StrCat("adapter ", QuotedName(name), " is an alias of ", targets.size(),
@@ -226,8 +238,9 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::SetPinned(std::string_view name, bo
   return core_->SetPinned(name, pinned);
 }
 absl::StatusOr<AdapterInfo> AdapterRegistry::SetAlias(const std::string& alias,
-                                                      const std::vector<AdapterTarget>& targets) {
-  return core_->SetAlias(alias, targets);
+                                                      const std::vector<AdapterTarget>& targets,
+                                                      const std::string& tenant) {
+  return core_->SetAlias(alias, targets, tenant);
 }
 void AdapterRegistry::SetDevice(DeviceTier* device) { core_->SetDevice(device); }
 std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) const {
@@ -239,6 +252,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Get(std::string_view name) const {
 absl::StatusOr<std::string> AdapterRegistry::Find(std::string_view name) const {
   return core_->Find(name);
 }
+bool AdapterRegistry::MayAppear(std::string_view name) const { return core_->MayAppear(name); }
 RegistryStats AdapterRegistry::stats() const { return core_->stats(); }
 std::unique_ptr<AdapterWatch> AdapterRegistry::Watch(std::function<void()> wake) {
   return core_->Watch(std::move(wake));
@@ -260,7 +274,8 @@ Result Await(const Call& call) {
 }  // namespace
 
 absl::StatusOr<AdapterInfo> AdapterRegistry::Load(std::string name, fs::path path, Origin origin) {
-  return Load(std::move(name), std::move(path), LoadOptions{.origin = origin});
+  return Load(std::move(name), std::move(path),
+              LoadOptions{.origin = origin, .keep = origin == Origin::kClient});
 }
 absl::StatusOr<AdapterInfo> AdapterRegistry::Load(std::string name, fs::path path,
                                                   LoadOptions options) {

@@ -8,7 +8,8 @@
 //
 // Host tier: registered versions are in memory as far as `host_bytes` goes. What is neither leased
 // nor pinned makes room, the one used longest ago first, and is read again when it is asked for;
-// its files must then still have the bytes of its version.
+// its files must then still have the bytes of its version. Where there is room and nothing else to
+// do, what was asked for most often is read ahead: after a restart, and when others have gone.
 //
 // Threads: files are read and adapters built on loader threads; adapters are freed on a thread of
 // their own. Everything else holds a mutex for a few look-ups and never waits for a load; the
@@ -27,6 +28,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "adapters_cache/adapter_sources.h"
 #include "adapters_cache/normalise.h"
 #include "engine/api/adapter_store.h"
 #include "engine/api/base_model.h"
@@ -48,7 +50,7 @@ struct AdapterInfo {
   std::string version;
   std::vector<AdapterTarget> targets;  // more than one for an alias that splits requests
   std::string variant;                 // "lora", "rslora", "dora", ...
-  std::string path;                    // resolved directory it is read from
+  std::string path;                    // resolved directory it is read from, or URL
   int32_t min_rank = 0;
   int32_t max_rank = 0;
   int32_t modules = 0;   // adapted linears
@@ -130,6 +132,13 @@ class AdapterRegistry final : public AdapterStore {
     // Where names loaded by clients outlive the process; empty: they do not. See registry_file.h.
     std::filesystem::path state_file;
     int32_t max_adapters = std::numeric_limits<int32_t>::max();  // names
+    // Of each tenant that has a name (LoadOptions::tenant).
+    int32_t tenant_max_adapters = std::numeric_limits<int32_t>::max();
+    int64_t tenant_host_bytes = std::numeric_limits<int64_t>::max();
+    AdapterSources* sources = nullptr;  // of URLs; outlives the registry
+    // Directories below the roots and URLs: an unknown name is looked for below each in turn when a
+    // request first asks for it.
+    std::vector<std::string> on_demand;
   };
 
   enum class Origin : uint8_t {
@@ -141,7 +150,9 @@ class AdapterRegistry final : public AdapterStore {
     Origin origin = Origin::kClient;
     bool replace = false;  // a name that leads to another version is led to this one
     bool pin = false;
-    bool keep = false;  // a name of kOperator that survives the process as clients' names do
+    bool keep = true;      // the name survives the process
+    std::string version;   // DATA_LOSS if it is another; empty: any
+    std::string tenant;    // whose name it is, if it is new; empty: nobody's
   };
 
   using LoadDone = std::function<void(absl::StatusOr<AdapterInfo>)>;
@@ -155,9 +166,10 @@ class AdapterRegistry final : public AdapterStore {
   // Loads and unloads still under way end with CANCELLED. Leases may outlive the registry.
   ~AdapterRegistry() override;
 
-  // Registers the adapter directory `path` as `name` and calls `done` once, on a loader thread (or
-  // at once, on this one, when the request is refused at the door). A relative path is looked for
-  // below each root in turn, then in the working directory. Already loaded with the same bytes: OK,
+  // Registers the adapter directory `path`, or a URL of the sources, as `name` and calls `done` once,
+  // on a loader's or a source's thread (or at once, on this one, when the request is refused at the
+  // door). A relative path is looked for below each root in turn, then in the working directory.
+  // Already loaded with the same bytes: OK,
   // nothing changes. A failing load changes nothing. When `done` is called the name survives a
   // crash.
   //
@@ -165,8 +177,8 @@ class AdapterRegistry final : public AdapterStore {
   // name leads to another version and `replace` is not set; PERMISSION_DENIED: outside the roots
   // (path and roots are named); NOT_FOUND: no such directory or file; DATA_LOSS: truncated or
   // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
-  // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters names are taken, or it
-  // alone has more than host_bytes.
+  // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters or tenant_max_adapters names
+  // are taken, or it alone has more than host_bytes or tenant_host_bytes; and what AdapterSources::FetchAsync says of URLs.
   void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
   // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has
@@ -181,9 +193,10 @@ class AdapterRegistry final : public AdapterStore {
   void UnloadAsync(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
 
   absl::StatusOr<std::string> Find(std::string_view name) const override;
+  bool MayAppear(std::string_view name) const override;
 
   // Pins a version of `name` and hands it to `done`, at once if it is in host memory, else on a
-  // loader thread when it is. NOT_FOUND names the adapter; DATA_LOSS: its files have other bytes
+  // loader thread when it is. An unknown name is looked for on demand. NOT_FOUND names the adapter; DATA_LOSS: its files have other bytes
   // by now; RESOURCE_EXHAUSTED: kMaxWaitingRequests wait already; and what reading it can end with.
   void AcquireAsync(std::string_view name, LeaseDone done) override;
 
@@ -197,7 +210,8 @@ class AdapterRegistry final : public AdapterStore {
   // requests. In one step: no request sees half of it. INVALID_ARGUMENT: no targets, more than
   // kMaxTargets, a weight that is not positive; NOT_FOUND: a target, named.
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
-                                       const std::vector<AdapterTarget>& targets);
+                                       const std::vector<AdapterTarget>& targets,
+                                       const std::string& tenant = {});
 
   // Where adapters have images besides; nullptr, as at first: nowhere. What is set must outlive the
   // registry or be taken away again.

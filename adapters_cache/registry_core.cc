@@ -29,12 +29,23 @@ absl::Status RegistryShuttingDown() {
   return absl::CancelledError("the server is shutting down");
 }
 
+namespace {
+
+absl::Status TooManyWaiting(int64_t requests) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat(requests, " requests wait for adapters; at most ",
+                   AdapterRegistry::kMaxWaitingRequests, " may"));
+}
+
+}  // namespace
+
 // ---- start and stop
 
 absl::Status AdapterRegistry::Core::Restore() {
   if (options_.state_file.empty()) return absl::OkStatus();
   LK_ASSIGN_OR_RETURN(const RegistryRecords records, ReadRegistryFile(options_.state_file));
   std::lock_guard lock(mutex_);
+  room_came_ = true;
   for (const auto& [id, record] : records.versions) {
     versions_[id] = std::make_shared<Version>();
     versions_[id]->record = record;
@@ -43,11 +54,15 @@ absl::Status AdapterRegistry::Core::Restore() {
     std::vector<Target> targets;
     for (const auto& [id, weight] : record.targets) targets.push_back({versions_.at(id), weight});
     const bool any_path = targets.front().version->record.any_path;
+    for (const Target& target : targets) {
+      if (target.version->names == 0) target.version->tenant = record.tenant;
+    }
     PointName(name, std::move(targets), any_path ? Origin::kOperator : Origin::kClient,
-              /*kept=*/true);
+              /*kept=*/true, record.tenant);
     Name& entry = names_[name];
     entry.pinned = record.pinned;
     entry.loaded_at_unix_us = record.loaded_at_unix_us;
+    entry.hits = record.hits;
     for (const Target& target : entry.targets) {
       if (entry.pinned) AddPins(target.version, 1);
     }
@@ -70,6 +85,11 @@ void AdapterRegistry::Core::Stop() {
   jobs_changed_.notify_all();
   reaper_wakes_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  {
+    std::lock_guard lock(mutex_);
+    ++generation_;  // the hits
+  }
+  Save().IgnoreError();  // what was changed was saved when it was
   std::deque<Job> jobs;
   std::vector<LeaseDone> waiting;
   std::vector<UnloadDone> unloads;
@@ -96,87 +116,23 @@ void AdapterRegistry::Core::Stop() {
   for (UnloadDone& done : unloads) done(RegistryShuttingDown());
 }
 
-// ---- host memory
-
-// Whether `bytes` more fit, after cold versions made room.
-bool AdapterRegistry::Core::MakeRoom(int64_t bytes) {
-  while (host_bytes_ > options_.host_bytes - bytes && !cold_.empty()) Evict(cold_.front());
-  return host_bytes_ <= options_.host_bytes - bytes;
-}
-
-bool AdapterRegistry::Core::CanEverFit(const Version& version) const {
-  const int64_t others_pinned = pinned_bytes_ - (version.pins > 0 ? version.record.bytes : 0);
-  return version.record.bytes <= options_.host_bytes - others_pinned;
-}
-
-void AdapterRegistry::Core::AddPins(const VersionPtr& version, int32_t pins) {
-  const bool before = version->pins > 0;
-  version->pins += pins;
-  const bool after = version->pins > 0;
-  if (before != after) pinned_bytes_ += after ? version->record.bytes : -version->record.bytes;
-  SetCold(version.get());
-  if (read_waits_) jobs_changed_.notify_all();
-  if (after) QueueRead(version);
-}
-
-// Its bytes are counted already.
-void AdapterRegistry::Core::Admit(Version* version, std::shared_ptr<const Adapter> adapter) {
-  version->adapter = std::move(adapter);
-  ++stats_.in_host;
-  SetCold(version);
-  Emit(AdapterEvent::Kind::kInHost, "", version->record.id);
-}
-
-void AdapterRegistry::Core::CountRead(int64_t bytes, SteadyTime start) {
-  ++stats_.reads;
-  stats_.read_bytes += bytes;
-  stats_.read_us += std::chrono::duration_cast<std::chrono::microseconds>(
-                        std::chrono::steady_clock::now() - start)
-                        .count();
-}
-
-void AdapterRegistry::Core::Evict(Version* version) {
-  LK_CHECK(version->leases == 0 && version->adapter != nullptr);
-  graveyard_.push_back(std::move(version->adapter));
-  version->adapter = nullptr;
-  host_bytes_ -= version->record.bytes;
-  --stats_.in_host;
-  ++stats_.evictions;
-  SetCold(version);
-  reaper_wakes_.notify_one();
-  Emit(AdapterEvent::Kind::kEvicted, "", version->record.id);
-}
-
-void AdapterRegistry::Core::SetCold(Version* version) {
-  const bool cold = version->adapter != nullptr && version->leases == 0 && version->pins == 0 &&
-                    !version->retired;
-  if (cold == version->is_cold) return;
-  version->is_cold = cold;
-  if (cold) {
-    version->cold = cold_.insert(cold_.end(), version);
-    if (read_waits_) jobs_changed_.notify_all();
-  } else {
-    cold_.erase(version->cold);
-  }
-}
-
-void AdapterRegistry::Core::QueueRead(const VersionPtr& version) {
-  if (version->reading || version->adapter != nullptr) return;
-  version->reading = true;
-  jobs_.push_back({.version = version});
-  jobs_changed_.notify_one();
-}
-
 // ---- leases
 
 void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
   absl::StatusOr<AdapterLease> lease = AdapterNotLoaded(name);
+  bool wanted = false;
   {
     std::lock_guard lock(mutex_);
     const auto it = names_.find(name);
     if (stopping_) {
       lease = RegistryShuttingDown();
-    } else if (it != names_.end()) {
+    } else if (it == names_.end()) {
+      wanted = IsWanted(name);
+      if (wanted && waiting_requests_ >= kMaxWaitingRequests) {
+        wanted = false;
+        lease = TooManyWaiting(waiting_requests_);
+      }
+    } else {
       Name& entry = it->second;
       ++entry.hits;
       entry.last_used_unix_us = UnixMicros();
@@ -193,9 +149,7 @@ void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
         ++stats_.host_hits;
         lease = Lease(version);
       } else if (waiting_requests_ >= kMaxWaitingRequests) {
-        lease = absl::ResourceExhaustedError(
-            absl::StrCat(waiting_requests_, " requests wait for adapters; at most ",
-                         kMaxWaitingRequests, " may"));
+        lease = TooManyWaiting(waiting_requests_);
       } else {
         ++stats_.host_misses;
         ++entry.host_misses;
@@ -206,6 +160,7 @@ void AdapterRegistry::Core::Acquire(std::string_view name, LeaseDone done) {
       }
     }
   }
+  if (wanted) return AcquireOnDemand(std::string(name), std::move(done));
   done(std::move(lease));
 }
 
@@ -239,8 +194,9 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
   SetCold(kept.get());
   versions_.erase(kept->record.id);
   if (kept->adapter != nullptr) {
-    host_bytes_ -= kept->record.bytes;
+    CountHost(*kept, -1);
     --stats_.in_host;
+    room_came_ = true;
     for (const auto& drain : kept->drains) drain->result.host_bytes_freed += kept->record.bytes;
     jobs_changed_.notify_all();
   }
@@ -256,7 +212,8 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
 // ---- names
 
 void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Target> targets,
-                                      Origin origin, bool kept) {
+                                      Origin origin, bool kept,
+                                      const std::string& tenant) {
   for (const Target& target : targets) {
     ++target.version->names;
     // Loaded again while it drained: nothing is freed, and nobody waits for it any more.
@@ -265,7 +222,12 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
       reaper_wakes_.notify_one();
     }
   }
+  const bool fresh = !names_.contains(name);
   Name& entry = names_[name];
+  if (fresh) {
+    entry.tenant = tenant;
+    ++tenants_[tenant].names;
+  }
   const std::vector<Target> before = std::exchange(entry.targets, std::move(targets));
   for (const Target& target : entry.targets) {
     if (entry.pinned) AddPins(target.version, 1);
@@ -312,6 +274,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
     } else {
       const Name entry = std::move(it->second);
       names_.erase(it);
+      --tenants_[entry.tenant].names;
       ++generation_;
       drain->done = std::move(done);
       drain->result.version = entry.targets.front().version->record.id;
@@ -357,8 +320,25 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetPinned(std::string_view na
   return info;
 }
 
+// Whether one more name is allowed.
+absl::Status AdapterRegistry::Core::CheckNames(const std::string& tenant) const {
+  if (static_cast<int64_t>(names_.size()) >= options_.max_adapters) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
+  }
+  const auto found = tenants_.find(tenant);
+  if (tenant.empty() || found == tenants_.end() ||
+      found->second.names < options_.tenant_max_adapters) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(absl::StrCat("tenant '", tenant, "' has ",
+                                                   found->second.names, " adapters; at most ",
+                                                   options_.tenant_max_adapters, " are allowed"));
+}
+
 absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
-    const std::string& alias, const std::vector<AdapterTarget>& targets) {
+    const std::string& alias, const std::vector<AdapterTarget>& targets,
+    const std::string& tenant) {
   LK_RETURN_IF_ERROR(ValidateAdapterName(alias, options_.base_name));
   if (targets.empty() || targets.size() > kMaxTargets) {
     return absl::InvalidArgumentError(absl::StrCat("alias ", QuotedName(alias), " has ",
@@ -387,12 +367,8 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
       }
       resolved.push_back({name->targets.front().version, target.weight});
     }
-    const bool fresh = !names_.contains(alias);
-    if (fresh && static_cast<int64_t>(names_.size()) >= options_.max_adapters) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
-    }
-    PointName(alias, std::move(resolved), Origin::kClient, /*kept=*/true);
+    if (!names_.contains(alias)) LK_RETURN_IF_ERROR(CheckNames(tenant));
+    PointName(alias, std::move(resolved), Origin::kClient, /*kept=*/true, tenant);
     info = Describe(alias, names_.find(alias)->second);
   }
   LK_RETURN_IF_ERROR(Save());
@@ -424,7 +400,7 @@ AdapterInfo AdapterRegistry::Core::Describe(const std::string& name, const Name&
   AdapterInfo info{.name = name,
                    .version = record.id,
                    .variant = record.variant,
-                   .path = record.path,
+                   .path = record.location(),
                    .min_rank = record.min_rank,
                    .max_rank = record.max_rank,
                    .modules = record.modules,
@@ -495,6 +471,8 @@ RegistryRecords AdapterRegistry::Core::Records() const {
     NameRecord& record = records.names[name];
     record.pinned = entry.pinned;
     record.loaded_at_unix_us = entry.loaded_at_unix_us;
+    record.hits = entry.hits;
+    record.tenant = entry.tenant;
     for (const Target& target : entry.targets) {
       record.targets.emplace_back(target.version->record.id, target.weight);
       records.versions[target.version->record.id] = target.version->record;

@@ -38,11 +38,13 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void Prefetch(std::string_view name, std::function<void(absl::Status)> done);
   absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
-                                       const std::vector<AdapterTarget>& targets);
+                                       const std::vector<AdapterTarget>& targets,
+                                       const std::string& tenant);
   void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
   absl::StatusOr<std::string> Find(std::string_view name) const;
+  bool MayAppear(std::string_view name) const;
   RegistryStats stats() const;
   std::unique_ptr<AdapterWatch> Watch(std::function<void()> wake);
 
@@ -68,6 +70,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
 
   struct Version {
     VersionRecord record;
+    std::string tenant;  // whose share of host memory it takes: the first to load it
     std::shared_ptr<const Adapter> adapter;  // nullptr: not in host memory
     int32_t names = 0;                       // that lead here
     int64_t leases = 0;
@@ -89,6 +92,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     std::vector<Target> targets;
     Origin origin = Origin::kClient;  // of a reload
     bool kept = true;                 // in the state file
+    std::string tenant;               // who brought it; empty: nobody in particular
     bool pinned = false;
     int64_t hits = 0;
     int64_t host_misses = 0;
@@ -97,6 +101,13 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   };
   using Names = std::map<std::string, Name, std::less<>>;
 
+  // What one has; no limit where the tenant is empty.
+  struct Tenant {
+    int32_t names = 0;
+    int64_t host_bytes = 0;    // of versions in host memory and of reads under way
+    int64_t pinned_bytes = 0;  // of versions with pins, there or not
+  };
+
   // Registers a directory, or (`version` set) reads a version again, room for it taken.
   struct Job {
     VersionPtr version;
@@ -104,17 +115,31 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     std::filesystem::path path;
     LoadOptions options;
     LoadDone done;
+    std::string source;                // URL that `path` was fetched from
+    std::shared_ptr<const void> hold;  // of `path`
   };
   struct Loaded {
     VersionRecord record;
     std::shared_ptr<const Adapter> adapter;
   };
 
+  // ---- registry_sources.cc
+  void FetchThenLoad(Job job);
+  void OnFetched(Job job, const std::string& location,
+                 const absl::StatusOr<FetchedAdapter>& fetched);
+  void FetchThenRead(const VersionPtr& version);
+  void OnFetchedAgain(const VersionPtr& version, const absl::StatusOr<FetchedAdapter>& fetched);
+  bool IsWanted(std::string_view name) const;  // with mutex_ held: it is looked for on demand
+  void AcquireOnDemand(const std::string& name, LeaseDone done);
+  void LookFor(const std::string& name, size_t location);
+  void EndSearch(const std::string& name, const absl::Status& status);
+
   // ---- registry_load.cc: loader threads
   void RunLoader();
   bool TakeJob(Job* job);
   void RunLoad(Job job);
   void RunRead(const Job& job);
+  void EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded, bool has_room = false);
   absl::StatusOr<AdapterInfo> LoadNow(const Job& job);
   absl::StatusOr<AdapterFiles> ReadFiles(const std::filesystem::path& directory,
                                          Origin origin) const;
@@ -128,12 +153,19 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   // ---- all below: REQUIRES mutex_ is held
   absl::StatusOr<bool> AlreadyNamed(const Job& job, const std::string& version) const;
   absl::StatusOr<AdapterInfo> Publish(const Job& job, Loaded loaded);
-  void PointName(const std::string& name, std::vector<Target> targets, Origin origin, bool kept);
+  void PointName(const std::string& name, std::vector<Target> targets, Origin origin, bool kept,
+                 const std::string& tenant);
+  absl::Status CheckNames(const std::string& tenant) const;
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);
   void QueueRead(const VersionPtr& version);
+  bool QueueReadAhead();
+  void ListReadAhead();
   bool CanEverFit(const Version& version) const;
   bool MakeRoom(int64_t bytes);
+  bool MakeTenantRoom(const Version& version);
+  int64_t HostBytesOf(const std::string& tenant) const;
+  void CountHost(const Version& version, int sign);
   void AddPins(const VersionPtr& version, int32_t pins);
   void Admit(Version* version, std::shared_ptr<const Adapter> adapter);
   void Evict(Version* version);
@@ -170,9 +202,16 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   bool stopping_ = false;
   int64_t generation_ = 0;  // of what the state file holds
   std::deque<Job> jobs_;
+  size_t fetching_ = 0;  // loads whose files are on their way
+  std::vector<std::weak_ptr<Version>> read_ahead_;  // asked for most often last
+  std::weak_ptr<Version> reading_ahead_;
+  bool room_came_ = false;                          // since read_ahead_ was made
+  std::map<std::string, std::vector<LeaseDone>> wanted_;  // by name; looked for on demand
+  std::unordered_map<std::string, SteadyTime> absent_until_;  // not looked for again before
   int64_t waiting_requests_ = 0;
   Names names_;
   std::unordered_map<std::string, VersionPtr> versions_;  // by id
+  std::unordered_map<std::string, Tenant> tenants_;
   std::list<Version*> cold_;  // in host memory, neither leased nor pinned; longest unused first
   int64_t host_bytes_ = 0;      // of versions in host memory and of reads under way
   int64_t pinned_bytes_ = 0;    // of versions with pins, there or not

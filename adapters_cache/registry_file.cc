@@ -34,13 +34,17 @@ Json ToJson(const RegistryRecords& records) {
   Json versions = Json::object(), names = Json::object();
   for (const auto& [id, v] : records.versions) {
     versions[id] = {{"variant", v.variant},   {"path", v.path},
+                    {"source", v.source},
                     {"any_path", v.any_path}, {"min_rank", v.min_rank},
                     {"max_rank", v.max_rank}, {"modules", v.modules},
                     {"bytes", v.bytes},       {"warnings", v.warnings}};
   }
   for (const auto& [name, n] : records.names) {
-    names[name] = {
-        {"targets", n.targets}, {"pinned", n.pinned}, {"loaded_at", n.loaded_at_unix_us}};
+    names[name] = {{"targets", n.targets},
+                   {"pinned", n.pinned},
+                   {"loaded_at", n.loaded_at_unix_us},
+                   {"hits", n.hits},
+                   {"tenant", n.tenant}};
   }
   return {{"versions", versions}, {"names", names}};
 }
@@ -52,6 +56,7 @@ RegistryRecords FromJson(const Json& json) {
     records.versions[id] = {.id = id,
                             .variant = v.at("variant"),
                             .path = v.at("path"),
+                            .source = v.value("source", ""),  // younger than version 1
                             .any_path = v.at("any_path"),
                             .min_rank = v.at("min_rank"),
                             .max_rank = v.at("max_rank"),
@@ -61,7 +66,8 @@ RegistryRecords FromJson(const Json& json) {
   }
   for (const auto& [name, n] : json.at("names").items()) {
     NameRecord& record = records.names[name];
-    record = {n.at("targets"), n.at("pinned"), n.at("loaded_at")};
+    record = {n.at("targets"), n.at("pinned"), n.at("loaded_at"), n.value("hits", int64_t{0}),
+              n.value("tenant", "")};
     for (const auto& [version, weight] : record.targets) json.at("versions").at(version);
   }
   return records;

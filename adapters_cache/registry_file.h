@@ -22,18 +22,23 @@ struct VersionRecord {
   std::string id;  // 64 hexadecimal digits
   std::string variant;
   std::string path;          // resolved directory
+  std::string source;        // URL that it was fetched from; empty: the directory is the original
   bool any_path = false;     // else it must lie under an allowed root
   int32_t min_rank = 0;
   int32_t max_rank = 0;
   int32_t modules = 0;
   int64_t bytes = 0;
   std::vector<std::string> warnings;
+
+  const std::string& location() const { return source.empty() ? path : source; }
 };
 
 struct NameRecord {
   std::vector<std::pair<std::string, int32_t>> targets;  // version and weight
   bool pinned = false;
   int64_t loaded_at_unix_us = 0;
+  int64_t hits = 0;  // requests that asked for it
+  std::string tenant;
 };
 
 struct RegistryRecords {

@@ -1,6 +1,7 @@
 // Loader threads: from directories to adapters in host memory.
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -27,18 +28,26 @@ void AdapterRegistry::Core::RunLoader() {
 }
 
 // The first job that can run: a read waits for room in host memory, and later reads wait behind
-// it. False at the end.
+// it, unless its tenant's share alone is full: then those of that tenant. False at the end.
 bool AdapterRegistry::Core::TakeJob(Job* job) {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
+    bool full = false;
+    std::set<std::string> full_tenants;
     read_waits_ = false;
     for (auto it = jobs_.begin(); it != jobs_.end(); ++it) {
       if (it->version != nullptr) {
-        if (read_waits_) continue;
-        const VersionRecord& record = it->version->record;
-        read_waits_ = CanEverFit(*it->version) && !MakeRoom(record.bytes);
-        if (read_waits_) continue;
-        host_bytes_ += record.bytes;
+        const Version& version = *it->version;
+        const VersionRecord& record = version.record;
+        if (CanEverFit(version)) {
+          const bool tenant_full =
+              full_tenants.contains(version.tenant) || !MakeTenantRoom(version);
+          if (tenant_full) full_tenants.insert(version.tenant);
+          full = full || (!tenant_full && !MakeRoom(record.bytes));
+          read_waits_ = read_waits_ || full || tenant_full;
+          if (full || tenant_full) continue;
+        }
+        CountHost(version, 1);
         it->path = record.path;
         it->options.origin = record.any_path ? Origin::kOperator : Origin::kClient;
       }
@@ -46,6 +55,7 @@ bool AdapterRegistry::Core::TakeJob(Job* job) {
       jobs_.erase(it);
       return true;
     }
+    if (jobs_.empty() && QueueReadAhead()) continue;
     jobs_changed_.wait(lock);
   }
   return false;
@@ -63,9 +73,14 @@ void AdapterRegistry::Core::RunLoad(Job job) {
 
 absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
   const SteadyTime start = std::chrono::steady_clock::now();
-  const Origin origin = job.options.origin;
+  const Origin origin = job.source.empty() ? job.options.origin : Origin::kOperator;
   LK_ASSIGN_OR_RETURN(const fs::path directory, ResolveDirectory(job.path, origin));
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(directory, origin));
+  if (!job.options.version.empty() && files.version != job.options.version) {
+    return absl::DataLossError(absl::StrCat(job.source.empty() ? directory.string() : job.source,
+                                            " has version ", files.version, ", not ",
+                                            job.options.version));
+  }
   {
     std::lock_guard lock(mutex_);
     LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, files.version));
@@ -74,6 +89,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
       VersionRecord& record = known->second->record;
       if (known->second->adapter == nullptr) {  // read again from where it surely is
         record.path = directory.string();
+        record.source = job.source;
         record.any_path = origin == Origin::kOperator;
       }
       if (named) return Describe(job.name, names_.find(job.name)->second);
@@ -81,10 +97,13 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
     }
   }
   LK_ASSIGN_OR_RETURN(Loaded loaded, Build(std::move(files), origin));
-  if (loaded.record.bytes > options_.host_bytes) {
+  loaded.record.source = job.source;
+  const int64_t most = std::min(options_.host_bytes, HostBytesOf(job.options.tenant));
+  if (loaded.record.bytes > most) {
     return absl::ResourceExhaustedError(
         absl::StrCat("adapter ", QuotedName(job.name), " has ", loaded.record.bytes,
-                     " bytes; host memory for adapters has ", options_.host_bytes));
+                     " bytes; host memory for adapters has ", most,
+                     most < options_.host_bytes ? " for one tenant" : ""));
   }
   std::lock_guard lock(mutex_);
   CountRead(loaded.record.bytes, start);
@@ -96,9 +115,8 @@ absl::StatusOr<bool> AdapterRegistry::Core::AlreadyNamed(const Job& job,
                                                          const std::string& version) const {
   const auto it = names_.find(job.name);
   if (it == names_.end()) {
-    if (static_cast<int64_t>(names_.size()) < options_.max_adapters) return false;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        names_.size(), " adapters are loaded; at most ", options_.max_adapters, " are allowed"));
+    LK_RETURN_IF_ERROR(CheckNames(job.options.tenant));
+    return false;
   }
   const std::vector<Target>& targets = it->second.targets;
   const std::string& current = targets.front().version->record.id;
@@ -150,15 +168,14 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
     if (version == nullptr) {
       version = std::make_shared<Version>();
       version->record = std::move(loaded.record);
+      version->tenant = job.options.tenant;
     }
-    const int64_t bytes = version->record.bytes;
     if (version->adapter == nullptr && loaded.adapter != nullptr && !version->reading &&
-        MakeRoom(bytes)) {
-      host_bytes_ += bytes;
+        MakeTenantRoom(*version) && MakeRoom(version->record.bytes)) {
+      CountHost(*version, 1);
       Admit(version.get(), std::move(loaded.adapter));
     }
-    PointName(job.name, {{version, 1}}, job.options.origin,
-              job.options.keep || job.options.origin == Origin::kClient);
+    PointName(job.name, {{version, 1}}, job.options.origin, job.options.keep, job.options.tenant);
   }
   if (loaded.adapter != nullptr) graveyard_.push_back(std::move(loaded.adapter));
   reaper_wakes_.notify_one();
@@ -172,7 +189,8 @@ absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) co
     if (!CanEverFit(*job.version)) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the adapter has ", record.bytes, " bytes; host memory for adapters has ",
-          options_.host_bytes, ", of which ", pinned_bytes_, " are pinned"));
+          options_.host_bytes, ", for its tenant ", HostBytesOf(job.version->tenant), ", of which ",
+          pinned_bytes_, " are pinned"));
     }
   }
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(job.path, job.options.origin));
@@ -184,11 +202,20 @@ absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) co
 // Room for it is taken already.
 void AdapterRegistry::Core::RunRead(const Job& job) {
   const SteadyTime start = std::chrono::steady_clock::now();
-  const VersionPtr& version = job.version;
-  absl::StatusOr<Loaded> loaded = [&]() -> absl::StatusOr<Loaded> {
+  const auto read = [&]() -> absl::StatusOr<Loaded> {
     LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAgain(job));
     return Build(std::move(files), job.options.origin);
-  }();
+  };
+  absl::StatusOr<Loaded> loaded = read();
+  if (loaded.ok()) {
+    std::lock_guard lock(mutex_);
+    CountRead(loaded->record.bytes, start);
+  }
+  EndRead(job.version, std::move(loaded), /*has_room=*/true);
+}
+
+void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded,
+                                    bool has_room) {
   std::vector<LeaseDone> waiting;
   std::vector<absl::StatusOr<AdapterLease>> leases;
   {
@@ -197,13 +224,12 @@ void AdapterRegistry::Core::RunRead(const Job& job) {
     waiting.swap(version->waiting);
     waiting_requests_ -= static_cast<int64_t>(waiting.size());
     if (loaded.ok()) {
-      CountRead(version->record.bytes, start);
       Admit(version.get(), std::move(loaded->adapter));
     } else {
       ++stats_.read_failures;
-      host_bytes_ -= version->record.bytes;
-      jobs_changed_.notify_all();
+      if (has_room) CountHost(*version, -1);
     }
+    jobs_changed_.notify_all();
     for (size_t i = 0; i < waiting.size(); ++i) {
       leases.push_back(loaded.ok() ? absl::StatusOr<AdapterLease>(Lease(version))
                                    : loaded.status());

@@ -35,6 +35,7 @@ install_packages() {
   local libraries=(
     libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
     prometheus-cpp-dev libyaml-cpp-dev libboost-dev nlohmann-json3-dev libssl-dev libre2-dev
+    libcurl4-openssl-dev
     libdnnl-dev ocl-icd-opencl-dev libgtest-dev libgmock-dev ca-certificates
   )
   local tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config)

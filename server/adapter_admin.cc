@@ -83,12 +83,19 @@ AdapterRegistry::LoadDone AdapterAdmin::FinishLoad(const Client& client, std::st
 
 void AdapterAdmin::Load(const Client& client, const v1::LoadAdapterRequest& request,
                         Done<v1::LoadAdapterResponse> done) {
-  const auto finish =
-      FinishLoad(client, "LoadAdapter", request.name(), request.path(), std::move(done));
+  // A URL that is refused may hold a password or a signature.
+  const bool secret = AdapterSources::Takes(request.path()) &&
+                      request.path().find_first_of("@?#") != std::string::npos;
+  const auto finish = FinishLoad(client, "LoadAdapter", request.name(),
+                                 secret ? "a URL" : request.path(), std::move(done));
   const absl::Status named = CheckMayName(*client.caller, request.name());
   if (!named.ok()) return finish(named);
   registry_->LoadAsync(request.name(), request.path(),
-                       {.replace = request.replace(), .pin = request.pin()}, finish);
+                       {.replace = request.replace(),
+                        .pin = request.pin(),
+                        .version = request.version(),
+                        .tenant = client.caller->tenant},
+                       finish);
 }
 
 void AdapterAdmin::LoadUploaded(const Client& client, const v1::UploadHeader& header,
@@ -99,7 +106,7 @@ void AdapterAdmin::LoadUploaded(const Client& client, const v1::UploadHeader& he
       {.origin = AdapterRegistry::Origin::kOperator,
        .replace = header.replace(),
        .pin = header.pin(),
-       .keep = true},
+       .tenant = client.caller->tenant},
       FinishLoad(client, "UploadAdapter", header.name(), path.string(), std::move(done)));
 }
 
@@ -171,7 +178,7 @@ absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::TrySetAlias(
     LK_RETURN_IF_ERROR(CheckTarget(caller, target.target()));
     targets.push_back({target.target(), target.weight()});
   }
-  return WithAdapter<v1::SetAliasResponse>(registry_->SetAlias(request.alias(), targets));
+  return WithAdapter<v1::SetAliasResponse>(registry_->SetAlias(request.alias(), targets, caller.tenant));
 }
 
 absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::SetAlias(const Client& client,

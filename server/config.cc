@@ -129,6 +129,53 @@ OptionTable FlagOptions(ServerConfig* config) {
   return table;
 }
 
+// Which adapters there are and where they come from.
+void AddAdapterOptions(ServerConfig* c, OptionTable* table) {
+  table->Pairs("adapter", "NAME=PATH", "adapter directory to load at start", &c->adapters);
+  table->List("adapter-root", "DIR", "LoadAdapter reads below this directory alone",
+              &c->adapter_roots);
+  table->List("adapter-watch", "DIR",
+              "adapters below this directory are loaded as they come, by their folders' names, and "
+              "unloaded as they go",
+              &c->adapter_watches);
+  table->List("adapter-source", "URL",
+              "LoadAdapter fetches from below https://..., s3://BUCKET/... or "
+              "hf://ORGANISATION/...; takes --adapter-dir",
+              &c->adapter_sources);
+  table->List("adapter-on-demand", "DIR|URL",
+              "an adapter that is not loaded is looked for below this when a request first asks for "
+              "it",
+              &c->adapter_on_demand);
+  table->Int("adapter-disk-mib", 1, 1 << 28, "MiB",
+             "disk below --adapter-dir for fetched adapters; those used longest ago make room",
+             &c->adapter_disk_mib);
+  table->Text("s3-endpoint", "URL",
+              "of s3:// sources, buckets as first part of the path (default: Amazon's); keys come "
+              "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+              &c->s3_endpoint);
+  table->Text("s3-region", "NAME", "of s3:// sources (default: us-east-1)", &c->s3_region);
+  table->Text("hub-endpoint", "URL",
+              "of hf:// sources (default: https://huggingface.co); a token comes from HF_TOKEN",
+              &c->hub_endpoint);
+  table->Switch("allow-dense", "loads adapters whose deltas are as large as the model's weights",
+                &c->allow_dense);
+  table->Text("adapter-dir", "DIR",
+              "where the server keeps uploaded adapters and the list of loaded ones, to have both "
+              "again after a restart",
+              &c->adapter_dir);
+  table->Int("adapter-host-mib", 0, 1 << 24, "MiB",
+             "host memory for adapters; those used longest ago make room and are read again when "
+             "asked for; 0: no bound",
+             &c->adapter_host_mib);
+  table->Int("max-adapters", 1, 10'000'000, "adapters", "adapters loaded at a time",
+             &c->max_adapters);
+  table->Int("tenant-max-adapters", 0, 10'000'000, "adapters",
+             "of them, of each tenant in --keys; 0: no bound", &c->tenant_max_adapters);
+  table->Int("tenant-adapter-host-mib", 0, 1 << 24, "MiB",
+             "host memory for the adapters of each tenant in --keys; 0: no bound",
+             &c->tenant_adapter_host_mib);
+}
+
 }  // namespace
 
 OptionTable ServerOptions(ServerConfig* c) {
@@ -137,21 +184,7 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Text("model", "PATH", "GGUF file or Hugging Face directory to serve", &c->model);
   table.Text("model-name", "NAME", "what clients call the base model (default: its own name)",
              &c->model_name);
-  table.Pairs("adapter", "NAME=PATH", "adapter directory to load at start", &c->adapters);
-  table.List("adapter-root", "DIR", "LoadAdapter reads below this directory alone",
-             &c->adapter_roots);
-  table.Switch("allow-dense", "loads adapters whose deltas are as large as the model's weights",
-               &c->allow_dense);
-  table.Text("adapter-dir", "DIR",
-             "where the server keeps uploaded adapters and the list of loaded ones, to have both "
-             "again after a restart",
-             &c->adapter_dir);
-  table.Int("adapter-host-mib", 0, 1 << 24, "MiB",
-            "host memory for adapters; those used longest ago make room and are read again when "
-            "asked for; 0: no bound",
-            &c->adapter_host_mib);
-  table.Int("max-adapters", 1, 10'000'000, "adapters", "adapters loaded at a time",
-            &c->max_adapters);
+  AddAdapterOptions(c, &table);
   AddPortOptions(c, &table);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);
   table.Choice("precision", {"auto", "exact", "fast"},

@@ -20,9 +20,16 @@ struct ServerConfig {
   std::string model_name;                  // empty: the model's own
   NamedPaths adapters;                     // loaded before the server is ready
   std::vector<std::string> adapter_roots;  // none: nothing is loaded at run time
+  std::vector<std::string> adapter_watches;    // directories below which adapters come and go
+  std::vector<std::string> adapter_sources;    // URLs below which LoadAdapter fetches
+  std::vector<std::string> adapter_on_demand;  // directories and URLs, for unknown names
   std::string adapter_dir;                 // empty: names are forgotten, uploads refused
+  int32_t adapter_disk_mib = 16384;        // of what is fetched
+  std::string s3_endpoint, s3_region, hub_endpoint;  // empty: SourceEndpoints' own
   int32_t adapter_host_mib = 0;            // 0: no bound
   int32_t max_adapters = 100'000;
+  int32_t tenant_max_adapters = 0;      // 0: no bound
+  int32_t tenant_adapter_host_mib = 0;  // 0: no bound
   std::string host = "127.0.0.1";
   int32_t grpc_port = 50051;  // 0: any free port
   int32_t http_port = 8080;   // 0: any free port

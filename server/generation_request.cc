@@ -173,10 +173,13 @@ absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, const 
     return OneAdapter(name);
   }
   const size_t at = name.rfind('@');
+  const std::string_view before = name.substr(0, at);  // all of it without an '@'
+  ResolvedModel asked = OneAdapter(before);
+  if (at != std::string_view::npos) asked.version = name.substr(at + 1);
+  absl::StatusOr<std::string> found = Find(context, caller, before);
+  if (!found.ok() && caller.Sees(before) && context.adapters->MayAppear(before)) return asked;
   if (at == std::string_view::npos) return whole;
-  ResolvedModel asked = OneAdapter(name.substr(0, at));
-  asked.version = name.substr(at + 1);
-  LK_ASSIGN_OR_RETURN(const std::string version, Find(context, caller, asked.name));
+  LK_ASSIGN_OR_RETURN(const std::string version, std::move(found));
   // Fewer digits than that might be meant for another.
   LK_RETURN_IF_ERROR(
       CheckVersion(asked, asked.version.size() < kLeastVersionDigits ? "" : version));

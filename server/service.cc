@@ -96,10 +96,12 @@ absl::Status Service::Serve(ServedModel model) {
                                                           model_.eos_ids));
   }
   if (!config_.model_name.empty()) model_.name = config_.model_name;
+  LK_RETURN_IF_ERROR(StartSources());
   LK_RETURN_IF_ERROR(StartRegistry());
   LK_RETURN_IF_ERROR(StartEngine());
   started_ = true;
   LK_RETURN_IF_ERROR(LoadAdapters());
+  StartWatch();
   LK_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(&context_, admin_.get(),
                                                {config_.host, config_.grpc_port, config_.tls}));
   http_api_->Serve(&context_, admin_.get());
@@ -107,13 +109,58 @@ absl::Status Service::Serve(ServedModel model) {
   return absl::OkStatus();
 }
 
+absl::Status Service::StartSources() {
+  RemoteSources::Options options;
+  options.allowed = config_.adapter_sources;
+  for (const std::string& location : config_.adapter_on_demand) {
+    if (AdapterSources::Takes(location)) options.allowed.push_back(location);
+  }
+  if (options.allowed.empty()) return absl::OkStatus();
+  if (config_.adapter_dir.empty()) {
+    return absl::InvalidArgumentError("adapter sources need --adapter-dir, to keep what they send");
+  }
+  options.directory = std::filesystem::path(config_.adapter_dir) / "fetched";
+  options.disk_bytes = config_.adapter_disk_mib * kMiB;
+  options.credentials = SourceCredentials::FromEnvironment();
+  SourceEndpoints& endpoints = options.endpoints;
+  if (!config_.s3_endpoint.empty()) endpoints.s3 = config_.s3_endpoint;
+  if (!config_.s3_region.empty()) endpoints.s3_region = config_.s3_region;
+  if (!config_.hub_endpoint.empty()) endpoints.hub = config_.hub_endpoint;
+  LK_ASSIGN_OR_RETURN(sources_, RemoteSources::Create(std::move(options)));
+  return absl::OkStatus();
+}
+
+void Service::StartWatch() {
+  if (config_.adapter_watches.empty()) return;
+  watch_ = std::make_unique<DirectoryWatch>(
+      registry_.get(),
+      std::vector<std::filesystem::path>(config_.adapter_watches.begin(),
+                                         config_.adapter_watches.end()),
+      [this](const DirectoryWatch::Loaded& loaded) {
+        metrics_.OnAdapterLoad(loaded.status, loaded.took_us);
+        if (loaded.status.ok()) return;
+        Log(LogLevel::kWarning, absl::StrCat(loaded.path, ": ", loaded.status.ToString()));
+      });
+}
+
 absl::Status Service::StartRegistry() {
   AdapterRegistry::Options options;
   options.base_name = model_.name;
   options.allowed_roots.assign(config_.adapter_roots.begin(), config_.adapter_roots.end());
+  options.allowed_roots.insert(options.allowed_roots.end(), config_.adapter_watches.begin(),
+                               config_.adapter_watches.end());
+  options.sources = sources_.get();
+  options.on_demand = config_.adapter_on_demand;
+  for (const std::string& location : config_.adapter_on_demand) {
+    if (!AdapterSources::Takes(location)) options.allowed_roots.emplace_back(location);
+  }
   options.allow_dense = config_.allow_dense;
   options.max_adapters = config_.max_adapters;
   if (config_.adapter_host_mib > 0) options.host_bytes = config_.adapter_host_mib * kMiB;
+  if (config_.tenant_max_adapters > 0) options.tenant_max_adapters = config_.tenant_max_adapters;
+  if (config_.tenant_adapter_host_mib > 0) {
+    options.tenant_host_bytes = config_.tenant_adapter_host_mib * kMiB;
+  }
   if (!config_.adapter_dir.empty()) {
     std::error_code error;
     std::filesystem::create_directories(config_.adapter_dir, error);
@@ -174,7 +221,8 @@ absl::Status Service::LoadAdapters() {
     const int64_t start_us = clock_.NowMicros();
     const absl::Status status =
         registry_
-            ->Load(name, path, {.origin = AdapterRegistry::Origin::kOperator, .replace = true})
+            ->Load(name, path,
+                   {.origin = AdapterRegistry::Origin::kOperator, .replace = true, .keep = false})
             .status();
     metrics_.OnAdapterLoad(status, clock_.NowMicros() - start_us);
     if (!status.ok()) {
@@ -186,6 +234,7 @@ absl::Status Service::LoadAdapters() {
 
 void Service::Drain(int32_t grace_s) {
   ready_ = false;
+  if (sources_ != nullptr) sources_->Cancel();
   if (grpc_ != nullptr) grpc_->SetDraining();
   if (engine_ != nullptr)
     engine_->Shutdown(std::chrono::microseconds(std::chrono::seconds(grace_s)).count());

@@ -24,6 +24,8 @@
 #include "server/http/http_server.h"
 #include "server/metrics.h"
 #include "server/openai/http_api.h"
+#include "server/sources/directory_watch.h"
+#include "server/sources/remote_sources.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
 #include "server/tracing/request_log.h"
@@ -74,7 +76,9 @@ class Service {
 
   absl::Status OpenAccess();
   absl::Status OpenRequestLog();
+  absl::Status StartSources();
   absl::Status StartRegistry();
+  void StartWatch();
   absl::Status StartEngine();
   AdapterAdmin::Options ForAdmin() const;
   absl::Status LoadAdapters();
@@ -95,7 +99,9 @@ class Service {
   ServingContext context_;
   std::unique_ptr<AdapterAdmin> admin_;  // takes what the registry's last calls end with
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
+  std::unique_ptr<RemoteSources> sources_;  // nullptr: none
   std::unique_ptr<AdapterRegistry> registry_;
+  std::unique_ptr<DirectoryWatch> watch_;  // nullptr: none
   std::unique_ptr<Engine> engine_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> started_{false};  // registry_ and engine_ are there for good

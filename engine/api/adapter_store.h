@@ -43,6 +43,12 @@ class AdapterStore {
   // The version that `name` leads to now, or the first of several. NOT_FOUND names the adapter.
   virtual absl::StatusOr<std::string> Find(std::string_view name) const = 0;
 
+  // Whether an unknown `name` may be found elsewhere: AcquireAsync then looks for it.
+  virtual bool MayAppear(std::string_view name) const {
+    static_cast<void>(name);
+    return false;
+  }
+
   // Pins a version of `name` and hands it to `done`: at once, on this thread, if it is in host
   // memory or cannot be had, else on another thread when it has been read. NOT_FOUND names the
   // adapter; it is never answered by the base model.

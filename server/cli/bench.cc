@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -32,6 +33,7 @@ struct BenchFlags {
   int32_t requests = 64;
   int32_t warmup = 0;
   std::string adapters = "base";
+  double zipf = 0;
   int32_t prompt_tokens = 37;
   std::string prompt_file;
   int32_t max_tokens = 48;
@@ -50,6 +52,9 @@ OptionTable BenchOptions(BenchFlags* f) {
   table.Int("requests", 1, 1 << 24, "requests", "requests measured", &f->requests);
   table.Int("warmup", 0, 1 << 20, "requests", "requests before, not measured", &f->warmup);
   table.Text("adapters", "A,B,C", "taken in turn; base: no adapter", &f->adapters);
+  table.Real("zipf", 0, 10, "",
+             "draws adapters by Zipf's law with this exponent, the first most often; 0: in turn",
+             &f->zipf);
   table.Int("prompt-tokens", 1, 1 << 20, "tokens", "length of random prompts", &f->prompt_tokens);
   table.Text("prompt", "FILE", "use this text as every prompt instead", &f->prompt_file);
   table.Int("max-tokens", 1, 1 << 20, "tokens", "longest answer", &f->max_tokens);
@@ -102,7 +107,11 @@ class Bench {
         prompt_text_(std::move(prompt_text)),
         adapters_(absl::StrSplit(flags.adapters, ',')),
         stub_(v1::GenerationService::NewStub(Connect(flags.server))),
-        random_(flags.seed) {}
+        random_(flags.seed) {
+    std::vector<double> weights;
+    for (size_t i = 0; i < adapters_.size(); ++i) weights.push_back(std::pow(i + 1.0, -flags.zipf));
+    popularity_ = std::discrete_distribution<size_t>(weights.begin(), weights.end());
+  }
 
   absl::StatusOr<BenchResult> Run() {
     grpc::ClientContext context;
@@ -155,7 +164,8 @@ class Bench {
     } else {
       request.set_text(prompt_text_);
     }
-    const std::string& adapter = adapters_[index % adapters_.size()];
+    const size_t drawn = flags_.zipf > 0 ? popularity_(random_) : index % adapters_.size();
+    const std::string& adapter = adapters_[drawn];
     if (adapter != "base") request.set_adapter(adapter);
     request.mutable_sampling()->set_temperature(0);
     request.mutable_stop()->set_max_tokens(flags_.max_tokens);
@@ -234,6 +244,7 @@ class Bench {
   const std::unique_ptr<v1::GenerationService::Stub> stub_;
   grpc::CompletionQueue queue_;
   std::mt19937_64 random_;
+  std::discrete_distribution<size_t> popularity_;  // of `adapters_`
   v1::GetModelResponse model_;
   BenchResult result_;
 };

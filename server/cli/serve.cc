@@ -68,7 +68,7 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   }
   Log(LogLevel::kInfo, absl::StrCat("model ", model.name, " (", source->config().family, ", ",
                    source->config().layers, " layers) on ", runner->Describe()));
-  if (!runner->no_gpu().ok()) Say(absl::StrCat("no GPU: ", runner->no_gpu().message()));
+  if (!runner->no_gpu().ok()) Log(LogLevel::kInfo, absl::StrCat("no GPU: ", runner->no_gpu().message()));
   model.runner = std::move(runner);
   return model;
 }

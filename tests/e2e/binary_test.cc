@@ -228,6 +228,11 @@ TEST_F(BinaryTest, BenchSendsAtARateAndSaysWhatFailed) {
     EXPECT_THAT(open.out, HasSubstr(row));
   }
   const json bench = json::parse(ReadFile(Path("bench.json")));
+  EXPECT_EQ(Client({"bench", "--adapters", "lora,nobody", "--zipf", "9", "--requests", "8",
+                    "--max-tokens", "1"})
+                .code,
+            0)
+      << "the second is drawn once in 500 times";
   EXPECT_EQ(bench["rate_per_s"], 500);
   EXPECT_EQ(bench["completion_tokens"], 50 * 4);
   EXPECT_GT(bench["wall_s"], 0.02) << "50 arrivals at 500/s were sent at once";
@@ -247,6 +252,46 @@ TEST_F(BinaryTest, AdaptersAreListedLoadedAndUnloaded) {
   ExpectOneLineError(Client({"generate", "--prompt", "x", "--adapter", "again"}), "NOT_FOUND");
   ExpectOneLineError(Client({"adapters", "unload", "again"}), "again");
   ExpectOneLineError(Client({"adapters", "load", "out", "/etc"}), "PERMISSION_DENIED");
+}
+
+TEST_F(BinaryTest, EveryVerbOfAdaptersDoesWhatItSays) {
+  Serve({"--adapter-dir", Path("kept")});
+  const auto out = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), "adapters");
+    const Outcome outcome = Client(args);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return outcome.out;
+  };
+  const pid_t watch =
+      Spawn({"adapters", "watch", "--server", grpc_}, Path("watch_out"), Path("watch_err"));
+  // A change is printed once the watcher is there.
+  for (int i = 0; ReadFile(Path("watch_out")).empty(); ++i) {
+    out({"alias", absl::StrCat("probe", i), "lora"});
+    usleep(20'000);
+  }
+  EXPECT_THAT(out({"get", "dora"}), HasSubstr("adapter dora: dora, rank"));
+  EXPECT_THAT(out({"upload", "sent", kAdapters + "lora_bias"}), HasSubstr("loaded sent"));
+  EXPECT_THAT(out({"load", "sent", "dora", "--replace", "--pin"}), HasSubstr("loaded sent: dora"));
+  EXPECT_THAT(out({"list", "sent"}), HasSubstr("pinned"));
+  EXPECT_THAT(out({"reload", "sent"}), HasSubstr("loaded sent: dora"));
+  EXPECT_THAT(out({"unpin", "sent"}), HasSubstr("unpinned sent"));
+  EXPECT_THAT(out({"pin", "sent"}), HasSubstr("pinned sent"));
+  EXPECT_THAT(out({"prefetch", "sent"}), HasSubstr("fetched sent"));
+  const std::string alias = out({"alias", "prod", "lora=9", "dora"});
+  EXPECT_THAT(alias, HasSubstr("weight 9"));
+  EXPECT_THAT(alias, HasSubstr("weight 1\n"));
+  const json answer = Generate({"--prompt", "x", "--max-tokens", "1", "--adapter", "prod"});
+  EXPECT_THAT(alias, HasSubstr(answer["adapter_version"].get<std::string>()));
+  EXPECT_THAT(out({"plan", "8", "q_proj", "--tokens", "1000", "--adapters", "10"}),
+              HasSubstr("tokens that fit beside 10 adapters: "));
+  EXPECT_THAT(out({"unload", "sent", "--now"}), HasSubstr("unloaded sent: "));
+  ExpectOneLineError(Client({"adapters", "get", "sent"}), "NOT_FOUND");
+  ExpectOneLineError(Client({"adapters", "alias", "prod", "lora=many"}), "the weight");
+  ExpectOneLineError(Client({"adapters", "plan", "8", "w_proj"}), "w_proj");
+  ExpectOneLineError(Run({"adapters", "lsit"}), "'lsit'");
+  while (ReadFile(Path("watch_out")).find("UNLOADED") == std::string::npos) usleep(5000);
+  kill(watch, SIGTERM);
+  Wait(watch);
 }
 
 TEST_F(BinaryTest, InspectNeedsNoServer) {

@@ -314,6 +314,64 @@ TEST_F(Tiers, NamesAreThereAfterARestartAndTheirFilesAreChecked) {
   EXPECT_EQ(registry_->Acquire("a2").status().code(), absl::StatusCode::kDataLoss);
 }
 
+TEST_F(Tiers, WhatWasAskedForMostOftenIsReadAheadAfterARestart) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(4);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(registry_->Acquire("a2").ok());
+  ASSERT_TRUE(registry_->Acquire("a1").ok());
+  registry_.reset();
+  options_.host_bytes = each_;
+  Open();
+  EXPECT_EQ(registry_->Get("a2")->hits, 3) << "they outlive the process";
+  while (!InHost("a2")) std::this_thread::yield();
+  EXPECT_FALSE(InHost("a1")) << "nothing goes for what may never be asked for";
+  ASSERT_TRUE(registry_->Unload("a2", hours(1)).ok());
+  while (!InHost("a1")) std::this_thread::yield();
+  EXPECT_FALSE(InHost("a0") || InHost("a3")) << "nobody asked for them";
+}
+
+TEST_F(Tiers, ATenantHasItsShareOfNamesAndHostMemory) {
+  options_.state_file = dir_.path() / "registry";
+  options_.tenant_max_adapters = 2;
+  options_.tenant_host_bytes = each_;
+  options_.host_bytes = 4 * each_;
+  Open();
+  LoadMany(1);  // nobody's
+  const auto load = [&](const std::string& name, uint32_t seed, const std::string& tenant) {
+    Write(name, seed);
+    return Load(name, name, {.tenant = tenant}).status();
+  };
+  ASSERT_TRUE(load("x1", 11, "x").ok());
+  ASSERT_TRUE(load("x2", 12, "x").ok());
+  const absl::Status third = load("x3", 13, "x");
+  EXPECT_EQ(third.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(third.message()), HasSubstr("tenant 'x' has 2"));
+  EXPECT_EQ(registry_->SetAlias("x3", {{"x1", 1}}, "x").status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(InHost("x2") && InHost("a0")) << "its own makes room, not others'";
+  EXPECT_FALSE(InHost("x1"));
+  ASSERT_TRUE(load("y1", 21, "y").ok()) << "others have shares of their own";
+
+  std::optional<AdapterLease> held = *registry_->Acquire("x2");
+  auto waits = std::async(std::launch::async, [&] { return registry_->Acquire("x1"); });
+  EXPECT_EQ(waits.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  ASSERT_TRUE(load("z1", 31, "z").ok());
+  ASSERT_TRUE(load("z2", 32, "z").ok());
+  ASSERT_TRUE(registry_->Acquire("z1").ok()) << "nobody else waits behind it";
+  held.reset();
+  EXPECT_TRUE(waits.get().ok());
+
+  ASSERT_TRUE(registry_->SetPinned("x2", true).ok());
+  EXPECT_EQ(registry_->Acquire("x1").status().code(), absl::StatusCode::kResourceExhausted)
+      << "what is pinned fills its share";
+  Open();
+  EXPECT_EQ(load("x3", 13, "x").code(), absl::StatusCode::kResourceExhausted)
+      << "whose name it is survives";
+  ASSERT_TRUE(registry_->Unload("x1", hours(1)).ok());
+  EXPECT_TRUE(load("x3", 13, "x").ok());
+}
+
 TEST_F(Tiers, ADamagedStateFileIsRefused) {
   options_.state_file = dir_.path() / "registry";
   Open();
