@@ -210,6 +210,15 @@ OptionTable ServerOptions(ServerConfig* c) {
             &limits.max_queued_requests);
   table.Int("drain-s", 0, 86400, "s", "time that running requests get at shutdown or unload",
             &c->drain_s);
+  table.Choice("log-format", {"text", "json"}, "of the lines on standard output", &c->log_format);
+  table.Choice("log-level", {"debug", "info", "warning", "error"},
+               "least level that is logged; POST /log_level changes it", &c->log_level);
+  table.Text("otlp-endpoint", "URL",
+             "OpenTelemetry collector that takes traces over gRPC, http://HOST:PORT",
+             &c->otlp_endpoint);
+  table.Int("trace-percent", 0, 100, "%",
+            "requests traced of those that come without a traceparent, which decides for its own",
+            &c->trace_percent);
   table.Int("metrics-adapters", 1, 10'000, "adapters",
             "those used most, which have metrics of their own; the rest are counted together; "
             "tenants likewise",

@@ -47,6 +47,10 @@ struct ServerConfig {
   Limits limits;
   HttpLimits http_limits;
   int32_t drain_s = 30;
+  std::string log_format = "text";
+  std::string log_level = "info";
+  std::string otlp_endpoint;  // empty: nothing is traced
+  int32_t trace_percent = 100;
   int32_t metrics_adapters = 100;  // MetricsOptions
   bool no_vllm_metrics = false;
   int32_t memory_bandwidth_gbs = 0;  // of what the weights lie in; 0: measured

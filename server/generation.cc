@@ -74,6 +74,7 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   ChoiceOptions& options = prepared_->options;
   options.record = &record_;
   record_.tenant = caller.tenant;
+  context_.request_log->Begin(input.origin, &record_);
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
   LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, caller, input));
   LK_ASSIGN_OR_RETURN(prepared_->request, BuildRequest(context_, caller, prepared_->model, input));
@@ -167,6 +168,7 @@ void GenerationCall::Done(const absl::Status& status) {
   record_.status = status;
   record_.end_us = context_.clock->NowMicros();
   context_.metrics->OnRequestDone(record_);
+  context_.request_log->End(record_);
 }
 
 GenerationCall::~GenerationCall() {

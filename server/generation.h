@@ -22,10 +22,12 @@
 #include "engine/engine.h"
 #include "server/auth/access.h"
 #include "server/metrics.h"
+#include "server/request_origin.h"
 #include "server/request_record.h"
 #include "server/text/chat_template.h"
 #include "server/text/grammar.h"
 #include "server/text/tokenizer.h"
+#include "server/tracing/request_log.h"
 
 namespace lorikeet {
 
@@ -40,6 +42,7 @@ struct ServingContext {
   const ChatTemplate* chat_template = nullptr;  // nullptr: the model has none
   const Clock* clock = nullptr;                 // the engine's
   Metrics* metrics = nullptr;
+  const RequestLog* request_log = nullptr;
   std::string model_name;
   int64_t started_unix_s = 0;
   int32_t vocab_size = 0;
@@ -47,6 +50,7 @@ struct ServingContext {
 };
 
 struct GenerationInput {
+  RequestOrigin origin;
   // Plain text, a conversation (whose time is filled in), or token ids.
   std::variant<std::string, ChatRequest, std::vector<int32_t>> prompt;
   std::string model;        // as ResolveModel (generation_request.h) takes it; empty: the base

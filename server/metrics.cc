@@ -259,6 +259,12 @@ struct Metrics::Families {
       make.Distribution("lorikeet_adapter_registration_seconds",
                         "From such a call to its end", WaitSecondsBuckets());
 
+  // ---- traces
+  Counter& spans_exported =
+      make.Count("lorikeet_spans_exported_total", "Spans of traces that the collector took");
+  Counter& spans_dropped = make.Count("lorikeet_spans_dropped_total",
+                                      "Spans that it did not take, or not in time");
+
   explicit Families(const MetricsOptions& options)
       : vllm(options.vllm),
         adapters_usage(static_cast<size_t>(options.named_adapters)),
@@ -372,6 +378,8 @@ std::string Metrics::Text(Current current) {
   f.bandwidth.Set(current.bandwidth);
   f.device_used.Set(static_cast<double>(current.device_memory.used));
   f.device_total.Set(static_cast<double>(current.device_memory.total));
+  GrowTo(f.spans_exported, static_cast<double>(current.spans.exported));
+  GrowTo(f.spans_dropped, static_cast<double>(current.spans.dropped));
   GrowTo(f.decode_waits, static_cast<double>(current.decode_waits));
   SetRegistry(current.adapters);
   SetImages(current.images);

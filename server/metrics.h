@@ -17,6 +17,7 @@
 #include "engine/memory/memory_use.h"
 #include "server/gateway_metrics.h"
 #include "server/request_record.h"
+#include "server/tracing/span_counts.h"
 
 namespace lorikeet {
 
@@ -49,6 +50,7 @@ class Metrics final : public StatsSink {
     int64_t decode_waits = 0;  // Engine::Gauges
     MemoryUse device_memory;
     int64_t weight_bytes = 0;  // that every step reads
+    SpanCounts spans;
     double bandwidth = 0;      // bytes a second of the memory they are in; 0: not known
     std::function<bool(const std::string&)> gone;  // no adapter has that name
   };

@@ -5,11 +5,14 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "server/tracing/trace_context.h"
 
 namespace lorikeet {
 
 // Times are microseconds on the engine's clock, 0 where the request has not come so far.
 struct RequestRecord {
+  std::string id;      // RequestOrigin's
+  TraceContext trace;
   std::string adapter;          // as the client named it; empty: the base model
   bool sum = false;             // of several adapters, whose names `adapter` joins with "+"
   std::string tenant;           // empty: the server has no keys

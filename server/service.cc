@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/listen.h"
-#include "server/say.h"
+#include "server/log.h"
 
 namespace lorikeet {
 namespace {
@@ -44,6 +44,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
     return service->ready_ && service->device_status().ok();
   };
   probes.metrics = [service = self.get()] { return service->MetricsText(); };
+  LK_RETURN_IF_ERROR(self->OpenRequestLog());
   LK_RETURN_IF_ERROR(self->OpenAccess());
   self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get());
   LK_ASSIGN_OR_RETURN(
@@ -59,6 +60,14 @@ Service::Service(const ServerConfig& config)
     : config_(config),
       metrics_({.vllm = !config.no_vllm_metrics, .named_adapters = config.metrics_adapters}) {}
 
+absl::Status Service::OpenRequestLog() {
+  if (!config_.otlp_endpoint.empty()) {
+    LK_ASSIGN_OR_RETURN(exporter_, SpanExporter::Start(config_.otlp_endpoint));
+  }
+  request_log_ = std::make_unique<RequestLog>(&clock_, exporter_.get(), config_.trace_percent);
+  return absl::OkStatus();
+}
+
 absl::Status Service::OpenAccess() {
   const bool trusted =
       config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
@@ -69,8 +78,8 @@ absl::Status Service::OpenAccess() {
   keys_watch_ = std::make_unique<FileWatch>(
       std::vector{config_.keys}, [access = access_.get(), file = config_.keys] {
         const absl::Status status = access->Reload();
-        Say(status.ok() ? absl::StrCat("keys read again from ", file)
-                        : absl::StrCat(status.message(), "; the keys from before stay"));
+        if (status.ok()) return Log(LogLevel::kInfo, absl::StrCat("keys read again from ", file));
+        Log(LogLevel::kWarning, absl::StrCat(status.message(), "; the keys from before stay"));
       });
   return absl::OkStatus();
 }
@@ -129,7 +138,8 @@ void Service::StartWatch() {
                                          config_.adapter_watches.end()),
       [this](const DirectoryWatch::Loaded& loaded) {
         metrics_.OnAdapterLoad(loaded.status, loaded.took_us);
-        if (!loaded.status.ok()) Say(absl::StrCat(loaded.path, ": ", loaded.status.ToString()));
+        if (loaded.status.ok()) return;
+        Log(LogLevel::kWarning, absl::StrCat(loaded.path, ": ", loaded.status.ToString()));
       });
 }
 
@@ -198,6 +208,7 @@ absl::Status Service::StartEngine() {
               .chat_template = model_.chat_template.get(),
               .clock = &clock_,
               .metrics = &metrics_,
+              .request_log = request_log_.get(),
               .model_name = model_.name,
               .started_unix_s = std::time(nullptr),
               .vocab_size = model_.vocab_size,
@@ -252,6 +263,7 @@ Metrics::Current Service::CurrentMetrics() const {
   state.max_adapters = AdaptersThatFit(current);
   current.device_memory = model_.runner->memory_use();
   current.weight_bytes = model_.weight_bytes;
+  if (exporter_ != nullptr) current.spans = exporter_->counts();
   current.bandwidth = model_.bandwidth;
   current.gone = [this](const std::string& name) { return !registry_->Find(name).ok(); };
   return current;

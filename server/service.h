@@ -28,6 +28,8 @@
 #include "server/sources/remote_sources.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
+#include "server/tracing/request_log.h"
+#include "server/tracing/span_exporter.h"
 
 namespace lorikeet {
 
@@ -73,6 +75,7 @@ class Service {
   explicit Service(const ServerConfig& config);
 
   absl::Status OpenAccess();
+  absl::Status OpenRequestLog();
   absl::Status StartSources();
   absl::Status StartRegistry();
   void StartWatch();
@@ -87,6 +90,8 @@ class Service {
   const ServerConfig config_;
   SteadyClock clock_;
   Metrics metrics_;
+  std::unique_ptr<SpanExporter> exporter_;  // null: nothing is traced
+  std::unique_ptr<RequestLog> request_log_;
   std::unique_ptr<AuditLog> audit_;
   std::unique_ptr<Access> access_;
   std::unique_ptr<FileWatch> keys_watch_;  // null: no keys file

@@ -115,9 +115,9 @@ ROWS = [
                              rate("lorikeet_adapter_evictions_total", "tier"))],
          "Into host memory from disk, onto the device from host memory."),
         ("Time of a load", "s",
-         [("{{tier}}", f"increase(lorikeet_adapter_load_seconds_total{{{SEL}}}[1h]) / "
-                       f"(increase(lorikeet_adapter_loads_total{{{SEL}}}[1h]) > 0)")],
-         "Mean of the last hour."),
+         [("{{tier}}", f"{level('lorikeet_adapter_load_seconds_total', 'tier')} / "
+                       f"({level('lorikeet_adapter_loads_total', 'tier')} > 0)")],
+         "Mean of all so far."),
         ("Bytes loaded", "Bps", [("{{tier}}", rate("lorikeet_adapter_load_bytes_total", "tier"))],
          "A second."),
         ("Adapters resident", "short", [("{{tier}}", level("lorikeet_adapters_resident", "tier")),

@@ -10,7 +10,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
-#include "server/say.h"
+#include "server/log.h"
 
 namespace lorikeet {
 
@@ -43,7 +43,7 @@ void AuditLog::Write(const Entry& entry) {
   // One write a line: lines of several threads do not mix.
   const std::string text = line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   if (write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
-    Say(absl::StrCat("cannot write to the audit log: ", std::strerror(errno)));
+    Log(LogLevel::kError, absl::StrCat("cannot write to the audit log: ", std::strerror(errno)));
   }
 }
 

@@ -12,7 +12,7 @@
 #include "engine/runner/model_runner.h"
 #include "server/cli/commands.h"
 #include "server/listen.h"
-#include "server/say.h"
+#include "server/log.h"
 #include "server/service.h"
 #include "server/version.h"
 
@@ -66,9 +66,9 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
       model.eos_ids.push_back(id);
     }
   }
-  Say(absl::StrCat("model ", model.name, " (", source->config().family, ", ",
+  Log(LogLevel::kInfo, absl::StrCat("model ", model.name, " (", source->config().family, ", ",
                    source->config().layers, " layers) on ", runner->Describe()));
-  if (!runner->no_gpu().ok()) Say(absl::StrCat("no GPU: ", runner->no_gpu().message()));
+  if (!runner->no_gpu().ok()) Log(LogLevel::kInfo, absl::StrCat("no GPU: ", runner->no_gpu().message()));
   model.runner = std::move(runner);
   return model;
 }
@@ -103,21 +103,24 @@ absl::Status RunServe(Arguments args) {
     }
   }
   LK_ASSIGN_OR_RETURN(const ServerConfig config, ParseServerConfig(args));
+  SetLogJson(config.log_format == "json");
+  LK_ASSIGN_OR_RETURN(const LogLevel level, ParseLogLevel(config.log_level));
+  SetLogLevel(level);
   const sigset_t signals = BlockStopSignals();
   const SteadyClock clock;
   const int64_t start_us = clock.NowMicros();
   LK_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service, Service::Open(config));
-  Say(absl::StrCat("lorikeet ", kVersion, ", loading ", config.model));
+  Log(LogLevel::kInfo, absl::StrCat("lorikeet ", kVersion, ", loading ", config.model));
   LK_ASSIGN_OR_RETURN(ServedModel model, OpenModel(config));
   LK_RETURN_IF_ERROR(service->Serve(std::move(model)));
-  Say(absl::StrFormat("ready after %.2f s: gRPC %s, HTTP %s, %d adapters",
+  Log(LogLevel::kInfo, absl::StrFormat("ready after %.2f s: gRPC %s, HTTP %s, %d adapters",
                       (clock.NowMicros() - start_us) / 1e6,
                       HostPort(config.host, service->grpc_port()),
                       HostPort(config.host, service->http_port()), service->adapters()));
   const absl::Status status = WaitForStop(*service, signals);
-  if (status.ok()) Say(absl::StrCat("stopping; running requests have ", config.drain_s, " s"));
+  if (status.ok()) Log(LogLevel::kInfo, absl::StrCat("stopping; running requests have ", config.drain_s, " s"));
   service->Drain(config.drain_s);
-  if (status.ok()) Say("stopped");
+  if (status.ok()) Log(LogLevel::kInfo, "stopped");
   return status;
 }
 

@@ -6,15 +6,21 @@
 #include <string>
 
 namespace lorikeet {
+namespace {
+
+// The first value; nothing if there is none.
+std::string MetadataOf(const grpc::CallbackServerContext& call, const char* key) {
+  const auto found = call.client_metadata().find(key);
+  if (found == call.client_metadata().end()) return {};
+  return std::string(found->second.data(), found->second.size());
+}
+
+}  // namespace
 
 absl::StatusOr<Client> AdmitCall(Access& access, const grpc::CallbackServerContext& call,
                                  std::optional<Role> role) {
   Credentials credentials;
-  const auto& metadata = call.client_metadata();
-  const auto found = metadata.find("authorization");
-  if (found != metadata.end()) {
-    credentials.authorization.assign(found->second.data(), found->second.size());
-  }
+  credentials.authorization = MetadataOf(call, "authorization");
   credentials.peer = call.peer();
   const auto connection = call.auth_context();
   if (connection != nullptr && connection->IsPeerAuthenticated()) {
@@ -25,6 +31,10 @@ absl::StatusOr<Client> AdmitCall(Access& access, const grpc::CallbackServerConte
     }
   }
   return access.Admit(credentials, role);
+}
+
+RequestOrigin OriginOf(const grpc::CallbackServerContext& call) {
+  return MakeOrigin(MetadataOf(call, "x-request-id"), MetadataOf(call, "traceparent"));
 }
 
 }  // namespace lorikeet

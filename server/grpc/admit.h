@@ -1,4 +1,4 @@
-// Who makes a gRPC call.
+// Who makes a gRPC call, and what it brings along.
 #pragma once
 
 #include <grpcpp/server_context.h>
@@ -6,11 +6,15 @@
 #include <optional>
 
 #include "server/auth/access.h"
+#include "server/request_origin.h"
 
 namespace lorikeet {
 
 // As Access::Admit, by the metadata "authorization" and the connection's client certificate.
 absl::StatusOr<Client> AdmitCall(Access& access, const grpc::CallbackServerContext& call,
                                  std::optional<Role> role);
+
+// By the metadata "x-request-id" and "traceparent".
+RequestOrigin OriginOf(const grpc::CallbackServerContext& call);
 
 }  // namespace lorikeet

@@ -40,6 +40,7 @@ absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationReactor::TryStart(
   LK_ASSIGN_OR_RETURN(const Client client, AdmitCall(*context.access, call, Role::kGenerate));
   LK_ASSIGN_OR_RETURN(GenerationInput input, decode());
   input.deadline_us = DeadlineMicros(call, *context.clock);
+  input.origin = OriginOf(call);
   return GenerationCall::Start(context, *client.caller, std::move(input),
                                [weak = weak_from_this(), front] {
                                  if (auto self = weak.lock()) self->Wake(std::move(self), front);

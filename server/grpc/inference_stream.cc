@@ -40,6 +40,7 @@ absl::Status InferenceStream::Begin(Open* open) {
                       AdmitCall(*context_->access, *call_, Role::kGenerate));
   LK_ASSIGN_OR_RETURN(GenerationInput input, ToInput(request_, &open->pieces));
   input.deadline_us = DeadlineMicros(*call_, *context_->clock);
+  input.origin = OriginOf(*call_);
   open->wholes.resize(input.choices);
   LK_ASSIGN_OR_RETURN(open->generation,
                       GenerationCall::Start(*context_, *client.caller, std::move(input),

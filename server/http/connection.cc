@@ -254,6 +254,8 @@ class Connection final : public HttpConnection,
     request.origin = ToString(message[http::field::origin]);
     request.authorization = ToString(message[http::field::authorization]);
     request.content_type = ToString(message[http::field::content_type]);
+    request.request_id = ToString(message["x-request-id"]);
+    request.traceparent = ToString(message["traceparent"]);
     request.peer = peer_;
     request.certificate_names = certificate_names_;
     request.body = std::move(message.body());

@@ -17,7 +17,7 @@
 #include "server/file_watch.h"
 #include "server/http/tls.h"
 #include "server/listen.h"
-#include "server/say.h"
+#include "server/log.h"
 
 namespace lorikeet {
 namespace {
@@ -84,9 +84,9 @@ struct HttpServer::Impl {
   void ReloadTls(const TlsFiles& files) {
     auto fresh = LoadTls(files);
     if (!fresh.ok()) {
-      return Say(absl::StrCat(fresh.status().message(), "; the certificates from before stay"));
+      return Log(LogLevel::kWarning, absl::StrCat(fresh.status().message(), "; the certificates from before stay"));
     }
-    Say(absl::StrCat("certificates read again from ", files.certificate));
+    Log(LogLevel::kInfo, absl::StrCat("certificates read again from ", files.certificate));
     asio::post(strand, [this, fresh = *std::move(fresh)] { tls = fresh; });
   }
 

@@ -17,6 +17,8 @@ struct HttpRequest {
   std::string origin;  // of the web page that asks; empty: none does
   std::string authorization;
   std::string content_type;
+  std::string request_id;   // the header x-request-id
+  std::string traceparent;  // the header of that name
   std::string peer;              // its address
   std::vector<std::string> certificate_names;  // of a client certificate that was verified
   std::string body;

@@ -9,11 +9,12 @@
 #include "engine/base/status_macros.h"
 #include "server/generation_request.h"
 #include "server/http/errors.h"
+#include "server/log.h"
 #include "server/openai/adapter_rest.h"
 #include "server/openai/adapter_routes.h"
 #include "server/openai/generate.h"
 #include "server/openai/proto_json.h"
-#include "server/openai/request.h"
+#include "server/request_origin.h"
 #include "server/version.h"
 #include "server/web/web_files.h"
 
@@ -83,6 +84,8 @@ const HttpApi::Route HttpApi::kRoutes[] = {
     {"GET", "/", &HttpApi::Page, kOpen, false},
     {"GET", "/web/{name}", &HttpApi::Page, kOpen, false},
     {"GET", "/metrics", &HttpApi::Metrics, kMetrics, false},
+    {"GET", "/log_level", &HttpApi::GetLogLevel, kWrite, false},
+    {"POST", "/log_level", &HttpApi::SetLogLevel, kWrite, false},
     {"POST", "/v1/completions", &HttpApi::Completions, kGenerate, true},
     {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, kGenerate, true},
     {"GET", "/v1/models", &HttpApi::Models, kAnyKey, true},
@@ -169,6 +172,21 @@ HttpApi::Answer HttpApi::Version(const Call&) const {
   return RespondJson({{"version", kVersion}});
 }
 
+HttpApi::Answer HttpApi::GetLogLevel(const Call&) const {
+  return RespondJson({{"level", LogLevelName(CurrentLogLevel())}});
+}
+
+HttpApi::Answer HttpApi::SetLogLevel(const Call& call) const {
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
+  Fields fields(body);
+  std::string name;
+  fields.Read("level", &name);
+  LK_RETURN_IF_ERROR(fields.Finish());
+  LK_ASSIGN_OR_RETURN(const LogLevel level, ParseLogLevel(name));
+  lorikeet::SetLogLevel(level);
+  return GetLogLevel(call);
+}
+
 HttpApi::Answer HttpApi::Page(const Call& call) const {
   for (const WebFile& file : kWebFiles) {
     if (call.request.path != file.path) continue;
@@ -181,16 +199,23 @@ HttpApi::Answer HttpApi::Page(const Call& call) const {
   return Respond(ErrorResponse(404, absl::StrCat("there is nothing at ", call.request.path)));
 }
 
+HttpApi::Answer HttpApi::Generate(const Call& call, OpenAiRequest parsed) const {
+  const RequestOrigin origin = MakeOrigin(call.request.request_id, call.request.traceparent);
+  for (GenerationInput& input : parsed.inputs) input.origin = origin;
+  parsed.output.request_id = origin.id;
+  return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
+}
+
 HttpApi::Answer HttpApi::Completions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseCompletion(body));
-  return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
+  return Generate(call, std::move(parsed));
 }
 
 HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(context_->chat_template)));
-  return StartGeneration(*context_, *call.client.caller, std::move(parsed), call.wake);
+  return Generate(call, std::move(parsed));
 }
 
 Json HttpApi::BaseCard() const {

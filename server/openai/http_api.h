@@ -15,6 +15,7 @@
 #include "server/http/message.h"
 #include "server/openai/fields.h"
 #include "server/openai/http_call.h"
+#include "server/openai/request.h"
 
 namespace lorikeet {
 
@@ -58,6 +59,9 @@ class HttpApi {
   Answer Metrics(const Call& call) const;
   Answer Version(const Call& call) const;
   Answer Page(const Call& call) const;
+  Answer GetLogLevel(const Call& call) const;
+  Answer SetLogLevel(const Call& call) const;
+  Answer Generate(const Call& call, OpenAiRequest parsed) const;
   Answer Completions(const Call& call) const;
   Answer ChatCompletions(const Call& call) const;
   Answer Models(const Call& call) const;

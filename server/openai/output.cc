@@ -65,7 +65,7 @@ void AppendEvent(const std::string& json, std::string* out) {
 OutputWriter::OutputWriter(OutputOptions options, const Tokenizer& tokenizer, int32_t choices)
     : options_(std::move(options)),
       tokenizer_(tokenizer),
-      id_(absl::StrCat(options_.chat ? "chatcmpl-" : "cmpl-", RandomHex(24))),
+      id_(absl::StrCat(options_.chat ? "chatcmpl-" : "cmpl-", options_.request_id)),
       created_(UnixSeconds()),
       text_offset_(choices, 0),
       begun_(choices, false) {

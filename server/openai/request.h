@@ -22,6 +22,7 @@ struct OutputOptions {
   bool prompt_logprobs = false;
   bool tokens_as_ids = false;        // in log-probabilities: "token_id:17"
   std::string model;                 // as the client named it
+  std::string request_id;            // RequestOrigin's
   ToolOptions tools;                 // of a chat
 };
 

@@ -1,9 +1,13 @@
 // /metrics as those read it who act on it: the Gateway API Inference Extension's endpoint picker
 // (proposal 003, names of its vLLM engine) and routers that place requests by residency.
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <map>
+#include <regex>
 #include <sstream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
@@ -231,6 +235,50 @@ TEST_F(MetricsTest, HostLoadsAreCountedWithTimeAndBytes) {
   Ask("one");
   EXPECT_EQ(Metric("lorikeet_adapter_hits_total{tier=\"host\"}"), 1);
   EXPECT_EQ(Metric("lorikeet_queue_seconds_count"), 1);
+}
+
+std::string FileText(const std::string& path) {
+  std::ifstream file(path);
+  EXPECT_TRUE(file.good()) << path;
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+TEST_F(MetricsTest, TheBoardAndTheRulesAskForMetricsThereAre) {
+  Start();
+  Ask("");
+  v1::GenerateResponse answer;
+  EXPECT_FALSE(Unary(TextRequest("", 3), &answer).ok());
+  const std::string scrape = HttpGet("/metrics");
+  const std::regex name("(lorikeet|vllm|process)[_:][a-z_]+");
+  for (const char* path : {"deploy/grafana/lorikeet.json", "deploy/prometheus/rules.yml"}) {
+    const std::string text = FileText(path);
+    int names = 0;
+    for (std::sregex_iterator it(text.begin(), text.end(), name), end; it != end; ++it) {
+      // instance:lorikeet_x:rate5m is a rule's own name.
+      if (it->position() > 0 && text[it->position() - 1] == ':') continue;
+      ++names;
+      // A family without samples yet is described all the same.
+      EXPECT_TRUE(scrape.find("\n" + it->str()) != std::string::npos ||
+                  scrape.find("# TYPE " + it->str() + " ") != std::string::npos)
+          << path << ": " << it->str();
+    }
+    EXPECT_GT(names, 10) << path;
+  }
+}
+
+TEST(Runbooks, AreThere) {
+  const std::string rules = FileText("deploy/prometheus/rules.yml");
+  const std::string page = FileText("docs/operations.md");
+  const std::regex alert("alert: (\\w+)"), runbook("runbook: docs/operations\\.md#(\\w+)");
+  std::vector<std::string> names, anchors;
+  for (std::sregex_iterator it(rules.begin(), rules.end(), alert), end; it != end; ++it) {
+    EXPECT_THAT(page, ::testing::HasSubstr("\n### " + (*it)[1].str() + "\n"));
+    names.push_back(absl::AsciiStrToLower((*it)[1].str()));
+  }
+  for (std::sregex_iterator it(rules.begin(), rules.end(), runbook), end; it != end; ++it) {
+    anchors.push_back((*it)[1]);
+  }
+  EXPECT_EQ(anchors, names);
 }
 
 }  // namespace

@@ -107,7 +107,7 @@ Problems IncludeOrder(const SourceFile& file) {
 
 Problems ServerLibraries(const SourceFile& file) {
   static const std::regex library(
-      "^(grpc/|grpcpp/|google/protobuf/|prometheus/|yaml-cpp/|boost/|lorikeet/v1/)");
+      "^(grpc/|grpcpp/|google/protobuf/|prometheus/|yaml-cpp/|boost/|lorikeet/v1/|opentelemetry/)");
   Problems problems;
   const bool served = file.path.starts_with("server/") || file.path.starts_with("tests/");
   if (!IsCode(file.path) || served) return problems;

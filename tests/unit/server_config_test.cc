@@ -3,6 +3,10 @@
 
 #include <gmock/gmock.h>
 
+#include <fstream>
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
 #include "server/cli/bench_stats.h"
 
 namespace lorikeet {
@@ -95,6 +99,16 @@ TEST(BenchStatsTest, PercentilesInterpolateBetweenRanks) {
   EXPECT_DOUBLE_EQ(d.p99, 99);
   EXPECT_DOUBLE_EQ(Summarise({1, 2}).p90, 1.9);
   EXPECT_DOUBLE_EQ(Summarise({}).p99, 0);
+}
+
+TEST(ServerConfigTest, TheReferenceHasEverySetting) {
+  std::ifstream file("docs/configuration.md");
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  ServerConfig config;
+  for (const OptionTable::Row& row : ServerOptions(&config).rows()) {
+    const std::string line = absl::StrCat("| `", row.Key(), "` | ", row.help, " |\n");
+    EXPECT_THAT(text, ::testing::HasSubstr(line)) << "run docs/generate.py";
+  }
 }
 
 }  // namespace
