@@ -147,12 +147,18 @@ TEST_F(InferenceTest, LeavingAStreamStopsItsWork) {
   {
     grpc::ClientContext context;
     const auto stream = stub_->ModelStreamInfer(&context);
-    ASSERT_TRUE(stream->Write(Request("llama", "hello")));
+    inference::ModelInferRequest request = Request("llama", "hello");
+    (*request.mutable_parameters())["max_tokens"].set_int64_param(300);
+    ASSERT_TRUE(stream->Write(request));
     WaitFor([&] { return Metric("vllm:num_requests_running") == 1; });
     context.TryCancel();
   }
-  Allow(1);  // the step under way; the request has 6 tokens
-  WaitFor([&] { return Metric("vllm:num_requests_running") == 0; });
+  // Steps go on until the cancel comes, long before the request would end by itself.
+  WaitFor([&] {
+    Allow(1);
+    return Metric("vllm:num_requests_running") == 0;
+  });
+  EXPECT_EQ(Metric("lorikeet_canceled_requests_total{reason=\"client\"}"), 1);
 }
 
 TEST_F(InferenceTest, AdaptersAreModelsOfTheRepository) {
