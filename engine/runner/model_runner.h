@@ -52,7 +52,6 @@ class ModelRunner final : public Runner {
   ModelRunner(std::shared_ptr<const ModelSource> source, std::unique_ptr<Backend> backend,
               std::unique_ptr<Model> model, Precision precision, const KvLayout& kv,
               int32_t pages);
-  void FillMasks(std::span<LogitRow> rows);
 
   // Runs the steps that are slow the first time, before pages hold anything. Seconds for a model of
   // some billion weights on a GPU, nothing on the CPU.
