@@ -285,7 +285,11 @@ std::string OutcomeLabel(const absl::Status& status) {
   return label;
 }
 
-Metrics::Metrics(const MetricsOptions& options) : families_(std::make_unique<Families>(options)) {}
+Metrics::Metrics(const MetricsOptions& options) : families_(std::make_unique<Families>(options)) {
+  for (const char* reason : {"client", "deadline", "server"}) {
+    families_->cancels.Add({{"reason", reason}});  // there from the start, so that rates begin at 0
+  }
+}
 Metrics::~Metrics() = default;
 
 void Metrics::OnStep(const StepStats& stats) {

@@ -120,7 +120,7 @@ TEST_F(TracingTest, AnHttpRequestKeepsItsIdAndTrace) {
   HttpClient client(service_->http_port());
   client.set_headers(absl::StrCat("X-Request-Id: my-id\r\nTraceparent: ", kSampled, "\r\n"));
   const HttpResult result =
-      client.Post("/v1/completions", R"({"prompt": "hello", "max_tokens": 2})");
+      client.Post("/v1/completions", R"({"model": "llama", "prompt": "hello", "max_tokens": 2})");
   EXPECT_EQ(result.json()["id"], "cmpl-my-id");
   WaitFor([&] { return collector.spans().contains("generate"); });
   EXPECT_EQ(TextOf(collector.spans().at("generate"), "lorikeet.request.id"), "my-id");

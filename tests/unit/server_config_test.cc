@@ -105,7 +105,8 @@ TEST(ServerConfigTest, TheReferenceHasEverySetting) {
   std::ifstream file("docs/configuration.md");
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   ServerConfig config;
-  for (const OptionTable::Row& row : ServerOptions(&config).rows()) {
+  const OptionTable table = ServerOptions(&config);
+  for (const OptionTable::Row& row : table.rows()) {
     const std::string line = absl::StrCat("| `", row.Key(), "` | ", row.help, " |\n");
     EXPECT_THAT(text, ::testing::HasSubstr(line)) << "run docs/generate.py";
   }
