@@ -64,7 +64,7 @@ class Server:
         self.process = subprocess.Popen(
             [self.args.lorikeet, "serve", "--model", self.args.model, "--adapter-root",
              self.args.folder, "--adapter-dir", self.args.folder + "/state", "--grpc-port", "0",
-             "--http-port", "0", *self.flags], stdout=subprocess.PIPE, text=True)
+             "--http-port", "0", "--kv-cache-mib", "256", *self.flags], stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if line.startswith("ready"):
                 break
