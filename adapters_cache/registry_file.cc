@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <set>
@@ -75,7 +76,13 @@ RegistryRecords FromJson(const Json& json) {
   return records;
 }
 
-fs::path LogOf(const fs::path& path) { return path.string() + ".log"; }
+// The log belongs to one file, by the beginning of its hash: that of an older file is none.
+fs::path LogOf(const fs::path& path) {
+  constexpr size_t kDigits = 16;
+  char header[kHeaderBytes] = {};
+  std::ifstream(path, std::ios::binary).read(header, kHeaderBytes);
+  return absl::StrCat(path.string(), ".log-", std::string(header + 1, kDigits));
+}
 
 absl::Status Failure(const char* what, const fs::path& path) {
   return absl::UnavailableError(
@@ -117,10 +124,6 @@ absl::Status SyncDirectory(const fs::path& path) {
   if (directory.get() < 0) return Failure("open", path);
   return fsync(directory.get()) == 0 ? absl::OkStatus() : Failure("sync", path);
 }
-
-}  // namespace
-
-namespace {
 
 absl::StatusOr<std::string> ReadAll(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -164,7 +167,7 @@ absl::Status ApplyLine(std::string_view line, const std::string& where, Registry
     RegistryRecords changed = FromJson(json);
     for (auto& [id, version] : changed.versions) records->versions[id] = std::move(version);
     for (auto& [name, record] : changed.names) records->names[name] = std::move(record);
-    for (const std::string& name : json.at("gone")) records->names.erase(name);
+    for (const Json& name : json.at("gone")) records->names.erase(name.get<std::string>());
     return absl::OkStatus();
   } catch (const Json::exception& e) {
     return absl::DataLossError(absl::StrCat(where, ": ", e.what()));
@@ -197,17 +200,18 @@ absl::StatusOr<RegistryRecords> ReadRegistryFile(const fs::path& path) {
 }
 
 absl::Status WriteRegistryFile(const fs::path& path, const RegistryRecords& records) {
-  const std::string body = ToJson(records).dump();
+  Json json = ToJson(records);
+  json["written_at"] = std::chrono::system_clock::now().time_since_epoch().count();  // no hash twice
+  const std::string body = json.dump();
   const fs::path next = path.string() + ".new";
   LK_RETURN_IF_ERROR(
       WriteSynced(next, absl::StrCat(std::string(1, kVersion), HashOf(body), "\n", body)));
+  const fs::path old_log = LogOf(path);
   if (rename(next.c_str(), path.c_str()) != 0) return Failure("replace", path);
   LK_RETURN_IF_ERROR(SyncDirectory(path.parent_path()));
-  std::error_code error;
-  fs::remove(LogOf(path), error);
-  return error ? absl::UnavailableError(absl::StrCat("cannot remove ", LogOf(path).string(), ": ",
-                                                     error.message()))
-               : absl::OkStatus();
+  std::error_code ignored;
+  fs::remove(old_log, ignored);
+  return absl::OkStatus();
 }
 
 absl::Status AppendToRegistryLog(const fs::path& path, const RegistryRecords& changed,

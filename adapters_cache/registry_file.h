@@ -4,10 +4,9 @@
 // It is replaced as a whole: a new file is written beside it, synced and renamed over it, and the
 // directory is synced; a crash at any point leaves the old file or the new one.
 //
-// Changes since are lines of PATH.log, each synced before it counts: the SHA-256 of the JSON behind
-// it. What a crash left without its newline is no line. Names and versions in a line replace those
-// before, so reading a line twice does no harm, as a crash between a new file and the removal of its
-// log may make it.
+// Changes since are lines of a log beside it, PATH.log-DIGITS, each synced before it counts: the
+// SHA-256 of the JSON that follows. What a crash left without its newline is no line. The digits are
+// the beginning of the file's hash, so that a log that outlived its file, by a crash, is not read.
 #pragma once
 
 #include <cstdint>
