@@ -5,6 +5,7 @@
 #include <cctype>
 #include <fstream>
 #include <memory>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -129,11 +130,15 @@ absl::StatusOr<Downloaded> RunDownload(const Download& download, const std::file
   if (!download.s3_region.empty()) {
     set(CURLOPT_AWS_SIGV4, absl::StrCat("aws:amz:", download.s3_region, ":s3").c_str());
     set(CURLOPT_USERPWD, download.s3_user.c_str());
+    // S3 wants the hash of the body, which is empty; not every libcurl sends it by itself.
+    std::vector<std::string> lines = {"x-amz-content-sha256: " + Sha256().Hex()};
     if (!download.s3_session.empty()) {
-      headers.reset(curl_slist_append(
-          nullptr, absl::StrCat("x-amz-security-token: ", download.s3_session).c_str()));
-      set(CURLOPT_HTTPHEADER, headers.get());
+      lines.push_back("x-amz-security-token: " + download.s3_session);
     }
+    for (const std::string& line : lines) {
+      headers.reset(curl_slist_append(headers.release(), line.c_str()));
+    }
+    set(CURLOPT_HTTPHEADER, headers.get());
   }
   const CURLcode code = curl_easy_perform(curl.get());
   long status = 0;

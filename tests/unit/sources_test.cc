@@ -219,6 +219,8 @@ TEST_F(Sources, S3RequestsAreSigned) {
   const std::string request = peer_.requests().back();
   EXPECT_THAT(request, AllOf(HasSubstr("AWS4-HMAC-SHA256 Credential=KEY/"),
                              HasSubstr("/us-east-1/s3/aws4_request"),
+                             HasSubstr("SignedHeaders=host;x-amz-content-sha256;x-amz-date;"
+                                       "x-amz-security-token"),
                              HasSubstr("x-amz-security-token: session"),
                              Not(HasSubstr("s3-secret"))));
 }
