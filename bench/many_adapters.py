@@ -276,7 +276,8 @@ def soak(args):
             if error.code not in allowed:
                 failures.append(f"{kind}: {error.code} {error.read()[:300]}")
         except (OSError, http.client.HTTPException) as error:
-            if counts["kills"] == kills:  # else the server died under it, as it was told to
+            # Unless the server died under it, as it was told to.
+            if counts["kills"] == kills and not down.is_set():
                 failures.append(f"{kind}: {error}")
             while down.is_set():
                 time.sleep(0.05)
