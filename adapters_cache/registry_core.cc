@@ -44,6 +44,12 @@ absl::Status TooManyWaiting(int64_t requests) {
 absl::Status AdapterRegistry::Core::Restore() {
   if (options_.state_file.empty()) return absl::OkStatus();
   LK_ASSIGN_OR_RETURN(const RegistryRecords records, ReadRegistryFile(options_.state_file));
+  RestoreNames(records);
+  std::lock_guard saving(save_mutex_);
+  return SaveAll();  // what a crash left at the log's end is not built upon
+}
+
+void AdapterRegistry::Core::RestoreNames(const RegistryRecords& records) {
   std::lock_guard lock(mutex_);
   room_came_ = true;
   for (const auto& [id, record] : records.versions) {
@@ -67,7 +73,7 @@ absl::Status AdapterRegistry::Core::Restore() {
       if (entry.pinned) AddPins(target.version, 1);
     }
   }
-  return absl::OkStatus();
+  changed_names_.clear();
 }
 
 void AdapterRegistry::Core::Start() {
@@ -85,11 +91,10 @@ void AdapterRegistry::Core::Stop() {
   jobs_changed_.notify_all();
   reaper_wakes_.notify_all();
   for (std::thread& thread : threads_) thread.join();
-  {
-    std::lock_guard lock(mutex_);
-    ++generation_;  // the hits
+  if (!options_.state_file.empty()) {
+    std::lock_guard saving(save_mutex_);
+    SaveAll().IgnoreError();  // for the hits: what was changed was saved when it was
   }
-  Save().IgnoreError();  // what was changed was saved when it was
   std::deque<Job> jobs;
   std::vector<LeaseDone> waiting;
   std::vector<UnloadDone> unloads;
@@ -105,7 +110,6 @@ void AdapterRegistry::Core::Stop() {
       freed.push_back(std::move(version->adapter));
       version->drains.clear();
     }
-    names_.clear();
     cold_.clear();
     watchers_.clear();
   }
@@ -235,7 +239,7 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
   entry.origin = origin;
   entry.kept = kept;
   entry.loaded_at_unix_us = UnixMicros();
-  ++generation_;
+  Changed(name);
   Emit(AdapterEvent::Kind::kRegistered, name, entry.targets.front().version->record.id);
   DropTargets(before, entry.pinned, nullptr);
 }
@@ -275,7 +279,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
       const Name entry = std::move(it->second);
       names_.erase(it);
       --tenants_[entry.tenant].names;
-      ++generation_;
+      Changed(drain->name);
       drain->done = std::move(done);
       drain->result.version = entry.targets.front().version->record.id;
       drains_.push_back(drain);
@@ -309,7 +313,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetPinned(std::string_view na
     Name& entry = it->second;
     if (entry.pinned != pinned) {
       entry.pinned = pinned;
-      ++generation_;
+      Changed(it->first);
       for (const Target& target : entry.targets) {
         AddPins(target.version, pinned ? 1 : -1);
       }
@@ -463,20 +467,29 @@ RegistryStats AdapterRegistry::Core::stats() const {
   return stats;
 }
 
+void AdapterRegistry::Core::Changed(const std::string& name) {
+  ++generation_;
+  if (!options_.state_file.empty()) changed_names_.insert(name);
+}
+
+void AdapterRegistry::Core::Record(const std::string& name, const Name& entry,
+                                   RegistryRecords* records) const {
+  NameRecord& record = records->names[name];
+  record.pinned = entry.pinned;
+  record.loaded_at_unix_us = entry.loaded_at_unix_us;
+  record.hits = entry.hits;
+  record.tenant = entry.tenant;
+  for (const Target& target : entry.targets) {
+    record.targets.emplace_back(target.version->record.id, target.weight);
+    records->versions[target.version->record.id] = target.version->record;
+  }
+}
+
 // What clients loaded: the operator's names come from the configuration again.
 RegistryRecords AdapterRegistry::Core::Records() const {
   RegistryRecords records;
   for (const auto& [name, entry] : names_) {
-    if (!entry.kept) continue;
-    NameRecord& record = records.names[name];
-    record.pinned = entry.pinned;
-    record.loaded_at_unix_us = entry.loaded_at_unix_us;
-    record.hits = entry.hits;
-    record.tenant = entry.tenant;
-    for (const Target& target : entry.targets) {
-      record.targets.emplace_back(target.version->record.id, target.weight);
-      records.versions[target.version->record.id] = target.version->record;
-    }
+    if (entry.kept) Record(name, entry, &records);
   }
   return records;
 }

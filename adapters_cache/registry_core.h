@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -149,6 +150,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
                                                          Origin origin) const;
   std::filesystem::path FindRelative(const std::filesystem::path& path) const;
   absl::Status Save();
+  void RestoreNames(const RegistryRecords& records);
+  absl::Status SaveAll();  // REQUIRES save_mutex_ is held
 
   // ---- all below: REQUIRES mutex_ is held
   absl::StatusOr<bool> AlreadyNamed(const Job& job, const std::string& version) const;
@@ -178,6 +181,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   AdapterInfo Describe(const std::string& name, const Name& entry) const;
   absl::StatusOr<const Name*> FindName(std::string_view name) const;
   RegistryRecords Records() const;
+  void Record(const std::string& name, const Name& entry, RegistryRecords* records) const;
+  void Changed(const std::string& name);
   void Emit(AdapterEvent::Kind kind, const std::string& name, const std::string& version);
 
   // ---- registry_reaper.cc
@@ -192,6 +197,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
 
   std::mutex save_mutex_;        // of writing the state file; taken before mutex_
   int64_t saved_generation_ = 0;  // under save_mutex_
+  int64_t logged_ = 0;            // names in the state file's log, under save_mutex_
 
   std::mutex device_mutex_;        // of calls to device_ without mutex_; taken before it
   DeviceTier* device_ = nullptr;   // changed under both
@@ -201,6 +207,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   std::condition_variable reaper_wakes_;
   bool stopping_ = false;
   int64_t generation_ = 0;  // of what the state file holds
+  std::set<std::string> changed_names_;  // since it was saved
   std::deque<Job> jobs_;
   size_t fetching_ = 0;  // loads whose files are on their way
   std::vector<std::weak_ptr<Version>> read_ahead_;  // asked for most often last

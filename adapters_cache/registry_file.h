@@ -3,6 +3,10 @@
 // The file is one version byte, the SHA-256 of what follows in hexadecimal and a newline, then JSON.
 // It is replaced as a whole: a new file is written beside it, synced and renamed over it, and the
 // directory is synced; a crash at any point leaves the old file or the new one.
+//
+// Changes since are lines of a log beside it, PATH.log-DIGITS, each synced before it counts: the
+// SHA-256 of the JSON that follows. What a crash left without its newline is no line. The digits are
+// the beginning of the file's hash, so that a log that outlived its file, by a crash, is not read.
 #pragma once
 
 #include <cstdint>
@@ -46,11 +50,16 @@ struct RegistryRecords {
   std::map<std::string, NameRecord> names;
 };
 
-// Records of an absent file are empty. DATA_LOSS: not such a file, or damaged; UNIMPLEMENTED: of a
-// later version.
+// Records of an absent file are empty. DATA_LOSS: not such a file, or it or its log is damaged;
+// UNIMPLEMENTED: of a later version.
 absl::StatusOr<RegistryRecords> ReadRegistryFile(const std::filesystem::path& path);
 
-// UNAVAILABLE names the file and the system's reason; the old file is then still there.
+// UNAVAILABLE names the file and the system's reason; the old file is then still there. Ends the log.
 absl::Status WriteRegistryFile(const std::filesystem::path& path, const RegistryRecords& records);
+
+// A line of the log: `changed` names with their versions, and names that are gone. UNAVAILABLE as
+// above: the line does not count.
+absl::Status AppendToRegistryLog(const std::filesystem::path& path, const RegistryRecords& changed,
+                                 const std::vector<std::string>& gone);
 
 }  // namespace lorikeet

@@ -277,9 +277,11 @@ fs::path AdapterRegistry::Core::FindRelative(const fs::path& path) const {
   return allowed ? here : real;
 }
 
-// One write covers every change made before it begins.
+// One line of the log covers every change made before it is written; now and then a new file takes
+// the log's place.
 absl::Status AdapterRegistry::Core::Save() {
   if (options_.state_file.empty()) return absl::OkStatus();
+  constexpr int64_t kMostLogged = 1000;  // besides twice the names there are
   int64_t wanted = 0;
   {
     std::lock_guard lock(mutex_);
@@ -287,14 +289,45 @@ absl::Status AdapterRegistry::Core::Save() {
   }
   std::lock_guard saving(save_mutex_);
   if (saved_generation_ >= wanted) return absl::OkStatus();
+  RegistryRecords changed;
+  std::vector<std::string> gone;
+  std::set<std::string> names;
+  bool log_is_long = false;
+  {
+    std::lock_guard lock(mutex_);
+    names.swap(changed_names_);
+    wanted = generation_;
+    logged_ += static_cast<int64_t>(names.size());
+    log_is_long = logged_ > 2 * static_cast<int64_t>(names_.size()) + kMostLogged;
+    for (const std::string& name : names) {
+      const auto it = names_.find(name);
+      const bool there = it != names_.end() && it->second.kept;
+      if (there) Record(name, it->second, &changed);
+      if (!there) gone.push_back(name);
+    }
+  }
+  const absl::Status status =
+      log_is_long ? SaveAll() : AppendToRegistryLog(options_.state_file, changed, gone);
+  if (status.ok()) {
+    saved_generation_ = std::max(saved_generation_, wanted);
+    return status;
+  }
+  std::lock_guard lock(mutex_);
+  changed_names_.merge(names);  // for the next time
+  return status;
+}
+
+absl::Status AdapterRegistry::Core::SaveAll() {
   RegistryRecords records;
+  int64_t generation = 0;
   {
     std::lock_guard lock(mutex_);
     records = Records();
-    wanted = generation_;
+    generation = generation_;
   }
   LK_RETURN_IF_ERROR(WriteRegistryFile(options_.state_file, records));
-  saved_generation_ = wanted;
+  saved_generation_ = generation;
+  logged_ = 0;
   return absl::OkStatus();
 }
 

@@ -9,6 +9,7 @@ nothing but Python 3. Figures go to standard output as Markdown rows; with --soa
 unloads, reloads, cancels and kill -9 under traffic, one row a minute, and a failure ends it.
 """
 import argparse
+import http.client
 import json
 import os
 import random
@@ -64,7 +65,7 @@ class Server:
         self.process = subprocess.Popen(
             [self.args.lorikeet, "serve", "--model", self.args.model, "--adapter-root",
              self.args.folder, "--adapter-dir", self.args.folder + "/state", "--grpc-port", "0",
-             "--http-port", "0", *self.flags], stdout=subprocess.PIPE, text=True)
+             "--http-port", "0", "--kv-cache-mib", "256", *self.flags], stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if line.startswith("ready"):
                 break
@@ -260,12 +261,13 @@ def soak(args):
     count = min(args.adapters, 400)
     server = Server(args, "--adapter-host-mib", "24")
     lock = threading.Lock()
-    failures, counts = [], {"requests": 0, "loads": 0, "cancels": 0, "restarts": 0}
+    failures, counts = [], {"requests": 0, "loads": 0, "cancels": 0, "kills": 0}
     down = threading.Event()  # a restart: what fails now fails for a reason
     end = time.monotonic() + 60 * args.soak
     allowed = (404, 400, 409, 429, 503)
 
     def attempt(kind, call):
+        kills = counts["kills"]
         try:
             call()
             with lock:
@@ -273,11 +275,12 @@ def soak(args):
         except urllib.error.HTTPError as error:
             if error.code not in allowed:
                 failures.append(f"{kind}: {error.code} {error.read()[:300]}")
-        except OSError as error:
-            if not down.is_set():
+        except (OSError, http.client.HTTPException) as error:
+            # Unless the server died under it, as it was told to.
+            if counts["kills"] == kills and not down.is_set():
                 failures.append(f"{kind}: {error}")
-                time.sleep(0.1)
-            down.wait(0.1)
+            while down.is_set():
+                time.sleep(0.05)
 
     def requests(seed):
         rng = random.Random(seed)
@@ -315,17 +318,18 @@ def soak(args):
         try:
             print(f"| {minute} | {server.rss_mb():.0f} | {server.metric('lorikeet_adapters'):.0f} "
                   f"| {server.metric('lorikeet_adapters_in_host'):.0f} | {counts['requests']} | "
-                  f"{counts['cancels']} | {counts['loads']} | {counts['restarts']} |", flush=True)
+                  f"{counts['cancels']} | {counts['loads']} | {counts['kills'] // 2} |", flush=True)
         except (OSError, FileNotFoundError) as error:
             failures.append(f"the server: {error}")
         if failures:
             break
         if minute % 5 == 0 and time.monotonic() < end - 30:  # dies under traffic
             down.set()
+            counts["kills"] += 1
             server.stop(signal.SIGKILL)
             server.start()
+            counts["kills"] += 1  # for calls that began while it was away
             down.clear()
-            counts["restarts"] += 1
     end = 0
     for thread in threads:
         thread.join()

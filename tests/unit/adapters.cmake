@@ -8,3 +8,8 @@ lorikeet_test(adapters_registry_test unit/adapters_registry_test.cc ${adapters_s
   LIBS lorikeet_adapters_cache)
 lorikeet_test(adapters_tiers_test unit/adapters_tiers_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
+
+# Not a test: prints how long calls to a large registry take.
+add_executable(registry_latency unit/registry_latency.cc ${adapters_support})
+target_include_directories(registry_latency PRIVATE ${PROJECT_SOURCE_DIR})
+target_link_libraries(registry_latency PRIVATE lorikeet_adapters_cache)

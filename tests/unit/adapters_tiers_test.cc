@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <future>
 #include <map>
 #include <optional>
@@ -396,9 +398,8 @@ RegistryRecords RecordsOf(int names) {
   return records;
 }
 
-// Kills a process that replaces the file at its n-th system call, for every n there is.
-TEST_F(Tiers, ACrashAtAnyPointLeavesTheOldFileOrTheNewOne) {
-  const fs::path path = dir_.path() / "registry";
+// Kills a process that does what `change` does at its n-th system call, for every n there is.
+void KillAtEveryCall(const fs::path& path, const std::function<absl::Status()>& change) {
   bool ended = false;
   int old_files = 0, new_files = 0;
   for (int kill_at = 1; !ended; ++kill_at) {
@@ -407,8 +408,7 @@ TEST_F(Tiers, ACrashAtAnyPointLeavesTheOldFileOrTheNewOne) {
     if (child == 0) {
       ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
       raise(SIGSTOP);
-      const absl::Status status = WriteRegistryFile(path, RecordsOf(500));
-      _exit(status.ok() ? 0 : 1);
+      _exit(change().ok() ? 0 : 1);
     }
     int status = 0;
     ASSERT_EQ(waitpid(child, &status, 0), child);
@@ -428,6 +428,79 @@ TEST_F(Tiers, ACrashAtAnyPointLeavesTheOldFileOrTheNewOne) {
   }
   EXPECT_GT(old_files, 5);
   EXPECT_GT(new_files, 1);
+}
+
+TEST_F(Tiers, ACrashAtAnyPointLeavesWhatWasOrWhatIsToBe) {
+  const fs::path path = dir_.path() / "registry";
+  KillAtEveryCall(path, [&] { return WriteRegistryFile(path, RecordsOf(500)); });
+  KillAtEveryCall(path, [&] { return AppendToRegistryLog(path, RecordsOf(500), {}); });
+}
+
+TEST_F(Tiers, TheLogAddsReplacesAndRemovesAndATornLineIsNone) {
+  const fs::path path = dir_.path() / "registry";
+  ASSERT_TRUE(WriteRegistryFile(path, RecordsOf(3)).ok());
+  RegistryRecords changed;
+  changed.versions["w"] = {.id = "w", .variant = "dora", .path = "/elsewhere"};
+  changed.names["n1"] = {.targets = {{"w", 2}}, .pinned = true};
+  ASSERT_TRUE(AppendToRegistryLog(path, changed, {"n0", "n2", "unknown"}).ok());
+  const auto read = ReadRegistryFile(path);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->names.size(), 1u);
+  EXPECT_TRUE(read->names.at("n1").pinned);
+  EXPECT_EQ(read->versions.size(), 1u) << "nothing leads to the other";
+  fs::path log;
+  for (const auto& file : fs::directory_iterator(dir_.path())) {
+    if (file.path().string().starts_with(path.string() + ".log-")) log = file.path();
+  }
+  std::ofstream(log, std::ios::app) << std::string(64, 'a') << "{\"half";
+  EXPECT_EQ(ReadRegistryFile(path)->names.size(), 1u);
+  std::ofstream(log, std::ios::app) << "\n";
+  const absl::Status damaged = ReadRegistryFile(path).status();
+  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(damaged.message()), HasSubstr(log.string() + " at byte "));
+  ASSERT_TRUE(WriteRegistryFile(path, RecordsOf(3)).ok());
+  EXPECT_FALSE(fs::exists(log));
+}
+
+TEST_F(Tiers, AStormOfReloadsEndsWellAndLeavesOneVersion) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  Write("a", 1);
+  ASSERT_TRUE(Load("a", "a").ok());
+  std::vector<std::promise<absl::Status>> ends(300);
+  for (size_t i = 0; i < ends.size(); ++i) {
+    if (i % 50 == 0) Write("a", static_cast<uint32_t>(i));
+    registry_->ReloadAsync("a", [&ends, i](const absl::StatusOr<AdapterInfo>& info) {
+      ends[i].set_value(info.status());
+    });
+  }
+  // Some may read files that are half written: they are refused, and nothing changes.
+  for (auto& end : ends) end.get_future().wait();
+  EXPECT_TRUE(registry_->Reload("a").ok());
+  EXPECT_EQ(registry_->stats().names, 1);
+  EXPECT_EQ(registry_->stats().versions, 1);
+  EXPECT_EQ(registry_->stats().host_bytes, each_);
+  Open();
+  EXPECT_TRUE(registry_->Acquire("a").ok());
+}
+
+// What a disk without room does, as a limit on the size of files does it.
+TEST_F(Tiers, WhatCannotBeSavedIsSaidAndSavedTheNextTime) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(1);
+  Write("b", 7);
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit tight{100, before.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &tight);
+  const absl::Status status = Load("b", "b").status();
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_EQ(ReadRegistryFile(options_.state_file)->names.size(), 1u) << "the file is whole";
+  ASSERT_TRUE(registry_->SetPinned("a0", true).ok());
+  EXPECT_EQ(ReadRegistryFile(options_.state_file)->names.size(), 2u);
 }
 
 TEST_F(Tiers, ARegisteredAdapterThatIsNotLoadedTakesLessThan4KiB) {
