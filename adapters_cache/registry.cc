@@ -140,7 +140,7 @@ void AdapterRegistry::Core::Reload(const std::string& name, LoadDone done) {
       const auto& targets = it->second.targets;
       options.origin = it->second.origin;
       options.keep = it->second.kept;
-      path = targets.front().version->record.location();
+      path = it->second.location;
       if (targets.size() > 1) {
         path = absl::FailedPreconditionError(
             absl::StrCat("adapter ", QuotedName(name), " is an alias of ", targets.size(),

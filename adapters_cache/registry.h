@@ -169,9 +169,8 @@ class AdapterRegistry final : public AdapterStore {
   // Registers the adapter directory `path`, or a URL of the sources, as `name` and calls `done` once,
   // on a loader's or a source's thread (or at once, on this one, when the request is refused at the
   // door). A relative path is looked for below each root in turn, then in the working directory.
-  // Already loaded with the same bytes: OK,
-  // nothing changes. A failing load changes nothing. When `done` is called the name survives a
-  // crash.
+  // Already loaded with the same bytes: OK, and only where a reload reads from changes. A failing
+  // load changes nothing. When `done` is called the name survives a crash.
   //
   // INVALID_ARGUMENT: the name or anything in the directory is not acceptable; ALREADY_EXISTS: the
   // name leads to another version and `replace` is not set; PERMISSION_DENIED: outside the roots

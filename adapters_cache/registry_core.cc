@@ -63,8 +63,8 @@ void AdapterRegistry::Core::RestoreNames(const RegistryRecords& records) {
     for (const Target& target : targets) {
       if (target.version->names == 0) target.version->tenant = record.tenant;
     }
-    PointName(name, std::move(targets), any_path ? Origin::kOperator : Origin::kClient,
-              /*kept=*/true, record.tenant);
+    PointName(name, std::move(targets), record.location,
+              any_path ? Origin::kOperator : Origin::kClient, /*kept=*/true, record.tenant);
     Name& entry = names_[name];
     entry.pinned = record.pinned;
     entry.loaded_at_unix_us = record.loaded_at_unix_us;
@@ -216,7 +216,7 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
 // ---- names
 
 void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Target> targets,
-                                      Origin origin, bool kept,
+                                      std::string location, Origin origin, bool kept,
                                       const std::string& tenant) {
   for (const Target& target : targets) {
     ++target.version->names;
@@ -236,6 +236,7 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
   for (const Target& target : entry.targets) {
     if (entry.pinned) AddPins(target.version, 1);
   }
+  entry.location = std::move(location);
   entry.origin = origin;
   entry.kept = kept;
   entry.loaded_at_unix_us = UnixMicros();
@@ -372,7 +373,9 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
       resolved.push_back({name->targets.front().version, target.weight});
     }
     if (!names_.contains(alias)) LK_RETURN_IF_ERROR(CheckNames(tenant));
-    PointName(alias, std::move(resolved), Origin::kClient, /*kept=*/true, tenant);
+    std::string location = resolved.front().version->record.location();
+    PointName(alias, std::move(resolved), std::move(location), Origin::kClient, /*kept=*/true,
+              tenant);
     info = Describe(alias, names_.find(alias)->second);
   }
   LK_RETURN_IF_ERROR(Save());
@@ -404,7 +407,7 @@ AdapterInfo AdapterRegistry::Core::Describe(const std::string& name, const Name&
   AdapterInfo info{.name = name,
                    .version = record.id,
                    .variant = record.variant,
-                   .path = record.location(),
+                   .path = entry.location,
                    .min_rank = record.min_rank,
                    .max_rank = record.max_rank,
                    .modules = record.modules,
@@ -475,6 +478,7 @@ void AdapterRegistry::Core::Changed(const std::string& name) {
 void AdapterRegistry::Core::Record(const std::string& name, const Name& entry,
                                    RegistryRecords* records) const {
   NameRecord& record = records->names[name];
+  record.location = entry.location;
   record.pinned = entry.pinned;
   record.loaded_at_unix_us = entry.loaded_at_unix_us;
   record.hits = entry.hits;

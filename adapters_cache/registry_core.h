@@ -91,6 +91,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   };
   struct Name {
     std::vector<Target> targets;
+    std::string location;             // that a reload reads
     Origin origin = Origin::kClient;  // of a reload
     bool kept = true;                 // in the state file
     std::string tenant;               // who brought it; empty: nobody in particular
@@ -156,8 +157,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   // ---- all below: REQUIRES mutex_ is held
   absl::StatusOr<bool> AlreadyNamed(const Job& job, const std::string& version) const;
   absl::StatusOr<AdapterInfo> Publish(const Job& job, Loaded loaded);
-  void PointName(const std::string& name, std::vector<Target> targets, Origin origin, bool kept,
-                 const std::string& tenant);
+  void PointName(const std::string& name, std::vector<Target> targets, std::string location,
+                 Origin origin, bool kept, const std::string& tenant);
   absl::Status CheckNames(const std::string& tenant) const;
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);

@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/sha256.h"
+#include "engine/base/file_descriptor.h"
 #include "engine/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -44,6 +45,7 @@ Json ToJson(const RegistryRecords& records) {
   }
   for (const auto& [name, n] : records.names) {
     names[name] = {{"targets", n.targets},
+                   {"location", n.location},
                    {"pinned", n.pinned},
                    {"loaded_at", n.loaded_at_unix_us},
                    {"hits", n.hits},
@@ -69,9 +71,16 @@ RegistryRecords FromJson(const Json& json) {
   }
   for (const auto& [name, n] : json.at("names").items()) {
     NameRecord& record = records.names[name];
-    record = {n.at("targets"), n.at("pinned"), n.at("loaded_at"), n.value("hits", int64_t{0}),
-              n.value("tenant", "")};
+    record = {.targets = n.at("targets"),
+              .location = n.value("location", ""),  // younger than version 1, as are the last two
+              .pinned = n.at("pinned"),
+              .loaded_at_unix_us = n.at("loaded_at"),
+              .hits = n.value("hits", int64_t{0}),
+              .tenant = n.value("tenant", "")};
     for (const auto& [version, weight] : record.targets) json.at("versions").at(version);
+    if (record.location.empty()) {
+      record.location = records.versions.at(record.targets.at(0).first).location();
+    }
   }
   return records;
 }
@@ -88,20 +97,6 @@ absl::Status Failure(const char* what, const fs::path& path) {
   return absl::UnavailableError(
       absl::StrCat("cannot ", what, " ", path.string(), ": ", std::strerror(errno)));
 }
-
-class FileDescriptor {
- public:
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
 
 absl::Status WriteAll(int file, const fs::path& path, std::string_view bytes) {
   while (!bytes.empty()) {

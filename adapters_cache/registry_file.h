@@ -39,6 +39,7 @@ struct VersionRecord {
 
 struct NameRecord {
   std::vector<std::pair<std::string, int32_t>> targets;  // version and weight
+  std::string location;  // directory or URL that a reload reads
   bool pinned = false;
   int64_t loaded_at_unix_us = 0;
   int64_t hits = 0;  // requests that asked for it

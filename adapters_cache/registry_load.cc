@@ -86,14 +86,18 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
     LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, files.version));
     const auto known = versions_.find(files.version);
     if (known != versions_.end()) {
-      VersionRecord& record = known->second->record;
-      if (known->second->adapter == nullptr) {  // read again from where it surely is
-        record.path = directory.string();
-        record.source = job.source;
-        record.any_path = origin == Origin::kOperator;
-      }
-      if (named) return Describe(job.name, names_.find(job.name)->second);
-      return Publish(job, {.record = record});
+      VersionRecord record = known->second->record;
+      record.path = directory.string();
+      record.source = job.source;
+      record.any_path = origin == Origin::kOperator;
+      // Read again from where it surely is.
+      if (known->second->adapter == nullptr) known->second->record = record;
+      if (!named) return Publish(job, {.record = record});
+      Name& entry = names_.find(job.name)->second;
+      entry.location = record.location();
+      entry.origin = job.options.origin;
+      Changed(job.name);
+      return Describe(job.name, entry);
     }
   }
   LK_ASSIGN_OR_RETURN(Loaded loaded, Build(std::move(files), origin));
@@ -164,6 +168,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
   // Another load may have been faster.
   LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, loaded.record.id));
   if (!named) {
+    std::string location = loaded.record.location();
     VersionPtr& version = versions_[loaded.record.id];
     if (version == nullptr) {
       version = std::make_shared<Version>();
@@ -175,7 +180,8 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
       CountHost(*version, 1);
       Admit(version.get(), std::move(loaded.adapter));
     }
-    PointName(job.name, {{version, 1}}, job.options.origin, job.options.keep, job.options.tenant);
+    PointName(job.name, {{version, 1}}, std::move(location), job.options.origin, job.options.keep,
+              job.options.tenant);
   }
   if (loaded.adapter != nullptr) graveyard_.push_back(std::move(loaded.adapter));
   reaper_wakes_.notify_one();

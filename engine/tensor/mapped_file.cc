@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "engine/base/file_descriptor.h"
 #include "engine/base/status_macros.h"
 
 namespace lorikeet {
@@ -18,20 +19,6 @@ namespace {
 absl::Status ErrnoError(const std::filesystem::path& path) {
   return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path.string()));
 }
-
-class FileDescriptor {
- public:
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 absl::Status ReadAll(int fd, const std::filesystem::path& path, std::byte* out, size_t size) {
   size_t done = 0;

@@ -136,6 +136,17 @@ TEST_F(Registry, LoadsServesListsAndUnloads) {
   }
 }
 
+TEST_F(Registry, NamesOfOneVersionAreReloadedEachFromItsOwnDirectory) {
+  const auto a = Load("a", Write("a", 1));
+  const auto b = Load("b", Write("b", 1));
+  ASSERT_TRUE(a.ok() && b.ok()) << a.status() << b.status();
+  EXPECT_EQ(a->version, b->version);
+  EXPECT_EQ(b->path, (Root() / "b").string());
+  Write("b", 2);
+  EXPECT_EQ(registry_->Reload("a")->version, a->version);
+  EXPECT_NE(registry_->Reload("b")->version, b->version);
+}
+
 TEST_F(Registry, ATakenNameKeepsItsAdapterAndTheSameBytesAreFine) {
   const fs::path a = Write("a", 1), copy = Write("copy", 1), b = Write("b", 2);
   const auto first = Load("one", a);
@@ -143,7 +154,7 @@ TEST_F(Registry, ATakenNameKeepsItsAdapterAndTheSameBytesAreFine) {
   const auto again = Load("one", copy);
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->version, first->version);
-  EXPECT_EQ(again->path, first->path);
+  EXPECT_EQ(again->path, copy.string()) << "where a reload reads from";
 
   const absl::Status taken = Load("one", b).status();
   EXPECT_EQ(taken.code(), absl::StatusCode::kAlreadyExists);

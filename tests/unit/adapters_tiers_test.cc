@@ -296,6 +296,8 @@ TEST_F(Tiers, NamesAreThereAfterARestartAndTheirFilesAreChecked) {
   options_.state_file = dir_.path() / "registry";
   Open();
   LoadMany(3);
+  Write("twin", 0);  // a0's bytes
+  ASSERT_TRUE(Load("twin", "twin").ok());
   ASSERT_TRUE(registry_->SetAlias("prod", {{"a0", 3}, {"a1", 1}}).ok());
   ASSERT_TRUE(registry_->SetPinned("a2", true).ok());
   ASSERT_TRUE(registry_->Unload("a1", hours(1)).ok());
@@ -308,6 +310,7 @@ TEST_F(Tiers, NamesAreThereAfterARestartAndTheirFilesAreChecked) {
   EXPECT_EQ(registry_->Get("a1").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(registry_->Get("operator").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(registry_->Get("prod")->targets, before.targets);
+  EXPECT_EQ(registry_->Get("twin")->path, (Root() / "twin").string());
   EXPECT_TRUE(registry_->Get("a2")->pinned);
   EXPECT_FALSE(InHost("a0"));
   EXPECT_EQ(registry_->Acquire("a0")->version(), registry_->Get("a0")->version);

@@ -9,7 +9,7 @@
 namespace lorikeet::cuda {
 namespace {
 
-constexpr int32_t kFewRows = 64;      // outputs are spread over as many warps as there are, for
+constexpr int32_t kSpreadRows = 64;   // outputs are spread over as many warps as there are, for
 constexpr int kColumnsPerWarp = 4;    // more rows that many to each
 constexpr int kKroneckerFloats = kMaxKroneckerRows;
 constexpr int kKroneckerBlocks = 32;  // of a row and part
@@ -224,7 +224,7 @@ int32_t Widest(const StructuredArgs& args) {
 
 // A warp an output or a few of them.
 LaunchShape WarpShape(const StructuredArgs& args) {
-  const int32_t columns = args.x.rows <= kFewRows ? 1 : kColumnsPerWarp;
+  const int32_t columns = args.x.rows <= kSpreadRows ? 1 : kColumnsPerWarp;
   return {dim3(DivideUp(Widest(args), kAdaptedWarps * columns),
                DivideUp(args.x.rows, kAdaptedRows), args.parts),
           kAdaptedThreads};
