@@ -6,6 +6,7 @@
 
 #include "engine/base/status_macros.h"
 #include "server/grpc/admit.h"
+#include "server/grpc/wire.h"
 
 namespace lorikeet {
 
@@ -25,6 +26,7 @@ int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clo
 void GenerationReactor::Start(const ServingContext& context, FrontThread* front,
                               grpc::CallbackServerContext* call,
                               const std::function<absl::StatusOr<GenerationInput>()>& decode) {
+  self_ = shared_from_this();
   std::lock_guard lock(mutex_);
   auto started = TryStart(context, front, *call, decode);
   if (started.ok()) {
@@ -47,6 +49,12 @@ absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationReactor::TryStart(
                                });
 }
 
+void GenerationReactor::Fail(const absl::Status& status) {
+  finished_ = true;
+  generation_.reset();
+  FinishCall(ToGrpcStatus(status));
+}
+
 void GenerationReactor::CancelCall() {
   std::lock_guard lock(mutex_);
   canceled_ = true;
@@ -62,6 +70,19 @@ void GenerationReactor::Wake(std::shared_ptr<GenerationReactor> self, FrontThrea
     std::lock_guard lock(self->mutex_);
     self->Pump();
   });
+}
+
+void UnaryGeneration::Pump() {
+  if (finished_ || !generation_) return;
+  if (canceled_) return Fail(absl::CancelledError("the client closed the call"));
+  while (!finished_) {
+    const GenerationDelta delta = generation_->Poll();
+    if (delta.empty()) return;
+    if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
+    Take(delta);
+    finished_ = delta.last;
+  }
+  Finish(grpc::Status::OK);
 }
 
 }  // namespace lorikeet

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
 
 #include <atomic>
 #include <functional>
@@ -28,10 +29,13 @@ class GenerationReactor : public std::enable_shared_from_this<GenerationReactor>
  protected:
   // Sends on what Poll gives. With the mutex held.
   virtual void Pump() = 0;
-  // Ends the call with an error. With the mutex held.
-  virtual void Fail(const absl::Status& status) = 0;
+  // gRPC's Finish.
+  virtual void FinishCall(const grpc::Status& status) = 0;
 
+  // Ends the call with an error. With the mutex held.
+  void Fail(const absl::Status& status);
   void CancelCall();
+  void Forget() { self_.reset(); }  // gRPC is done with it
 
   std::mutex mutex_;
   std::unique_ptr<GenerationCall> generation_;
@@ -44,7 +48,23 @@ class GenerationReactor : public std::enable_shared_from_this<GenerationReactor>
       const std::function<absl::StatusOr<GenerationInput>()>& decode);
   void Wake(std::shared_ptr<GenerationReactor> self, FrontThread* front);
 
+  std::shared_ptr<GenerationReactor> self_;  // until gRPC is done
   std::atomic<bool> posted_{false};
+};
+
+// A call whose answer is one message.
+class UnaryGeneration : public GenerationReactor, public grpc::ServerUnaryReactor {
+ public:
+  void OnCancel() final { CancelCall(); }
+  void OnDone() final { Forget(); }
+
+ protected:
+  // Adds what is new to the message, which is whole after `delta.last`. With the mutex held.
+  virtual void Take(const GenerationDelta& delta) = 0;
+
+ private:
+  void Pump() final;
+  void FinishCall(const grpc::Status& status) final { Finish(status); }
 };
 
 }  // namespace lorikeet

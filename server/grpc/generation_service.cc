@@ -23,12 +23,6 @@ absl::StatusOr<GenerationInput> Decode(const grpc::ByteBuffer& bytes) {
 class StreamCall final : public GenerationReactor,
                          public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  static StreamCall* Make() {
-    auto call = std::make_shared<StreamCall>();
-    call->self_ = call;
-    return call.get();
-  }
-
   void OnWriteDone(bool ok) override {
     std::lock_guard lock(mutex_);
     writing_ = false;
@@ -36,7 +30,7 @@ class StreamCall final : public GenerationReactor,
     Pump();
   }
   void OnCancel() override { CancelCall(); }
-  void OnDone() override { self_.reset(); }
+  void OnDone() override { Forget(); }
 
  private:
   void Pump() override {
@@ -57,49 +51,20 @@ class StreamCall final : public GenerationReactor,
     }
   }
 
-  void Fail(const absl::Status& status) override {
-    finished_ = true;
-    generation_.reset();
-    Finish(ToGrpcStatus(status));
-  }
+  void FinishCall(const grpc::Status& status) override { Finish(status); }
 
-  std::shared_ptr<GenerationReactor> self_;  // until gRPC is done
-  grpc::ByteBuffer message_;        // under way
+  grpc::ByteBuffer message_;  // under way
   bool writing_ = false;
 };
 
-class UnaryCall final : public GenerationReactor, public grpc::ServerUnaryReactor {
+class UnaryCall final : public UnaryGeneration {
  public:
-  static UnaryCall* Make(grpc::ByteBuffer* response) {
-    auto call = std::make_shared<UnaryCall>();
-    call->self_ = call;
-    call->bytes_ = response;
-    return call.get();
-  }
-
-  void OnCancel() override { CancelCall(); }
-  void OnDone() override { self_.reset(); }
+  explicit UnaryCall(grpc::ByteBuffer* bytes) : bytes_(bytes) {}
 
  private:
-  void Pump() override {
-    if (finished_ || !generation_) return;
-    if (canceled_) return Fail(absl::CancelledError("the client closed the call"));
-    while (true) {
-      const GenerationDelta delta = generation_->Poll();
-      if (delta.empty()) return;
-      if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
-      AppendDelta(delta, ResponseOf(delta.choice));
-      if (delta.last) break;
-    }
-    finished_ = true;
-    *bytes_ = EncodeResponse(response_);
-    Finish(grpc::Status::OK);
-  }
-
-  void Fail(const absl::Status& status) override {
-    finished_ = true;
-    generation_.reset();
-    Finish(ToGrpcStatus(status));
+  void Take(const GenerationDelta& delta) override {
+    AppendDelta(delta, ResponseOf(delta.choice));
+    if (delta.last) *bytes_ = EncodeResponse(response_);
   }
 
   v1::GenerateResponse* ResponseOf(int32_t choice) {
@@ -108,26 +73,25 @@ class UnaryCall final : public GenerationReactor, public grpc::ServerUnaryReacto
     return response_.mutable_more_choices(choice - 1);
   }
 
-  std::shared_ptr<GenerationReactor> self_;     // until gRPC is done
-  grpc::ByteBuffer* bytes_ = nullptr;  // gRPC's, valid until Finish
-  v1::GenerateResponse response_;      // so far
+  grpc::ByteBuffer* const bytes_;  // gRPC's, valid until Finish
+  v1::GenerateResponse response_;  // so far
 };
 
 }  // namespace
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
     grpc::CallbackServerContext* call, const grpc::ByteBuffer* request) {
-  StreamCall* stream = StreamCall::Make();
+  const auto stream = std::make_shared<StreamCall>();
   stream->Start(*context_, front_, call, [request] { return Decode(*request); });
-  return stream;
+  return stream.get();
 }
 
 grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateUnary(grpc::CallbackServerContext* call,
                                                                const grpc::ByteBuffer* request,
                                                                grpc::ByteBuffer* response) {
-  UnaryCall* unary = UnaryCall::Make(response);
+  const auto unary = std::make_shared<UnaryCall>(response);
   unary->Start(*context_, front_, call, [request] { return Decode(*request); });
-  return unary;
+  return unary.get();
 }
 
 grpc::ServerUnaryReactor* GenerationServiceImpl::GetModel(grpc::CallbackServerContext* call,

@@ -30,47 +30,23 @@ grpc::ServerUnaryReactor* Answer(const ServingContext& context, std::optional<Ro
   return reactor;
 }
 
-class InferCall final : public GenerationReactor, public grpc::ServerUnaryReactor {
+class InferCall final : public UnaryGeneration {
  public:
-  static InferCall* Make(const inference::ModelInferRequest& request,
-                         inference::ModelInferResponse* response) {
-    auto call = std::make_shared<InferCall>();
-    call->self_ = call;
-    call->response_ = response;
+  InferCall(const inference::ModelInferRequest& request, inference::ModelInferResponse* response)
+      : response_(response) {
     *response = ResponseTo(request);
-    return call.get();
   }
-
-  void OnCancel() override { CancelCall(); }
-  void OnDone() override { self_.reset(); }
 
  private:
-  void Pump() override {
-    if (finished_ || !generation_) return;
-    if (canceled_) return Fail(absl::CancelledError("the client closed the call"));
-    while (true) {
-      const GenerationDelta delta = generation_->Poll();
-      if (delta.empty()) return;
-      if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
-      texts_.resize(std::max<size_t>(texts_.size(), delta.choice + 1));
-      texts_[delta.choice] += delta.text;
-      if (delta.end) SetEnd(*delta.end, response_);
-      if (delta.last) break;
-    }
-    finished_ = true;
-    SetTexts(texts_, response_);
-    Finish(grpc::Status::OK);
+  void Take(const GenerationDelta& delta) override {
+    texts_.resize(std::max<size_t>(texts_.size(), delta.choice + 1));
+    texts_[delta.choice] += delta.text;
+    if (delta.end) SetEnd(*delta.end, response_);
+    if (delta.last) SetTexts(texts_, response_);
   }
 
-  void Fail(const absl::Status& status) override {
-    finished_ = true;
-    generation_.reset();
-    Finish(ToGrpcStatus(status));
-  }
-
-  std::shared_ptr<GenerationReactor> self_;  // until gRPC is done
-  inference::ModelInferResponse* response_ = nullptr;
-  std::vector<std::string> texts_;  // [choices] so far
+  inference::ModelInferResponse* const response_;  // gRPC's, valid until Finish
+  std::vector<std::string> texts_;                 // [choices] so far
 };
 
 void Describe(const char* name, inference::ModelMetadataResponse::TensorMetadata* tensor) {
@@ -142,12 +118,12 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::ModelMetadata(
 grpc::ServerUnaryReactor* InferenceServiceImpl::ModelInfer(
     Call* call, const inference::ModelInferRequest* request,
     inference::ModelInferResponse* response) {
-  InferCall* infer = InferCall::Make(*request, response);
+  const auto infer = std::make_shared<InferCall>(*request, response);
   infer->Start(*context_, front_, call, [request] {
     bool pieces = false;  // there is one response in any case
     return ToInput(*request, &pieces);
   });
-  return infer;
+  return infer.get();
 }
 
 grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*

@@ -12,7 +12,8 @@
 grpc.StatusCode and whose message names the field, the value and the bound.
 """
 
-from lorikeet._common import Answer, LorikeetError, Piece, Prompt
+from lorikeet._common import Answer, LorikeetError, Piece
+from lorikeet._requests import Prompt
 from lorikeet._sync import Client
 
 __all__ = ["Answer", "Client", "LorikeetError", "Piece", "Prompt"]

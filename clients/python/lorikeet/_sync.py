@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import grpc
 
-from lorikeet import _common
-from lorikeet._common import Answer, Piece, Prompt
+from lorikeet import _common, _requests
+from lorikeet._common import Answer, Piece
+from lorikeet._requests import Prompt
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise _common.error_of(error) from None
 
 
 class Client:
@@ -57,7 +49,7 @@ class Client:
 
     def model(self) -> generation_pb2.GetModelResponse:
         """What the server serves."""
-        with _errors():
+        with _common.errors():
             return self._generation.GetModel(
                 generation_pb2.GetModelRequest(), metadata=self._metadata)
 
@@ -73,8 +65,8 @@ class Client:
         """The whole answer. `adapters` is a weighted sum; `options` are the fields of
         SamplingParams, StopConditions, Form and GenerateRequest by their names, but `stop` (a string
         or several) and `stop_token_ids`."""
-        request = _common.generate_request(prompt, adapter, adapters, options)
-        with _errors():
+        request = _requests.generate(prompt, adapter, adapters, options)
+        with _common.errors():
             return Answer.of(self._generation.GenerateUnary(
                 request, timeout=timeout, metadata=self._metadata))
 
@@ -88,7 +80,7 @@ class Client:
         **options: Any,
     ) -> Iterator[Piece]:
         """The same as it comes. Closing the iterator stops the work."""
-        request = _common.generate_request(prompt, adapter, adapters, options)
+        request = _requests.generate(prompt, adapter, adapters, options)
         return self._stream(request, timeout)
 
     def _stream(
@@ -96,7 +88,7 @@ class Client:
     ) -> Iterator[Piece]:
         call = self._generation.Generate(request, timeout=timeout, metadata=self._metadata)
         try:
-            with _errors():
+            with _common.errors():
                 for message in call:
                     yield Piece.of(message)
         finally:
@@ -111,15 +103,14 @@ class Adapters:
         self._metadata = metadata
 
     def _call(self, method: Any, request: Any, timeout: Optional[float] = None) -> Any:
-        with _errors():
+        with _common.errors():
             return method(request, metadata=self._metadata, timeout=timeout)
 
     def list(
         self, prefix: str = "", *, version: str = "", in_host_only: bool = False
     ) -> Iterator[adapters_pb2.Adapter]:
         """All of them, by name, fetched page by page."""
-        request = adapters_pb2.ListAdaptersRequest(
-            name_prefix=prefix, version=version, in_host_only=in_host_only)
+        request = _requests.list_adapters(prefix, version, in_host_only)
         while True:
             page = self._call(self._stub.ListAdapters, request)
             yield from page.adapters
@@ -128,15 +119,13 @@ class Adapters:
             request.page_token = page.next_page_token
 
     def get(self, name: str) -> adapters_pb2.Adapter:
-        request = adapters_pb2.GetAdapterRequest(name=name)
-        return self._call(self._stub.GetAdapter, request).adapter
+        return self._call(self._stub.GetAdapter, _requests.get(name)).adapter
 
     def load(
         self, name: str, path: str, *, replace: bool = False, pin: bool = False
     ) -> adapters_pb2.Adapter:
         """Loads a directory of the server's machine, below one of its adapter roots."""
-        request = adapters_pb2.LoadAdapterRequest(name=name, path=path, replace=replace, pin=pin)
-        return self._call(self._stub.LoadAdapter, request).adapter
+        return self._call(self._stub.LoadAdapter, _requests.load(name, path, replace, pin)).adapter
 
     def upload(
         self,
@@ -147,37 +136,33 @@ class Adapters:
         pin: bool = False,
     ) -> adapters_pb2.Adapter:
         """Sends a directory of this machine and loads it."""
-        messages = _common.upload_messages(name, directory, replace, pin)
+        messages = _requests.upload(name, directory, replace, pin)
         return self._call(self._stub.UploadAdapter, messages).adapter
 
     def reload(self, name: str) -> adapters_pb2.Adapter:
-        request = adapters_pb2.ReloadAdapterRequest(name=name)
-        return self._call(self._stub.ReloadAdapter, request).adapter
+        return self._call(self._stub.ReloadAdapter, _requests.reload(name)).adapter
 
     def unload(
         self, name: str, *, drain_ms: Optional[int] = None
     ) -> adapters_pb2.UnloadAdapterResponse:
-        request = adapters_pb2.UnloadAdapterRequest(name=name, drain_ms=drain_ms)
-        return self._call(self._stub.UnloadAdapter, request)
+        return self._call(self._stub.UnloadAdapter, _requests.unload(name, drain_ms))
 
     def pin(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:
-        request = adapters_pb2.PinAdapterRequest(name=name, pinned=pinned)
-        return self._call(self._stub.PinAdapter, request).adapter
+        return self._call(self._stub.PinAdapter, _requests.pin(name, pinned)).adapter
 
     def prefetch(self, name: str) -> adapters_pb2.Adapter:
-        request = adapters_pb2.PrefetchAdapterRequest(name=name)
-        return self._call(self._stub.PrefetchAdapter, request).adapter
+        return self._call(self._stub.PrefetchAdapter, _requests.prefetch(name)).adapter
 
     def alias(self, alias: str, targets: Mapping[str, int]) -> adapters_pb2.Adapter:
         """Leads `alias` to names or versions, by weight."""
-        return self._call(self._stub.SetAlias, _common.alias_request(alias, targets)).adapter
+        return self._call(self._stub.SetAlias, _requests.alias(alias, targets)).adapter
 
     def watch(self) -> Iterator[adapters_pb2.AdapterEvent]:
         """Changes from now on. Closing the iterator ends it."""
         call = self._stub.WatchAdapters(
             adapters_pb2.WatchAdaptersRequest(), metadata=self._metadata)
         try:
-            with _errors():
+            with _common.errors():
                 yield from call
         finally:
             call.cancel()
@@ -186,6 +171,4 @@ class Adapters:
         self, rank: int, linears: Sequence[str] = (), bytes_per_value: int = 0
     ) -> adapters_pb2.PlanCapacityResponse:
         """How many adapters of a shape fit."""
-        request = adapters_pb2.PlanCapacityRequest(
-            rank=rank, linears=linears, bytes_per_value=bytes_per_value)
-        return self._call(self._stub.PlanCapacity, request)
+        return self._call(self._stub.PlanCapacity, _requests.plan(rank, linears, bytes_per_value))

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from typing import Any, AsyncIterator, Iterator, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, AsyncIterator, Mapping, Optional, Sequence, Tuple, Union
 
 import grpc
 import grpc.aio
 
-from lorikeet import _common
-from lorikeet._common import Answer, Piece, Prompt
+from lorikeet import _common, _requests
+from lorikeet._common import Answer, Piece
+from lorikeet._requests import Prompt
 from lorikeet.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise _common.error_of(error) from None
 
 
 class Client:
@@ -58,7 +50,7 @@ class Client:
 
     async def model(self) -> generation_pb2.GetModelResponse:
         """What the server serves."""
-        with _errors():
+        with _common.errors():
             return await self._generation.GetModel(
                 generation_pb2.GetModelRequest(), metadata=self._metadata)
 
@@ -74,8 +66,8 @@ class Client:
         """The whole answer. `adapters` is a weighted sum; `options` are the fields of
         SamplingParams, StopConditions, Form and GenerateRequest by their names, but `stop` (a string
         or several) and `stop_token_ids`."""
-        request = _common.generate_request(prompt, adapter, adapters, options)
-        with _errors():
+        request = _requests.generate(prompt, adapter, adapters, options)
+        with _common.errors():
             return Answer.of(await self._generation.GenerateUnary(
                 request, timeout=timeout, metadata=self._metadata))
 
@@ -89,7 +81,7 @@ class Client:
         **options: Any,
     ) -> AsyncIterator[Piece]:
         """The same as it comes. Closing the iterator stops the work."""
-        request = _common.generate_request(prompt, adapter, adapters, options)
+        request = _requests.generate(prompt, adapter, adapters, options)
         return self._stream(request, timeout)
 
     async def _stream(
@@ -97,7 +89,7 @@ class Client:
     ) -> AsyncIterator[Piece]:
         call = self._generation.Generate(request, timeout=timeout, metadata=self._metadata)
         try:
-            with _errors():
+            with _common.errors():
                 async for message in call:
                     yield Piece.of(message)
         finally:
@@ -112,15 +104,14 @@ class Adapters:
         self._metadata = metadata
 
     async def _call(self, method: Any, request: Any, timeout: Optional[float] = None) -> Any:
-        with _errors():
+        with _common.errors():
             return await method(request, metadata=self._metadata, timeout=timeout)
 
     async def list(
         self, prefix: str = "", *, version: str = "", in_host_only: bool = False
     ) -> AsyncIterator[adapters_pb2.Adapter]:
         """All of them, by name, fetched page by page."""
-        request = adapters_pb2.ListAdaptersRequest(
-            name_prefix=prefix, version=version, in_host_only=in_host_only)
+        request = _requests.list_adapters(prefix, version, in_host_only)
         while True:
             page = await self._call(self._stub.ListAdapters, request)
             for adapter in page.adapters:
@@ -130,14 +121,13 @@ class Adapters:
             request.page_token = page.next_page_token
 
     async def get(self, name: str) -> adapters_pb2.Adapter:
-        request = adapters_pb2.GetAdapterRequest(name=name)
-        return (await self._call(self._stub.GetAdapter, request)).adapter
+        return (await self._call(self._stub.GetAdapter, _requests.get(name))).adapter
 
     async def load(
         self, name: str, path: str, *, replace: bool = False, pin: bool = False
     ) -> adapters_pb2.Adapter:
         """Loads a directory of the server's machine, below one of its adapter roots."""
-        request = adapters_pb2.LoadAdapterRequest(name=name, path=path, replace=replace, pin=pin)
+        request = _requests.load(name, path, replace, pin)
         return (await self._call(self._stub.LoadAdapter, request)).adapter
 
     async def upload(
@@ -149,37 +139,33 @@ class Adapters:
         pin: bool = False,
     ) -> adapters_pb2.Adapter:
         """Sends a directory of this machine and loads it."""
-        messages = _common.upload_messages(name, directory, replace, pin)
+        messages = _requests.upload(name, directory, replace, pin)
         return (await self._call(self._stub.UploadAdapter, messages)).adapter
 
     async def reload(self, name: str) -> adapters_pb2.Adapter:
-        request = adapters_pb2.ReloadAdapterRequest(name=name)
-        return (await self._call(self._stub.ReloadAdapter, request)).adapter
+        return (await self._call(self._stub.ReloadAdapter, _requests.reload(name))).adapter
 
     async def unload(
         self, name: str, *, drain_ms: Optional[int] = None
     ) -> adapters_pb2.UnloadAdapterResponse:
-        request = adapters_pb2.UnloadAdapterRequest(name=name, drain_ms=drain_ms)
-        return await self._call(self._stub.UnloadAdapter, request)
+        return await self._call(self._stub.UnloadAdapter, _requests.unload(name, drain_ms))
 
     async def pin(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:
-        request = adapters_pb2.PinAdapterRequest(name=name, pinned=pinned)
-        return (await self._call(self._stub.PinAdapter, request)).adapter
+        return (await self._call(self._stub.PinAdapter, _requests.pin(name, pinned))).adapter
 
     async def prefetch(self, name: str) -> adapters_pb2.Adapter:
-        request = adapters_pb2.PrefetchAdapterRequest(name=name)
-        return (await self._call(self._stub.PrefetchAdapter, request)).adapter
+        return (await self._call(self._stub.PrefetchAdapter, _requests.prefetch(name))).adapter
 
     async def alias(self, alias: str, targets: Mapping[str, int]) -> adapters_pb2.Adapter:
         """Leads `alias` to names or versions, by weight."""
-        return (await self._call(self._stub.SetAlias, _common.alias_request(alias, targets))).adapter
+        return (await self._call(self._stub.SetAlias, _requests.alias(alias, targets))).adapter
 
     async def watch(self) -> AsyncIterator[adapters_pb2.AdapterEvent]:
         """Changes from now on. Closing the iterator ends it."""
         call = self._stub.WatchAdapters(
             adapters_pb2.WatchAdaptersRequest(), metadata=self._metadata)
         try:
-            with _errors():
+            with _common.errors():
                 async for event in call:
                     yield event
         finally:
@@ -189,6 +175,5 @@ class Adapters:
         self, rank: int, linears: Sequence[str] = (), bytes_per_value: int = 0
     ) -> adapters_pb2.PlanCapacityResponse:
         """How many adapters of a shape fit."""
-        request = adapters_pb2.PlanCapacityRequest(
-            rank=rank, linears=linears, bytes_per_value=bytes_per_value)
+        request = _requests.plan(rank, linears, bytes_per_value)
         return await self._call(self._stub.PlanCapacity, request)
