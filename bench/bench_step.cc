@@ -3,7 +3,7 @@
 // sampling included, and the floor: bytes of weights, adapters and keys and values over the read
 // bandwidth measured in the same run; for prompts, the model's floating-point rate beside that of
 // one large product.
-//   bench_step [--quick] [--fp8] | --profile SEQUENCES CONTEXT ROWS ADAPTERS
+//   bench_step [--quick | --profile SEQUENCES CONTEXT ROWS ADAPTERS] [--fp8]
 // --fp8: with the layers' weights in 8 bits.
 // --profile runs one kind of step unrecorded on a model of four layers: short, for a profiler.
 #include <algorithm>
@@ -47,11 +47,13 @@ struct Row {
   int32_t batch, context, distinct;
 };
 
-int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct) {
+int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct,
+            Quantization quantization) {
   ModelConfig config = Llama8B();
   config.layers = 4;
   const auto source = std::make_shared<SyntheticModel>(config);
-  auto backend = MakeCudaBackend({.max_rows = kMaxRows, .record = false});
+  auto backend = MakeCudaBackend(
+      {.quantization = quantization, .max_rows = kMaxRows, .record = false});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   auto model = Model::Load(source, backend->get(), kMaxRows);
   LK_CHECK_MSG(model.ok(), model.status().ToString());
@@ -147,13 +149,14 @@ int Run(bool quick, Quantization quantization) {
 }  // namespace lorikeet::bench
 
 int main(int argc, char** argv) {
-  if (argc == 6 && std::strcmp(argv[1], "--profile") == 0) {
-    return lorikeet::bench::Profile(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]),
-                                    std::atoi(argv[5]));
-  }
   const auto has = [&](const char* flag) {
     return std::any_of(argv + 1, argv + argc, [&](const char* a) { return !std::strcmp(a, flag); });
   };
-  return lorikeet::bench::Run(has("--quick"), has("--fp8") ? lorikeet::Quantization::kFp8
-                                                           : lorikeet::Quantization::kNone);
+  const auto quantization =
+      has("--fp8") ? lorikeet::Quantization::kFp8 : lorikeet::Quantization::kNone;
+  if (argc >= 6 && std::strcmp(argv[1], "--profile") == 0) {
+    return lorikeet::bench::Profile(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]),
+                                    std::atoi(argv[5]), quantization);
+  }
+  return lorikeet::bench::Run(has("--quick"), quantization);
 }

@@ -67,21 +67,21 @@ struct CodedArgs {
   CodedWeight weight;
   Matrix y;
   int32_t strips = 0;
-  int32_t x_blocks = 1;  // of rows of x; more than one only without clusters
+  int32_t x_blocks = 1;  // of rows of x
 };
 
-// Of at most 8 times as many rows of x blocks share a weight's columns, and two have room on a
-// multiprocessor: one begins while another ends.
-constexpr int32_t kMostClusteredColumns = 8;
+// Of at most 8 times as many rows of x two blocks have room on a multiprocessor: one begins while
+// another ends.
+constexpr int32_t kFewColumns = 8;
 
 // A stage of the ring: kStrips strips of the weight, then as many boxes of x.
 template <int kColumns>
 struct Stage {
-  static constexpr bool kFew = kColumns <= kMostClusteredColumns;
+  static constexpr bool kFew = kColumns <= kFewColumns;
   static constexpr int32_t kStrips = kFew ? 2 : 1;
   static constexpr int32_t kBoxBytes = kColumns * 8 * kBoxRowBytes;
   static constexpr int32_t kBytes = kStrips * (kStripBytes + kBoxBytes);
-  static constexpr int32_t kBlocks = kFew ? 2 : 1;  // on a multiprocessor
+  static constexpr int32_t kRoom = kFew ? 2 : 1;  // for blocks, on a multiprocessor
   static constexpr int32_t kCount = std::min(8, (kFew ? 108 << 10 : 220 << 10) / kBytes);
 };
 
@@ -246,7 +246,7 @@ template <int kColumns>
 constexpr int32_t kThreads = kComputing + (kColumns == kManyColumns ? 128 : 32);
 
 template <typename T, typename Y, int kColumns>
-__global__ void __launch_bounds__(kThreads<kColumns>, Stage<kColumns>::kBlocks)
+__global__ void __launch_bounds__(kThreads<kColumns>, Stage<kColumns>::kRoom)
     CodedGemm(const __grid_constant__ CUtensorMap x, const __grid_constant__ CodedArgs args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = Stage<kColumns>;
@@ -276,20 +276,26 @@ __global__ void __launch_bounds__(kThreads<kColumns>, Stage<kColumns>::kBlocks)
     Multiply<T>(ring, end - begin, sums);
     WaitForComputing();  // the ring, which `partial` lies in, is not read any more
     StorePartial<kColumns>(partial, sums);
-    WaitForComputing();
-    if (blocks == 1) StoreBlock<Y>(partial, scales, args.y, part, place, x_row, y_rows);
+    if (blocks == 1) {
+      WaitForComputing();
+      StoreBlock<Y>(partial, scales, args.y, part, place, x_row, y_rows);
+      return;
+    }
+    const int32_t first = place.block * kBlockRows;
+    cluster.sync();
+    AddOverCluster(cluster, partial, y_rows, kComputing, [&](int32_t row, int32_t column, float sum) {
+      if (first + row >= part.rows) return;
+      args.y.row<Y>(x_row + column)[place.column + first + row] = FromFloat<Y>(sum * scales[row]);
+    });
+    cluster.sync();
   } else {
     if constexpr (kColumns == kManyColumns) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     const int64_t block = int64_t{place.block} * args.strips * kStripBytes;
     if (threadIdx.x == kComputing) Bring(ring, part.codes + block, x, begin, end, x_row);
-  }
-  if constexpr (kColumns <= kMostClusteredColumns) {
     if (blocks == 1) return;
-    const int32_t first = place.block * kBlockRows;
-    AddOverCluster(cluster, partial, y_rows, [&](int32_t row, int32_t column, float sum) {
-      if (first + row >= part.rows) return;
-      args.y.row<Y>(column)[place.column + first + row] = FromFloat<Y>(sum * scales[row]);
-    });
+    __syncwarp();
+    cluster.sync();
+    cluster.sync();
   }
 #endif
 }
@@ -310,8 +316,8 @@ cudaError_t LaunchFor(CodedArgs args, Matrix x, cudaStream_t stream) {
   int32_t blocks = 0;  // of rows of the weight
   for (int32_t p = 0; p < args.weight.count; ++p) blocks += Blocks(args.weight.parts[p].rows);
   args.x_blocks = DivideUp(x.rows, kColumns * 8);
-  const bool clustered = kColumns <= kMostClusteredColumns;
-  const int32_t cluster = clustered ? ClusterFor(blocks, args.strips / S::kStrips) : 1;
+  const int32_t cluster =
+      ClusterFor(blocks * args.x_blocks, S::kRoom, args.strips / S::kStrips);
   return Launch(kernel,
                 {.grid = dim3(cluster * blocks * args.x_blocks),
                  .threads = kThreads<kColumns>,

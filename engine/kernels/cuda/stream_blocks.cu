@@ -28,9 +28,9 @@ cudaError_t MakeBoxMap(const void* data, DType dtype, int64_t rows, int64_t widt
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-int32_t ClusterFor(int32_t row_blocks, int32_t units) {
+int32_t ClusterFor(int32_t blocks, int32_t room, int32_t units) {
   int32_t cluster = kMaxCluster;
-  while (cluster > 1 && (row_blocks * cluster > 2 * Multiprocessors() || cluster > units)) {
+  while (cluster > 1 && (blocks * cluster > room * Multiprocessors() || cluster > units)) {
     cluster /= 2;
   }
   return cluster;

@@ -49,16 +49,16 @@ __device__ void StorePartial(float* partial, const float (&sums)[kColumns * 4]) 
   });
 }
 
-// Blocks of a cluster have the same rows of the weight, and each a part of the columns; each adds up
-// a part of the rows over all of them, in their order, and calls put(row of the block, row of y, sum).
+// Blocks of a cluster have the same rows of the weight, and each a part of the columns; `threads` of
+// each add up a part of the rows over all of them, in their order, and call put(row of the block, row
+// of y, sum). The cluster waits for itself before and after: sums are there, and stay.
 template <typename Put>
 __device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster, float* partial,
-                               int32_t y_rows, const Put& put) {
-  cluster.sync();
+                               int32_t y_rows, int32_t threads, const Put& put) {
   const int32_t blocks = static_cast<int32_t>(cluster.num_blocks());
   const int32_t count = kBlockRows / blocks;
   const int32_t begin = count * static_cast<int32_t>(cluster.block_rank());
-  for (int32_t i = threadIdx.x; i < count * y_rows; i += blockDim.x) {
+  for (int32_t i = threadIdx.x; i < count * y_rows; i += threads) {
     const int32_t row = begin + i % count, column = i / count;
     float sum = 0;
     for (int32_t b = 0; b < blocks; ++b) {
@@ -66,7 +66,6 @@ __device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster,
     }
     put(row, column, sum);
   }
-  cluster.sync();  // nobody leaves while its sums are read
 }
 
 // The map of [rows, width] of a 16-bit type in boxes of kBoxWidth columns and `box_rows` rows. What
@@ -74,7 +73,8 @@ __device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster,
 cudaError_t MakeBoxMap(const void* data, DType dtype, int64_t rows, int64_t width, int64_t stride,
                        int32_t box_rows, CUtensorMap* map);
 
-// Blocks that share the columns of one block of rows, so that as many are at work as have room.
-int32_t ClusterFor(int32_t row_blocks, int32_t units);
+// Blocks that share the columns of each of `blocks`, so that as many are at work as have room, `room`
+// on a multiprocessor.
+int32_t ClusterFor(int32_t blocks, int32_t room, int32_t units);
 
 }  // namespace lorikeet::cuda

@@ -13,6 +13,7 @@ namespace cg = cooperative_groups;
 constexpr int32_t kWeightBytes = kBlockRows * kBoxRowBytes;  // of a stage
 constexpr int32_t kMaxStages = 6;
 // Two blocks have room on a multiprocessor: one begins while another ends.
+constexpr int32_t kRoom = 2;
 constexpr int32_t kRingBytes = 108 << 10;
 
 struct StreamArgs {
@@ -122,7 +123,9 @@ __global__ void __launch_bounds__(kComputing + 32)
     __syncthreads();  // the ring is not read any more
     float* const partial = reinterpret_cast<float*>(shared);
     if (threadIdx.x < kComputing) StorePartial<kColumns>(partial, sums);
-    AddOverCluster(cluster, partial, args.y.rows, store);
+    cluster.sync();
+    AddOverCluster(cluster, partial, args.y.rows, blockDim.x, store);
+    cluster.sync();
   } else if (threadIdx.x < kComputing) {
     ForEachSum<kColumns>(sums, store);
   }
@@ -144,7 +147,7 @@ cudaError_t LaunchFor(const void* weight, Matrix x, Matrix y, cudaStream_t strea
   if (error != cudaSuccess) return error;
   const int32_t row_blocks = DivideUp(y.width, kBlockRows);
   const StreamArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth), .stages = kStages};
-  const int32_t cluster = ClusterFor(row_blocks, args.units);
+  const int32_t cluster = ClusterFor(row_blocks, kRoom, args.units);
   return Launch(kernel,
                 {.grid = dim3(cluster * row_blocks),
                  .threads = kComputing + 32,
