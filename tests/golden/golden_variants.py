@@ -1,6 +1,7 @@
 """Makes the goldens of adapter variants: tiny adapters as PEFT saves them, and what PEFT generates.
 
 Versions: torch 2.15.0, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0. Seed 30 everywhere.
+Bitsandbytes 0.50.2 for the bases in NF4.
 Run: python golden_variants.py [NAME ...]   (writes variants/; the bases are models/*)
 
 variants/NAME/adapter_config.json, adapter_model.safetensors   as PEFT saves them
@@ -69,6 +70,11 @@ CASES = {
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         modules_to_save=["embed_tokens", "input_layernorm", "post_attention_layernorm"]), 0.1),
     "trainable_tokens_lora": ("qwen2", lambda: lora(trainable_token_indices=[5, 17, 40]), 0.2),
+    "qlora": ("llama-nf4", lambda: lora(target_modules="all-linear"), 0.2),
+    "qdora": ("llama-nf4", lambda: lora(use_dora=True, target_modules=MIX), 0.2),
+    "qlora_qwen2": ("qwen2-nf4", lambda: lora(use_rslora=True, target_modules=MIX), 0.2),
+    "qia3": ("qwen2-nf4", lambda: plain(IA3Config, target_modules=["k_proj", "down_proj"],
+                                        feedforward_modules=["down_proj"]), 0.5),
     "alora": ("llama", lambda: lora(alora_invocation_tokens=INVOCATION), 0.3),
     "pissa": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
     "olora": ("llama", lambda: lora(init_lora_weights="olora"), 0.2),
@@ -210,8 +216,18 @@ def build(name):
     return base
 
 
-def load(name, base):
+def float_base(base):
+    """In float32: of a base in NF4 what bitsandbytes dequantises, since its CPU kernels multiply in bfloat16."""
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
+    if getattr(model.config, "quantization_config", None) is None:
+        return model
+    model = model.dequantize(dtype=torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    return model
+
+
+def load(name, base):
+    model = float_base(base)
     return PeftModel.from_pretrained(model, OUT / name).eval()
 
 
@@ -261,7 +277,7 @@ def generate(model, prompt, is_alora):
 def case(name):
     base = MIXTURES[name][0] if name in MIXTURES else build(name)
     model = load_mixture(name) if name in MIXTURES else load(name, base)
-    plain_model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
+    plain_model = float_base(base)
     generator = torch.Generator().manual_seed(SEED)
     prompts, seen = [], 0.0
     while len(prompts) < 3:
@@ -297,7 +313,8 @@ def main():
             if len(wanted) == 1:
                 raise
             print(f"{name:24} FAILED {type(error).__name__}: {str(error)[:200]}", flush=True)
-    text = "[\n" + ",\n".join(json.dumps(done[n]) for n in [*CASES, *MIXTURES] if n in done) + "\n]\n"
+    order = dict.fromkeys([*CASES, *MIXTURES, *done])  # others' cases last
+    text = "[\n" + ",\n".join(json.dumps(done[n]) for n in order if n in done) + "\n]\n"
     path.write_text(text)
 
 
