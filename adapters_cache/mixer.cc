@@ -13,18 +13,7 @@
 #include "engine/tensor/dequantize.h"
 
 namespace lorikeet {
-namespace {
 
-std::string VersionOf(std::span<const WeightedAdapter> terms, std::span<const AdapterLease> leases) {
-  std::string version;
-  for (size_t i = 0; i < terms.size(); ++i) {
-    absl::StrAppendFormat(&version, "%s%s*%.9g", i == 0 ? "" : "+",
-                          std::string(leases[i].version()), terms[i].weight);
-  }
-  return version;
-}
-
-// Why the adapter has no place in a sum; nullptr: it has.
 const char* Unsummable(const Adapter& adapter) {
   if (adapter.virtual_tokens.count > 0) return "virtual tokens";
   if (!adapter.norms.empty()) return "norms of its own";
@@ -41,6 +30,17 @@ const char* Unsummable(const Adapter& adapter) {
     if (module.adds()) return "a structured delta";
   }
   return nullptr;
+}
+
+namespace {
+
+std::string VersionOf(std::span<const WeightedAdapter> terms, std::span<const AdapterLease> leases) {
+  std::string version;
+  for (size_t i = 0; i < terms.size(); ++i) {
+    absl::StrAppendFormat(&version, "%s%s*%.9g", i == 0 ? "" : "+",
+                          std::string(leases[i].version()), terms[i].weight);
+  }
+  return version;
 }
 
 class Mix {

@@ -16,6 +16,9 @@
 
 namespace lorikeet {
 
+// What of the adapter has no place in a weighted sum; nullptr: all has.
+const char* Unsummable(const Adapter& adapter);
+
 struct WeightedAdapter {
   std::string name;
   float weight = 1;

@@ -1,7 +1,6 @@
 #include "adapters_cache/formats/adapterhub.h"
 
-#include <cmath>
-#include <cstring>
+#include <algorithm>
 #include <set>
 #include <string>
 #include <string_view>
@@ -25,7 +24,9 @@ struct Fixed {
   bool value;
 };
 constexpr Fixed kFixed[] = {
-    {"phm_layer", false},      {"ln_before", false},         {"ln_after", false},
+    {"shared_phm_rule", true}, {"factorized_phm_rule", false}, {"shared_W_phm", false},
+    {"factorized_phm_W", true}, {"phm_bias", true},          {"ln_before", false},
+    {"ln_after", false},
     {"use_gating", false},     {"cross_adapter", false},     {"original_ln_after", true},
     {"residual_before_ln", true}, {"adapter_residual_before_ln", false},
 };
@@ -95,13 +96,14 @@ class BottleneckPacker {
  private:
   absl::Status Site(int layer, bool output, const char* site) {
     const std::string prefix = absl::StrCat("model.layers.", layer, ".", site, ".");
-    const auto down = raw_.shared.find(prefix + "adapter_down.0.weight");
-    if (down == raw_.shared.end()) return absl::OkStatus();
+    const char* bias = hypercomplex_ ? "b" : "bias";
+    const auto down_bias = raw_.shared.find(absl::StrCat(prefix, "adapter_down.0.", bias));
+    if (down_bias == raw_.shared.end()) return absl::OkStatus();
     const int64_t hidden = base_.hidden();
-    const int64_t width = down->second.view.shape.empty() ? 0 : down->second.view.shape[0];
+    const int64_t width = down_bias->second.view.elements();
     if (width < 1 || width > Limits::kMaxAdapterRank) {
       return absl::InvalidArgumentError(absl::StrCat(
-          down->second.name, " has width ", width, "; 1 to ", Limits::kMaxAdapterRank));
+          down_bias->second.name, " has width ", width, "; 1 to ", Limits::kMaxAdapterRank));
     }
     Bottleneck& bottleneck = adapter_->bottlenecks[NormIndex(layer, output)];
     bottleneck.width = static_cast<int32_t>(width);
@@ -110,14 +112,51 @@ class BottleneckPacker {
     bottleneck.input = Flag(config_, "is_parallel", false) ? Bottleneck::Input::kResidual
                        : Flag(config_, "original_ln_before", false) ? Bottleneck::Input::kSum
                                                                     : Bottleneck::Input::kOutput;
-    LK_ASSIGN_OR_RETURN(bottleneck.down, Take(prefix + "adapter_down.0.weight", {width, hidden}));
-    LK_ASSIGN_OR_RETURN(bottleneck.down_bias, Take(prefix + "adapter_down.0.bias", {width}));
-    LK_ASSIGN_OR_RETURN(bottleneck.up, Take(prefix + "adapter_up.weight", {hidden, width}));
-    LK_ASSIGN_OR_RETURN(bottleneck.up_bias, Take(prefix + "adapter_up.bias", {hidden}));
+    LK_ASSIGN_OR_RETURN(bottleneck.down, TakeWeight(prefix + "adapter_down.0.", width, hidden));
+    LK_ASSIGN_OR_RETURN(bottleneck.up, TakeWeight(prefix + "adapter_up.", hidden, width));
+    LK_ASSIGN_OR_RETURN(const auto d, Read(absl::StrCat(prefix, "adapter_down.0.", bias), {width}));
+    LK_ASSIGN_OR_RETURN(const auto u, Read(absl::StrCat(prefix, "adapter_up.", bias), {hidden}));
+    bottleneck.down_bias = Keep(d);
+    bottleneck.up_bias = Keep(u);
     return absl::OkStatus();
   }
 
-  absl::StatusOr<const float*> Take(const std::string& name, const std::vector<int64_t>& shape) {
+  // [out, in]
+  absl::StatusOr<const float*> TakeWeight(const std::string& prefix, int64_t out, int64_t in) {
+    if (hypercomplex_) return TakeHypercomplex(prefix, out, in);
+    LK_ASSIGN_OR_RETURN(const std::vector<float> weight, Read(prefix + "weight", {out, in}));
+    return Keep(weight);
+  }
+
+  // Compacter (Karimi Mahabadi et al. 2021): Σ_j rule_j ⊗ (left_j · right_j) from inputs to outputs,
+  // the rules shared by all layers.
+  absl::StatusOr<const float*> TakeHypercomplex(const std::string& prefix, int64_t out, int64_t in) {
+    const auto found = raw_.shared.find("phm_rule");
+    if (found == raw_.shared.end()) return absl::InvalidArgumentError("the file has no phm_rule");
+    const int64_t k = found->second.view.shape.empty() ? 0 : found->second.view.shape[0];
+    if (k < 1 || in % k || out % k) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          found->second.name, ": ", k, " rules do not divide the widths ", in, " and ", out));
+    }
+    const int64_t rows = in / k, columns = out / k;
+    LK_ASSIGN_OR_RETURN(const auto rules, Read("phm_rule", {k, k, k}));
+    LK_ASSIGN_OR_RETURN(const auto left, Read(prefix + "W_left", {k, rows, 1}));
+    LK_ASSIGN_OR_RETURN(const auto right, Read(prefix + "W_right", {k, 1, columns}));
+    std::vector<float> weight(out * in);
+    for (int64_t o = 0; o < out; ++o) {
+      for (int64_t i = 0; i < in; ++i) {
+        double sum = 0;
+        for (int64_t j = 0; j < k; ++j) {
+          sum += double{rules[(j * k + i / rows) * k + o / columns]} * left[j * rows + i % rows] *
+                 right[j * columns + o % columns];
+        }
+        weight[o * in + i] = static_cast<float>(sum);
+      }
+    }
+    return Keep(weight);
+  }
+
+  absl::StatusOr<std::vector<float>> Read(const std::string& name, const std::vector<int64_t>& shape) {
     const auto it = raw_.shared.find(name);
     if (it == raw_.shared.end()) return absl::InvalidArgumentError("the file has no " + name);
     const TensorView& view = it->second.view;
@@ -127,19 +166,25 @@ class BottleneckPacker {
                                                      ShapeString(shape)));
     }
     LK_RETURN_IF_ERROR(CheckFinite(it->second.name, view));
-    auto block = std::make_shared<AlignedBuffer>(view.elements() * sizeof(float));
-    Dequantize(view.dtype, view.bytes.data(), view.elements(), block->as<float>());
+    std::vector<float> values(view.elements());
+    Dequantize(view.dtype, view.bytes.data(), view.elements(), values.data());
     used_.insert(name);
-    adapter_->bytes += static_cast<int64_t>(block->size());
-    const float* values = block->as<float>();
-    adapter_->blocks.push_back(std::move(block));
     return values;
+  }
+
+  const float* Keep(const std::vector<float>& values) {
+    auto block = std::make_shared<AlignedBuffer>(values.size() * sizeof(float));
+    std::copy(values.begin(), values.end(), block->as<float>());
+    adapter_->bytes += static_cast<int64_t>(block->size());
+    adapter_->blocks.push_back(std::move(block));
+    return adapter_->blocks.back()->as<float>();
   }
 
   const RawAdapter& raw_;
   const BaseModel& base_;
   Adapter* const adapter_;
   const Json& config_;
+  const bool hypercomplex_ = Flag(config_, "phm_layer", false);
   std::set<std::string> used_;
 };
 
@@ -168,6 +213,10 @@ void ParseAdapterHub(const AdapterFiles& files, RawAdapter* raw, Problems* probl
   constexpr std::string_view kInfix = ".adapters.";
   std::vector<std::string> unused;
   for (const auto& [name, view] : files.tensors.tensors()) {
+    if (name.find("shared_parameters.") != std::string::npos && name.ends_with(".phm_rule")) {
+      if (!raw->shared.emplace("phm_rule", RawTensor{name, view}).second) unused.push_back(name);
+      continue;
+    }
     const size_t at = name.find(kInfix);
     const size_t end = at == std::string::npos ? at : name.find(".adapter_", at + kInfix.size());
     if (end == std::string::npos) {

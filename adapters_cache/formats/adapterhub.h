@@ -12,7 +12,7 @@ namespace lorikeet {
 bool IsAdapterHub(const nlohmann::ordered_json& config);
 
 // Fills variant, shared (by canonical name), lower_model and warnings; what cannot be served
-// (invertible adapters, gating, phm layers, fusion) goes to `problems`.
+// (invertible adapters, gating, fusion) goes to `problems`.
 void ParseAdapterHub(const AdapterFiles& files, RawAdapter* raw, Problems* problems);
 
 }  // namespace lorikeet

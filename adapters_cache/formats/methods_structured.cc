@@ -51,6 +51,39 @@ Matrix2 CayleyNeumann(const Matrix2& q, int64_t terms) {
   return r;
 }
 
+// The rotations of one factor's blocks [n, b, b], their Cayley parameters given.
+absl::StatusOr<std::vector<Matrix2>> BoftRotations(const float* values, int64_t n, int64_t b) {
+  std::vector<Matrix2> rotations;
+  for (int64_t k = 0; k < n; ++k) {
+    const float* r = values + k * b * b;
+    Matrix2 q(b, b);
+    for (int64_t i = 0; i < b; ++i) {
+      for (int64_t j = 0; j < b; ++j) q.at(i, j) = 0.5f * (r[i * b + j] - r[j * b + i]);
+    }
+    LK_ASSIGN_OR_RETURN(rotations.emplace_back(), Cayley(q));
+  }
+  return rotations;
+}
+
+// P · blockdiag(rotations) · Pᵀ in one span of inputs: P brings the half-blocks of every group
+// together, those of even number first.
+Matrix2 ButterflyFactor(const Matrix2* rotations, int64_t span, int64_t group) {
+  const int64_t b = rotations->rows, half = b / 2;
+  const auto source = [&](int64_t i) {
+    const int64_t place = i % group / half, halves = group / half;
+    const int64_t from = place < halves / 2 ? 2 * place : 2 * (place - halves / 2) + 1;
+    return i / group * group + from * half + i % half;
+  };
+  Matrix2 factor(span, span);
+  for (int64_t i = 0; i < span; ++i) {
+    for (int64_t j = 0; j < span; ++j) {
+      const int64_t p = source(i), q = source(j);
+      if (p / b == q / b) factor.at(i, j) = rotations[p / b].at(p % b, q % b);
+    }
+  }
+  return factor;
+}
+
 }  // namespace
 
 // BEFT: a bias.
@@ -59,27 +92,33 @@ absl::Status LowerBeft(const ModuleTensors& m, Lowered* out) {
   return absl::OkStatus();
 }
 
-// BOFT (Liu et al. 2024): m butterfly factors; together block-diagonal with blocks of 2^(m-1)·b.
+// BOFT (Liu et al. 2024): m butterfly factors, factor l within groups of 2^l blocks, so that their
+// product F_(m-1)···F_0 is block-diagonal with spans of 2^(m-1) blocks.
 absl::Status LowerBoft(const ModuleTensors& m, Lowered* out) {
+  constexpr int64_t kMaxSpan = 512;
   LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("boft_R", 4));
   const int64_t factors = shape[0], n = shape[1], b = shape[2];
   if (n * b != m.in()) return m.Invalid(absl::StrCat("boft_R covers ", n * b, " inputs"));
-  if (factors != 1) {
-    return absl::UnimplementedError(absl::StrCat(
-        m.path(), ": BOFT with ", factors, " butterfly factors is not served; one is"));
+  const int64_t blocks = factors >= 1 && factors <= 10 ? int64_t{1} << (factors - 1) : 0;
+  if (blocks == 0 || n % blocks || (factors > 1 && (b % 2 || b * blocks > kMaxSpan))) {
+    return m.Invalid(absl::StrCat("BOFT with ", factors, " factors of ", n, " blocks of ", b,
+                                  " is not served: blocks are even, and 2^(factors - 1) of them "
+                                  "divide the inputs and span at most ", kMaxSpan));
   }
-  LK_ASSIGN_OR_RETURN(const auto values, m.Get("boft_R", {1, n, b, b}));
+  LK_ASSIGN_OR_RETURN(const auto values, m.Get("boft_R", {factors, n, b, b}));
   LK_ASSIGN_OR_RETURN(out->out_scale, m.Get("boft_s", {m.out(), 1}));
-  for (int64_t k = 0; k < n; ++k) {
-    const float* r = &values[k * b * b];
-    Matrix2 q(b, b);
-    for (int64_t i = 0; i < b; ++i) {
-      for (int64_t j = 0; j < b; ++j) q.at(i, j) = 0.5f * (r[i * b + j] - r[j * b + i]);
+  const int64_t span = b * blocks;
+  for (int64_t first = 0; first < n; first += blocks) {
+    Matrix2 product = Identity(span);
+    for (int64_t l = 0; l < factors; ++l) {
+      LK_ASSIGN_OR_RETURN(const auto rotations,
+                          BoftRotations(&values[(l * n + first) * b * b], blocks, b));
+      product = factors == 1 ? rotations[0]
+                             : Multiply(ButterflyFactor(rotations.data(), span, b << l), product);
     }
-    LK_ASSIGN_OR_RETURN(const Matrix2 rotation, Cayley(q));
-    out->rotation.insert(out->rotation.end(), rotation.values.begin(), rotation.values.end());
+    out->rotation.insert(out->rotation.end(), product.values.begin(), product.values.end());
   }
-  out->rotation_block = static_cast<int32_t>(b);
+  out->rotation_block = static_cast<int32_t>(span);
   return absl::OkStatus();
 }
 

@@ -2,7 +2,7 @@
 //
 // A quantised type stores rows in blocks of `block_elements` values in `block_bytes` bytes, laid
 // along the row (the input dimension of a linear); the block formats are ggml's, as in the GGUF
-// specification. Plain types have one-element blocks.
+// specification, and NF4's, of QLoRA (Dettmers et al. 2023). Plain types have one-element blocks.
 #pragma once
 
 #include <bit>
@@ -11,7 +11,7 @@
 namespace lorikeet {
 
 enum class DType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K,
-                             kU8, kI16, kI32, kI64 };  // integers: indices of adapters alone
+                             kNF4, kU8, kI16, kI32, kI64 };  // integers: indices of adapters alone
 
 struct DTypeInfo {
   const char* name;
@@ -30,6 +30,7 @@ constexpr DTypeInfo Info(DType dtype) {
     case DType::kQ4_K: return {"Q4_K", 256, 144};
     case DType::kQ5_K: return {"Q5_K", 256, 176};
     case DType::kQ6_K: return {"Q6_K", 256, 210};
+    case DType::kNF4:  return {"NF4", 64, 36};
     case DType::kU8:   return {"U8", 1, 1};
     case DType::kI16:  return {"I16", 1, 2};
     case DType::kI32:  return {"I32", 1, 4};

@@ -172,12 +172,7 @@ class HfConfigReader {
                                : value->is_number() && value->get<double>() == setting.neutral;
       if (!neutral) return Invalid(setting.key, " = ", Text(*value), " is not supported");
     }
-    for (const char* key : {"quantization_config", "compression_config"}) {
-      if (const json* value = Get(json_, key)) {
-        return Invalid(key, " = ", Text(*value),
-                       " is not supported; weights must be F32, F16 or BF16");
-      }
-    }
+    LK_RETURN_IF_ERROR(CheckQuantization());
     for (const char* key : {"hidden_act", "hidden_activation"}) {
       const json* value = Get(json_, key);
       if (value != nullptr && *value != "silu" && *value != "swish") {
@@ -185,6 +180,31 @@ class HfConfigReader {
       }
     }
     return absl::OkStatus();
+  }
+
+  // bitsandbytes' NF4 alone; its tensors say how they are stored.
+  absl::Status CheckQuantization() const {
+    constexpr const char* kSupported = "; bitsandbytes' nf4, F32, F16 and BF16 are";
+    if (const json* value = Get(json_, "compression_config")) {
+      return Invalid("compression_config = ", Text(*value), " is not supported", kSupported);
+    }
+    const json* quantization = Get(json_, "quantization_config");
+    if (quantization == nullptr) return absl::OkStatus();
+    const auto is = [quantization](const char* key, const json& expected) {
+      const auto it = quantization->find(key);
+      return it != quantization->end() && *it == expected;
+    };
+    if (!is("quant_method", "bitsandbytes")) {
+      return Invalid("quantization_config = ", Text(*quantization), " is not supported", kSupported);
+    }
+    if (!is("load_in_4bit", true)) {
+      return Invalid("quantization_config of bitsandbytes without load_in_4bit, as for LLM.int8, is "
+                     "not supported", kSupported);
+    }
+    if (is("bnb_4bit_quant_type", "nf4")) return absl::OkStatus();
+    const json* type = Get(*quantization, "bnb_4bit_quant_type");
+    return Invalid("bnb_4bit_quant_type is ", type == nullptr ? "\"fp4\" by default" : Text(*type),
+                   ", which is not supported", kSupported);
   }
 
   absl::Status ReadSizes() {

@@ -14,6 +14,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/model/config_gguf.h"
 #include "engine/model/config_hf.h"
+#include "engine/model/nf4.h"
 #include "engine/tensor/json.h"
 #include "engine/tensor/safetensors.h"
 
@@ -100,6 +101,9 @@ class TensorFinder {
     } else if (tensor->shape != shape) {
       misfits_.push_back(
           absl::StrCat(name, " is ", ShapeString(tensor->shape), ", not ", ShapeString(shape)));
+    } else if (IsInteger(tensor->dtype)) {
+      misfits_.push_back(absl::StrCat(name, " is ", Info(tensor->dtype).name,
+                                      "; F32, F16, BF16 and bitsandbytes' NF4 are supported"));
     } else if (shape.size() == 1 && IsQuantized(tensor->dtype)) {
       misfits_.push_back(absl::StrCat(name, " is ", Info(tensor->dtype).name,
                                       ", which is not supported for a vector"));
@@ -146,6 +150,7 @@ class FileSource final : public ModelSource {
     LK_RETURN_IF_ERROR(generation.status());
     LK_ASSIGN_OR_RETURN(config_, ParseHfConfig(config, *generation, config_path.string()));
     LK_ASSIGN_OR_RETURN(tensors_, ReadSafetensorsModel(path));
+    LK_RETURN_IF_ERROR(RepackNf4(&tensors_, &buffers_));
     // "models/llama/" has its name before the last slash, "." in the path it stands for.
     const std::filesystem::path full = std::filesystem::absolute(path / "").lexically_normal();
     config_.name = full.parent_path().filename().string();

@@ -112,6 +112,16 @@ void BlockQ6_K(const std::byte* block, float* dst) {
   }
 }
 
+// scale f32, 32 bytes of codes, the first of two in the high nibble.
+void BlockNF4(const std::byte* block, float* dst) {
+  float scale;
+  std::memcpy(&scale, block, sizeof(scale));
+  for (int i = 0; i < 32; ++i) {
+    dst[2 * i] = kNf4Levels[High(block[4 + i])] * scale;
+    dst[2 * i + 1] = kNf4Levels[Low(block[4 + i])] * scale;
+  }
+}
+
 template <typename Decode>
 void ForEachBlock(DType dtype, const std::byte* src, int64_t elements, float* dst, Decode decode) {
   const DTypeInfo info = Info(dtype);
@@ -146,6 +156,8 @@ void Dequantize(DType dtype, const std::byte* src, int64_t elements, float* dst)
       return ForEachBlock(dtype, src, elements, dst, BlockQ5_K);
     case DType::kQ6_K:
       return ForEachBlock(dtype, src, elements, dst, BlockQ6_K);
+    case DType::kNF4:
+      return ForEachBlock(dtype, src, elements, dst, BlockNF4);
     case DType::kU8:
     case DType::kI16:
     case DType::kI32:

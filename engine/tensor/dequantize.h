@@ -1,5 +1,5 @@
 // The meaning of each DType: stored values to float. Portable reference code, exact as the GGUF
-// block formats define it; the CPU backend's fast kernels are checked against it.
+// block formats and bitsandbytes' NF4 define it; the CPU backend's fast kernels are checked against it.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +8,14 @@
 #include "engine/base/dtype.h"
 
 namespace lorikeet {
+
+// The values of NF4's codes: quantiles of a normal distribution, scaled to [-1, 1] (QLoRA, Dettmers
+// et al. 2023, appendix E).
+inline constexpr float kNf4Levels[16] = {
+    -1.0f,                 -0.6961928009986877f,  -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f,  0.16093020141124725f,  0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f,  0.5626170039176941f,   0.7229568362236023f,  1.0f};
 
 // Writes `elements` floats. REQUIRES: elements is a multiple of the type's block.
 void Dequantize(DType dtype, const std::byte* src, int64_t elements, float* dst);

@@ -261,28 +261,12 @@ absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path, Fi
   return TensorFile({std::move(file)}, std::move(tensors));
 }
 
-namespace {
-
-// A model's weights are numbers to multiply with.
-absl::StatusOr<TensorFile> RefuseIntegers(absl::StatusOr<TensorFile> file) {
-  if (!file.ok()) return file;
-  for (const auto& [name, view] : file->tensors()) {
-    if (!IsInteger(view.dtype)) continue;
-    return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "' has dtype ",
-                                                   Info(view.dtype).name,
-                                                   "; F32, F16 and BF16 are supported"));
-  }
-  return file;
-}
-
-}  // namespace
-
 absl::StatusOr<TensorFile> ReadSafetensorsModel(const std::filesystem::path& directory) {
   const std::filesystem::path single = directory / "model.safetensors";
   const std::filesystem::path index = directory / "model.safetensors.index.json";
   std::error_code ignored;
-  if (std::filesystem::exists(single, ignored)) return RefuseIntegers(ReadSafetensors(single));
-  if (std::filesystem::exists(index, ignored)) return RefuseIntegers(ReadShards(index));
+  if (std::filesystem::exists(single, ignored)) return ReadSafetensors(single);
+  if (std::filesystem::exists(index, ignored)) return ReadShards(index);
   return absl::NotFoundError(
       absl::StrCat(directory.string(), " has neither ", single.filename().string(), " nor ",
                    index.filename().string(), " (pickled weights, *.bin, are not read)"));

@@ -1,18 +1,24 @@
 // `lorikeet adapters`: the adapters of a running server, and what a directory holds.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "adapters_cache/convert.h"
 #include "adapters_cache/inspect.h"
 #include "adapters_cache/sha256.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
+#include "engine/model/base_model_view.h"
+#include "engine/model/model_source.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
 #include "server/cli/client.h"
 
@@ -32,7 +38,8 @@ constexpr char kUsage[] =
     "  alias NAME TARGET[=WEIGHT]...  leads NAME to other names or versions, by weight\n"
     "  watch               prints changes until interrupted\n"
     "  plan RANK [LINEAR]...  how many adapters of a shape fit\n"
-    "  inspect DIR         what a directory here holds and whether it would load; no server\n";
+    "  inspect DIR         what a directory here holds and whether it would load; no server\n"
+    "  convert DIR[=WEIGHT]... OUT --model PATH  writes them, or their sum, as one plain LoRA\n";
 
 // The flags of some verbs.
 struct Flags {
@@ -42,6 +49,7 @@ struct Flags {
   bool now = false;
   int32_t adapters = 0;
   int32_t tokens = 0;
+  std::string model;
 };
 
 using Positional = std::vector<std::string>;
@@ -284,6 +292,30 @@ absl::Status Inspect(const Flags&, const Positional& args) {
       absl::StrCat("'", directory, "' would be refused: ", report.refusals[0]));
 }
 
+// DIR or DIR=WEIGHT
+absl::StatusOr<ConvertTerm> ParseTerm(const std::string& text) {
+  const size_t equals = text.rfind('=');
+  ConvertTerm term{text.substr(0, equals)};
+  if (equals == std::string::npos) return term;
+  if (absl::SimpleAtof(text.substr(equals + 1), &term.weight) && std::isfinite(term.weight)) {
+    return term;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("the weight in '", text, "' is no number"));
+}
+
+absl::Status Convert(const Flags& flags, const Positional& args) {
+  if (flags.model.empty()) {
+    return absl::InvalidArgumentError("convert needs --model PATH, the adapters' base model");
+  }
+  std::vector<ConvertTerm> terms;
+  for (size_t i = 0; i + 1 < args.size(); ++i) {
+    LK_ASSIGN_OR_RETURN(terms.emplace_back(), ParseTerm(args[i]));
+  }
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(flags.model));
+  LK_RETURN_IF_ERROR(ConvertToLora(BaseModelView(std::move(source)), terms, args.back()));
+  return Inspect(flags, {args.back()});
+}
+
 struct Verb {
   const char* name;
   size_t least, most;  // arguments
@@ -296,7 +328,7 @@ constexpr Verb kVerbs[] = {
     {"upload", 2, 2, Upload},  {"reload", 1, 1, Reload},   {"unload", 1, 1, Unload},
     {"pin", 1, 1, Pin},        {"unpin", 1, 1, Unpin},     {"prefetch", 1, 1, Prefetch},
     {"alias", 2, kAny, Alias}, {"watch", 0, 0, Watch},     {"plan", 1, kAny, Plan},
-    {"inspect", 1, 1, Inspect}};
+    {"inspect", 1, 1, Inspect}, {"convert", 2, kAny, Convert}};
 
 absl::StatusOr<const Verb*> FindVerb(const std::string& name) {
   std::vector<std::string> names;
@@ -317,6 +349,7 @@ absl::Status RunAdapters(Arguments args) {
   table.Switch("replace", "load, upload: lead a name from other weights to these", &flags.replace);
   table.Switch("pin", "load, upload: keep it in the server's memory", &flags.pin);
   table.Switch("now", "unload: do not wait for running requests", &flags.now);
+  table.Text("model", "PATH", "convert: the base model's GGUF file or directory", &flags.model);
   constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
   table.Int("adapters", 0, kMost, "adapters", "plan: so many are in use at a time",
             &flags.adapters);

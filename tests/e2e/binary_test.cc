@@ -355,6 +355,21 @@ TEST_F(BinaryTest, InspectNeedsNoServer) {
   ExpectOneLineError(Run({"adapters", "inspect", kModel}), "adapter_config.json");
 }
 
+TEST_F(BinaryTest, ConvertWritesAPlainLora) {
+  const std::string out = Path("converted");
+  const Outcome good = Run({"adapters", "convert", kAdapters + "rslora=0.5", kAdapters + "lora_qv", out,
+                            "--model", kModel});
+  EXPECT_EQ(good.code, 0) << good.err;
+  const json config = json::parse(ReadFile(out + "/adapter_config.json"));
+  EXPECT_EQ(config["peft_type"], "LORA");
+  EXPECT_EQ(config["r"], config["lora_alpha"]);
+  ExpectOneLineError(Run({"adapters", "convert", kAdapters + "dora", Path("other"), "--model", kModel}),
+                     "output scale");
+  ExpectOneLineError(Run({"adapters", "convert", kAdapters + "lora=x", Path("other"), "--model", kModel}),
+                     "the weight in");
+  ExpectOneLineError(Run({"adapters", "convert", kAdapters + "lora", Path("other")}), "--model");
+}
+
 TEST_F(BinaryTest, WithoutAGpuTheServerSaysWhy) {
   if (access("/dev/nvidia0", F_OK) == 0) GTEST_SKIP() << "there is a GPU";
   Serve({"--device", "auto"});

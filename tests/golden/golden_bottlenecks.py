@@ -9,7 +9,8 @@ import shutil
 
 import adapters
 import torch
-from adapters import DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from adapters import (CompacterConfig, CompacterPlusPlusConfig, DoubleSeqBnConfig, ParBnConfig,
+                      SeqBnConfig)
 from transformers import AutoModelForCausalLM
 
 from golden_common import ROOT, setup_torch
@@ -24,6 +25,9 @@ CASES = {
     "parallel_bottleneck": lambda: ParBnConfig(reduction_factor=8, scaling=2.0),
     "bottleneck_leave_out": lambda: SeqBnConfig(reduction_factor=8, leave_out=[0],
                                                 non_linearity="gelu"),
+    "compacter": lambda: CompacterConfig(reduction_factor=8, phm_dim=4),
+    "compacter_plus": lambda: CompacterPlusPlusConfig(reduction_factor=4, phm_dim=2,
+                                                      non_linearity="relu"),
 }
 
 
@@ -43,7 +47,9 @@ def main():
         model = model_with(name)
         model.add_adapter(name, config=config())
         for key, parameter in model.named_parameters():
-            if ".adapters." in key:
+            if "phm_rule" in key or ".W_" in key:
+                parameter.data.normal_(0, 0.6)
+            elif ".adapters." in key:
                 parameter.data.normal_(0, 0.3)
         directory = OUT / name
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Makes the goldens of adapter variants: tiny adapters as PEFT saves them, and what PEFT generates.
 
 Versions: torch 2.15.0, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0. Seed 30 everywhere.
+Bitsandbytes 0.50.2 for the bases in NF4.
 Run: python golden_variants.py [NAME ...]   (writes variants/; the bases are models/*)
 
 variants/NAME/adapter_config.json, adapter_model.safetensors   as PEFT saves them
@@ -22,6 +23,8 @@ from peft import (AdaLoraConfig, AdaptionPromptConfig, BdLoraConfig, BeftConfig,
                   RandLoraConfig, RoadConfig, ShiraConfig, SupertuningConfig, TinyLoraConfig,
                   TrainableTokensConfig, UniLoraConfig, VBLoRAConfig, VeraConfig, WaveFTConfig,
                   get_peft_model)
+from peft.tuners.boft import layer as boft
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from golden_common import ROOT, setup_torch
@@ -69,6 +72,12 @@ CASES = {
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         modules_to_save=["embed_tokens", "input_layernorm", "post_attention_layernorm"]), 0.1),
     "trainable_tokens_lora": ("qwen2", lambda: lora(trainable_token_indices=[5, 17, 40]), 0.2),
+    "lora_xs": ("llama", lambda: lora(target_modules=MIX), 0.3),
+    "qlora": ("llama-nf4", lambda: lora(target_modules="all-linear"), 0.2),
+    "qdora": ("llama-nf4", lambda: lora(use_dora=True, target_modules=MIX), 0.2),
+    "qlora_qwen2": ("qwen2-nf4", lambda: lora(use_rslora=True, target_modules=MIX), 0.2),
+    "qia3": ("qwen2-nf4", lambda: plain(IA3Config, target_modules=["k_proj", "down_proj"],
+                                        feedforward_modules=["down_proj"]), 0.5),
     "alora": ("llama", lambda: lora(alora_invocation_tokens=INVOCATION), 0.3),
     "pissa": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
     "olora": ("llama", lambda: lora(init_lora_weights="olora"), 0.2),
@@ -82,6 +91,8 @@ CASES = {
     "beft": ("llama", lambda: plain(BeftConfig, target_modules=QV), 0.3),
     "boft": ("llama", lambda: plain(BOFTConfig, boft_block_size=8, boft_n_butterfly_factor=1,
                                     target_modules=MIX), 0.2),
+    "boft_butterfly": ("llama", lambda: plain(BOFTConfig, boft_block_size=4, boft_n_butterfly_factor=3,
+                                              target_modules=MIX), 0.2),
     "c3a": ("llama", lambda: plain(C3AConfig, block_size=16, target_modules=MIX), 1.0),
     "deft_qr": ("llama", lambda: plain(DeftConfig, r=3, target_modules=QV,
                                        decomposition_method="qr"), 0.2),
@@ -193,6 +204,31 @@ def randomise(model, spread):
             parameter.data.normal_(0, spread)
 
 
+LATENT = ".default_lora_latent_mapping.weight"  # as LoRA-XS's code, which lies over PEFT, saves it
+
+
+def add_latent_mappings(path):
+    """Makes a LoRA file one of LoRA-XS: an r x r matrix between every pair."""
+    tensors = load_file(path)
+    for name in [n for n in tensors if n.endswith(".lora_A.weight")]:
+        rank = tensors[name].shape[0]
+        tensors[name.removesuffix(".lora_A.weight") + LATENT] = torch.randn(rank, rank)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def fold_latent_mappings(model, tensors):
+    """W + s B R A (Balazy et al. 2024) by PEFT's LoRA with B R for B."""
+    for name, module in model.named_modules():
+        if name + LATENT in tensors:
+            module.lora_B["default"].weight.data @= tensors[name + LATENT]
+
+
+def block_diagonals_by_torch():
+    """PEFT takes several butterfly factors only with its CUDA kernel, which does what this does."""
+    boft.get_fbd_cuda = lambda: True
+    boft.FastBlockDiag.apply = lambda blocks: torch.stack([torch.block_diag(*f) for f in blocks])
+
+
 def build(name):
     base, config, spread = CASES[name]
     torch.manual_seed(SEED)
@@ -203,6 +239,8 @@ def build(name):
     directory = OUT / name
     shutil.rmtree(directory, ignore_errors=True)
     model.save_pretrained(directory)
+    if name == "lora_xs":
+        add_latent_mappings(directory / "adapter_model.safetensors")
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
     path.write_text(json.dumps(config, indent=1) + "\n")
@@ -210,9 +248,21 @@ def build(name):
     return base
 
 
-def load(name, base):
+def float_base(base):
+    """In float32: of a base in NF4 what bitsandbytes dequantises, since its CPU kernels multiply in bfloat16."""
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, OUT / name).eval()
+    if getattr(model.config, "quantization_config", None) is None:
+        return model
+    model = model.dequantize(dtype=torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    return model
+
+
+def load(name, base):
+    model = PeftModel.from_pretrained(float_base(base), OUT / name).eval()
+    if name == "lora_xs":
+        fold_latent_mappings(model, load_file(OUT / name / "adapter_model.safetensors"))
+    return model
 
 
 def load_mixture(name):
@@ -261,7 +311,7 @@ def generate(model, prompt, is_alora):
 def case(name):
     base = MIXTURES[name][0] if name in MIXTURES else build(name)
     model = load_mixture(name) if name in MIXTURES else load(name, base)
-    plain_model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
+    plain_model = float_base(base)
     generator = torch.Generator().manual_seed(SEED)
     prompts, seen = [], 0.0
     while len(prompts) < 3:
@@ -285,6 +335,7 @@ def case(name):
 
 def main():
     setup_torch()
+    block_diagonals_by_torch()
     torch.use_deterministic_algorithms(False)
     OUT.mkdir(exist_ok=True)
     wanted = sys.argv[1:] or [*CASES, *MIXTURES]
@@ -297,7 +348,8 @@ def main():
             if len(wanted) == 1:
                 raise
             print(f"{name:24} FAILED {type(error).__name__}: {str(error)[:200]}", flush=True)
-    text = "[\n" + ",\n".join(json.dumps(done[n]) for n in [*CASES, *MIXTURES] if n in done) + "\n]\n"
+    order = dict.fromkeys([*CASES, *MIXTURES, *done])  # others' cases last
+    text = "[\n" + ",\n".join(json.dumps(done[n]) for n in order if n in done) + "\n]\n"
     path.write_text(text)
 
 

@@ -6,15 +6,20 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "adapters_cache/convert.h"
 #include "adapters_cache/formats/format_table.h"
+#include "tests/support/checkpoint_bytes.h"
 #include "tests/support/test_device.h"
 #include "tests/support/variant_server.h"
 
@@ -89,9 +94,24 @@ void Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>&
   }
 }
 
+// Brings a case's adapter to its server; false: it does not.
+using LoadCase = std::function<bool(VariantServer* server, const Case& c)>;
+
+bool Loaded(const Case& c, const absl::StatusOr<AdapterInfo>& info) {
+  EXPECT_TRUE(info.ok()) << c.name << ": " << info.status();
+  if (!info.ok()) return false;
+  EXPECT_TRUE(info->warnings.empty()) << c.name << ": " << info->warnings.front();
+  return true;
+}
+
+// A mixture is of what is loaded already.
+bool LoadAsSaved(VariantServer* server, const Case& c) {
+  return c.mixture() || Loaded(c, server->Load(c.name));
+}
+
 // All cases at once, each against its golden.
-void CompareAll(const std::string& precision, Bounds bounds) {
-  const std::vector<Case> cases = LoadVariantCases();
+void CompareAll(const std::vector<Case>& cases, const std::string& precision, Bounds bounds,
+                const LoadCase& load) {
   std::map<std::string, std::unique_ptr<VariantServer>> servers;
   std::map<std::string, std::vector<std::shared_ptr<TokenSink>>> sinks;
   std::set<std::string> loaded;
@@ -100,15 +120,7 @@ void CompareAll(const std::string& precision, Bounds bounds) {
     const RunnerOptions options{
         .device = kTestDevice, .precision = precision, .threads = 2, .kv_bytes = 64 << 20};
     if (!server) server = std::make_unique<VariantServer>(c.base, options);
-    if (c.mixture()) {  // of what is loaded already
-      loaded.insert(c.name);
-      continue;
-    }
-    const auto info = server->Load(c.name);
-    EXPECT_TRUE(info.ok()) << c.name << ": " << info.status();
-    if (!info.ok()) continue;
-    EXPECT_TRUE(info->warnings.empty()) << c.name << ": " << info->warnings.front();
-    loaded.insert(c.name);
+    if (load(server.get(), c)) loaded.insert(c.name);
   }
   for (size_t prompt = 0; prompt < 3; ++prompt) {
     for (const Case& c : cases) {
@@ -138,11 +150,48 @@ void CompareAll(const std::string& precision, Bounds bounds) {
   EXPECT_GE(steps, all_steps / 2);
 }
 
-TEST(Variants, AllTogetherGiveWhatPeftGives) { CompareAll("exact", {1e-3, 1e-3}); }
+TEST(Variants, AllTogetherGiveWhatPeftGives) {
+  CompareAll(LoadVariantCases(), "exact", {1e-3, 1e-3}, LoadAsSaved);
+}
 
 // Keys and values in 16 bits on the CPU, all that layers hand on in bfloat16 on a GPU: eight bits of
 // logits that spread over tens.
-TEST(Variants, AllTogetherStayNearPeftInFastPrecision) { CompareAll("fast", {0.1, 1.5}); }
+TEST(Variants, AllTogetherStayNearPeftInFastPrecision) {
+  CompareAll(LoadVariantCases(), "fast", {0.1, 1.5}, LoadAsSaved);
+}
+
+// As one plain LoRA each, mixtures too; what is no LoRA is refused and leaves nothing behind.
+TEST(Variants, ConvertedToLoraTheyGiveTheSame) {
+  const testing::TempDir directory;
+  std::vector<Case> cases = LoadVariantCases();
+  std::map<std::string, std::vector<WeightedAdapter>> terms;
+  for (Case& c : cases) terms[c.name] = std::exchange(c.adapters, {{c.name, 1}});
+  std::set<std::string> refused;
+  CompareAll(cases, "exact", {1e-3, 1e-3}, [&](VariantServer* server, const Case& c) {
+    std::vector<ConvertTerm> sum;
+    for (const auto& [name, weight] : terms[c.name]) {
+      sum.push_back({kGoldenRoot / "variants" / name, weight});
+    }
+    const std::filesystem::path out = directory.path() / c.name;
+    const absl::Status status = ConvertToLora(server->base(), sum, out);
+    if (status.ok()) {
+      EXPECT_TRUE(absl::IsAlreadyExists(ConvertToLora(server->base(), sum, out)));
+      return Loaded(c, server->Load(c.name, out));
+    }
+    EXPECT_FALSE(std::filesystem::exists(out)) << c.name;
+    EXPECT_GT(status.message().size(), 40u) << c.name << ": " << status;
+    refused.insert(c.name);
+    return false;
+  });
+  for (const char* name : {"lora", "rslora", "lora_embedding", "lora_head", "pissa", "kasa", "adalora",
+                           "loha", "vera", "vblora", "tinylora", "hra", "qlora", "mixture_three"}) {
+    EXPECT_FALSE(refused.contains(name)) << name;
+  }
+  for (const char* name : {"dora", "ia3", "oft", "lokr", "bias_all", "prompt_tuning", "houlsby",
+                           "alora", "hira"}) {
+    EXPECT_TRUE(refused.contains(name)) << name;
+  }
+}
 
 // PEFT 0.21.2's names, and BONE of older files.
 constexpr const char* kPeftTypes[] = {

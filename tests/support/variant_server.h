@@ -80,7 +80,10 @@ class VariantServer {
   }
 
   absl::StatusOr<AdapterInfo> Load(const std::string& name) {
-    return registry_->Load(name, std::filesystem::absolute(kGoldenRoot / "variants" / name),
+    return Load(name, kGoldenRoot / "variants" / name);
+  }
+  absl::StatusOr<AdapterInfo> Load(const std::string& name, const std::filesystem::path& directory) {
+    return registry_->Load(name, std::filesystem::absolute(directory),
                            AdapterRegistry::Origin::kOperator);
   }
 
@@ -95,6 +98,7 @@ class VariantServer {
   }
 
   Engine* engine() { return engine_.get(); }
+  const BaseModel& base() const { return runner_->base_model(); }
 
  private:
   std::unique_ptr<ModelRunner> runner_;

@@ -340,6 +340,16 @@ TEST(ModelSourceTest, AVectorMayNotBeQuantised) {
               HasSubstr("output_norm.weight is Q8_0"));
 }
 
+TEST(ModelSourceTest, AWeightMayNotBeIntegers) {
+  const TempDir dir;
+  TinyModel model("llama", DType::kF32);
+  model.tensors().at("lm_head.weight") = {{kVocab, kHidden}, DType::kU8,
+                                          std::string(kVocab * kHidden, 1)};
+  model.WriteDirectory(dir.path(), model.Config());
+  EXPECT_THAT(std::string(ModelSource::Open(dir.path()).status().message()),
+              HasSubstr("lm_head.weight is U8; F32, F16, BF16 and bitsandbytes' NF4"));
+}
+
 TEST(ModelSourceTest, AHeadBesideATiedEmbeddingMustEqualIt) {
   const TempDir dir;
   TinyModel model("llama", DType::kF32);

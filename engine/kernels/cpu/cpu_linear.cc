@@ -13,6 +13,7 @@
 #include "engine/kernels/cpu/lora.h"
 #include "engine/kernels/cpu/structured.h"
 #include "engine/kernels/cpu/widen.h"
+#include "engine/tensor/dequantize.h"
 
 namespace lorikeet {
 namespace {
@@ -34,6 +35,7 @@ class CpuLinearWeight final : public LinearWeight {
     std::vector<float> bias;  // [out] or empty
 
     int64_t column_bytes() const {
+      if (half) return half->tile_bytes() / half->lanes;
       return quant ? quant->tile_bytes() / quant->lanes : view.row_bytes();
     }
     // Columns of a chunk are a multiple of this.
@@ -53,9 +55,24 @@ const CpuLinearWeight& Cpu(const LinearWeight* weight) {
   return *static_cast<const CpuLinearWeight*>(weight);
 }
 
+// Codes of a table have no integer products: they become bfloat16, in which bitsandbytes computes too.
+AlignedBuffer RoundToBF16(const TensorView& weight) {
+  AlignedBuffer rounded(ByteSize(DType::kBF16, weight.elements()));
+  std::vector<float> row(weight.row_elements());
+  uint16_t* out = rounded.as<uint16_t>();
+  for (int64_t r = 0; r < weight.rows(); ++r) {
+    Dequantize(weight.dtype, weight.row(r), weight.row_elements(), row.data());
+    out = std::transform(row.begin(), row.end(), out, FloatToBF16);
+  }
+  return rounded;
+}
+
 // Into the form of the fastest product there is for its type.
 void Pack(const TensorView& weight, CpuBackend::Features features, CpuLinearWeight::Part* part) {
-  if (IsQuantized(weight.dtype)) {
+  if (weight.dtype == DType::kNF4) {
+    const AlignedBuffer rounded = RoundToBF16(weight);
+    Pack({DType::kBF16, weight.shape, {rounded.data(), rounded.size()}}, features, part);
+  } else if (IsQuantized(weight.dtype)) {
     part->quant = PackQuantWeight(weight, features.avx512_vnni ? 16 : 8);
   } else if (weight.dtype != DType::kF32) {
     const bool pairs = weight.dtype == DType::kBF16 && features.avx512_bf16;
@@ -78,8 +95,8 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
     CpuLinearWeight::Part& part = linear->parts.emplace_back();
     linear->out.push_back(out);
     part.view = weight;
-    linear->bytes += static_cast<int64_t>(weight.bytes.size());
     if (options_.precision == Precision::kFast) Pack(weight, features_, &part);
+    linear->bytes += static_cast<int64_t>(part.half ? part.half->data.size() : weight.bytes.size());
     if (source.bias) {
       part.bias.resize(out);
       Widen(source.bias->dtype, source.bias->bytes.data(), out, part.bias.data());

@@ -1,6 +1,6 @@
 // Quantised weights packed for the integer kernels, and activations quantised to meet them.
 //
-// Every block format the server reads is w = scale · code + min over groups of 16 or 32 inputs,
+// Every block format of ggml's that the server reads is w = scale · code + min over groups of 16 or 32 inputs,
 // with unsigned codes of 4 bits (Q4_0, Q4_1, Q4_K) or up to 8 bits (Q5_K, Q6_K, Q8_0); the file's
 // codes are kept, only their order changes. Scales stay float16 where the file's are and products
 // are exact there (Q4_0, Q4_1, Q8_0), else they are float32 products of the file's two levels.
@@ -37,7 +37,7 @@ struct QuantWeight {
   const uint8_t* tile(int32_t t) const { return data.as<uint8_t>() + t * tile_bytes(); }
 };
 
-// REQUIRES: IsQuantized(weight.dtype).
+// REQUIRES: a block format of ggml's.
 QuantWeight PackQuantWeight(const TensorView& weight, int32_t lanes);
 
 // Rows of activations as int8 in groups of 32: x ≈ scale · q, scale = max|x| / 127 of the group.
