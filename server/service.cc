@@ -212,6 +212,7 @@ absl::Status Service::StartEngine() {
               .model_name = model_.name,
               .started_unix_s = std::time(nullptr),
               .vocab_size = model_.vocab_size,
+              .hidden_size = model_.base->hidden(),
               .max_context_tokens = options.limits.max_context_tokens};
   return absl::OkStatus();
 }

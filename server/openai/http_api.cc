@@ -12,6 +12,7 @@
 #include "server/log.h"
 #include "server/openai/adapter_rest.h"
 #include "server/openai/adapter_routes.h"
+#include "server/openai/embeddings.h"
 #include "server/openai/generate.h"
 #include "server/openai/proto_json.h"
 #include "server/request_origin.h"
@@ -88,6 +89,7 @@ const HttpApi::Route HttpApi::kRoutes[] = {
     {"POST", "/log_level", &HttpApi::SetLogLevel, kWrite, false},
     {"POST", "/v1/completions", &HttpApi::Completions, kGenerate, true},
     {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, kGenerate, true},
+    {"POST", "/v1/embeddings", &HttpApi::Embeddings, kGenerate, true},
     {"GET", "/v1/models", &HttpApi::Models, kAnyKey, true},
     {"GET", "/v1/models/{name}", &HttpApi::Model, kAnyKey, true},
     {"POST", "/tokenize", &HttpApi::Tokenize, kGenerate, true},
@@ -216,6 +218,14 @@ HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(context_->chat_template)));
   return Generate(call, std::move(parsed));
+}
+
+HttpApi::Answer HttpApi::Embeddings(const Call& call) const {
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
+  LK_ASSIGN_OR_RETURN(EmbeddingRequest parsed, ParseEmbedding(body, context_->hidden_size));
+  const RequestOrigin origin = MakeOrigin(call.request.request_id, call.request.traceparent);
+  for (GenerationInput& input : parsed.inputs) input.origin = origin;
+  return StartEmbeddings(*context_, call.client.caller, std::move(parsed), call.wake);
 }
 
 Json HttpApi::BaseCard() const {

@@ -64,6 +64,7 @@ class HttpApi {
   Answer Generate(const Call& call, OpenAiRequest parsed) const;
   Answer Completions(const Call& call) const;
   Answer ChatCompletions(const Call& call) const;
+  Answer Embeddings(const Call& call) const;
   Answer Models(const Call& call) const;
   Answer Model(const Call& call) const;
   Answer Tokenize(const Call& call) const;
