@@ -52,6 +52,9 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
       HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},
                         [api = self->http_api_.get()](HttpRequest request, auto wake) {
                           return api->Handle(std::move(request), wake);
+                        },
+                        [api = self->http_api_.get()](const HttpRequest& head) {
+                          return api->Refusal(head);
                         }));
   return self;
 }

@@ -115,27 +115,47 @@ void HttpApi::Serve(const ServingContext* context, AdapterAdmin* admin) {
   has_model_ = true;
 }
 
-std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wake) const {
+const HttpApi::Route* HttpApi::RouteOf(const HttpRequest& request, std::string* name,
+                                       HttpResponse* refusal) {
   std::vector<std::string> allowed;
   for (const Route& route : kRoutes) {
-    std::string name;
-    if (!Leads(request.path, route.path, &name)) continue;
+    if (!Leads(request.path, route.path, name)) continue;
+    if (Matches(route.method, request.method)) return &route;
     allowed.push_back(route.method);
-    if (!Matches(route.method, request.method)) continue;
-    Call call{std::move(request), std::move(name), {}, wake};
-    const absl::Status admitted = Admit(route, &call);
-    if (!admitted.ok()) return Respond(ErrorResponse(admitted));
-    Answer answer = (this->*route.handle)(call);
-    return answer.ok() ? *std::move(answer) : Respond(ErrorResponse(answer.status()));
   }
   if (allowed.empty()) {
-    return Respond(ErrorResponse(404, absl::StrCat("there is nothing at ", request.path)));
+    *refusal = ErrorResponse(404, absl::StrCat("there is nothing at ", request.path));
+    return nullptr;
   }
   const std::string list = absl::StrJoin(allowed, ", ");
-  HttpResponse refused = ErrorResponse(
+  *refusal = ErrorResponse(
       405, absl::StrCat(request.method, " is not for ", request.path, "; only ", list));
-  refused.headers = absl::StrCat("Allow: ", list, "\r\n");
-  return Respond(std::move(refused));
+  refusal->headers = absl::StrCat("Allow: ", list, "\r\n");
+  return nullptr;
+}
+
+std::optional<HttpResponse> HttpApi::Refusal(const HttpRequest& head) const {
+  std::string name;
+  HttpResponse refusal;
+  const Route* route = RouteOf(head, &name, &refusal);
+  if (route == nullptr) return refusal;
+  if (route->door.open) return std::nullopt;
+  const absl::Status known =
+      access_->Check({head.authorization, head.certificate_names, head.peer}, route->door.role);
+  if (known.ok()) return std::nullopt;
+  return ErrorResponse(known);
+}
+
+std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wake) const {
+  std::string name;
+  HttpResponse refusal;
+  const Route* route = RouteOf(request, &name, &refusal);
+  if (route == nullptr) return Respond(std::move(refusal));
+  Call call{std::move(request), std::move(name), {}, wake};
+  const absl::Status admitted = Admit(*route, &call);
+  if (!admitted.ok()) return Respond(ErrorResponse(admitted));
+  Answer answer = (this->*route->handle)(call);
+  return answer.ok() ? *std::move(answer) : Respond(ErrorResponse(answer.status()));
 }
 
 absl::Status HttpApi::Admit(const Route& route, Call* call) const {
