@@ -136,12 +136,13 @@ absl::StatusOr<GrammarSource> TextOrCalls(std::vector<Tool> tools, ToolStyle sty
   Json root = Json::object();
   LK_ASSIGN_OR_RETURN(Json kinds, Kinds(tools, "arguments", &root));
   if (style == ToolStyle::kTagged) {
+    const std::string opened(kOpen), closed(kClose);
     root["anyOf"] = std::move(kinds);
     return GrammarSource{GrammarSource::Kind::kLark,
                          absl::StrCat("start: call* rest\n"
-                                      "call: open SPACE? %json ", Dump(root), " SPACE? \"", kClose,
+                                      "call: open SPACE? %json ", Dump(root), " SPACE? \"", closed,
                                       "\"\n"
-                                      "open[lazy]: /(.|\\n)*", kOpen, "/\n"
+                                      "open[lazy]: /(.|\\n)*", opened, "/\n"
                                       "rest: /(.|\\n)*/\n"
                                       "SPACE: /[ \\t\\r\\n]+/\n")};
   }
