@@ -1,7 +1,8 @@
 // The whole engine on Llama-3.1-8B's shapes with random weights: requests of 256 tokens in, 128 out
 // in a closed loop, rank-16 adapters on all seven linears. Prints output tokens a second and the
 // floor of a decode step.
-//   bench_engine [--quick]
+//   bench_engine [--quick] [--fp8]
+// --fp8: with the layers' weights in 8 bits.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -133,10 +134,10 @@ Result Measure(Engine* engine, const StepSums& steps, const Case& c, const Synth
   return result;
 }
 
-int Run(bool quick) {
+int Run(bool quick, const char* quantization) {
   const double bandwidth = ReadBandwidth();
   std::printf("%s, read bandwidth %.0f GB/s\n", DeviceName().c_str(), bandwidth / 1e9);
-  SyntheticEngine engine(Llama8B());
+  SyntheticEngine engine(Llama8B(), quantization);
   const SyntheticModel& model = engine.model();
 
   const std::vector<int32_t> mixed = {64, 32, 16, 8};
@@ -148,7 +149,7 @@ int Run(bool quick) {
               "tokens/s", "step ms", "rows/step", "floor ms", "busy", "preempted");
   for (const Case& c : cases) {
     const Result r = Measure(engine.engine(), engine.sums(), c, model, quick);
-    double bytes = static_cast<double>(model.step_bytes());
+    double bytes = static_cast<double>(engine.weight_bytes());
     for (int32_t i = 0; i < c.distinct; ++i) {
       bytes += static_cast<double>(AdapterBytes(model, c.ranks[i % c.ranks.size()]));
     }
@@ -168,5 +169,8 @@ int Run(bool quick) {
 }  // namespace lorikeet::bench
 
 int main(int argc, char** argv) {
-  return lorikeet::bench::Run(argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  const auto has = [&](const char* flag) {
+    return std::any_of(argv + 1, argv + argc, [&](const char* a) { return !std::strcmp(a, flag); });
+  };
+  return lorikeet::bench::Run(has("--quick"), has("--fp8") ? "fp8" : "none");
 }

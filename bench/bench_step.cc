@@ -3,7 +3,8 @@
 // sampling included, and the floor: bytes of weights, adapters and keys and values over the read
 // bandwidth measured in the same run; for prompts, the model's floating-point rate beside that of
 // one large product.
-//   bench_step [--quick | --profile SEQUENCES CONTEXT ROWS ADAPTERS]
+//   bench_step [--quick | --profile SEQUENCES CONTEXT ROWS ADAPTERS] [--fp8]
+// --fp8: with the layers' weights in 8 bits.
 // --profile runs one kind of step unrecorded on a model of four layers: short, for a profiler.
 #include <algorithm>
 #include <cstdio>
@@ -46,11 +47,13 @@ struct Row {
   int32_t batch, context, distinct;
 };
 
-int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct) {
+int Profile(int32_t sequences, int32_t context, int32_t rows, int32_t distinct,
+            Quantization quantization) {
   ModelConfig config = Llama8B();
   config.layers = 4;
   const auto source = std::make_shared<SyntheticModel>(config);
-  auto backend = MakeCudaBackend({.max_rows = kMaxRows, .record = false});
+  auto backend = MakeCudaBackend(
+      {.quantization = quantization, .max_rows = kMaxRows, .record = false});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   auto model = Model::Load(source, backend->get(), kMaxRows);
   LK_CHECK_MSG(model.ok(), model.status().ToString());
@@ -77,14 +80,14 @@ void LoadAll(AdapterImages* images, std::span<const std::shared_ptr<const Adapte
               adapters.size(), bytes / (Now() - start) * 1e-9, 100 - 100 * used / bytes);
 }
 
-int Run(bool quick) {
+int Run(bool quick, Quantization quantization) {
   const double bandwidth = ReadBandwidth();
   const double rate = ProductRate();
   std::printf("%s, read bandwidth %.0f GB/s, bf16 product %.0f TFLOP/s\n", DeviceName().c_str(),
               bandwidth / 1e9, rate / 1e12);
   const auto source = std::make_shared<SyntheticModel>(Llama8B());
   const ModelConfig& config = source->config();
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCudaBackend({.max_rows = kMaxRows});
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCudaBackend({.quantization = quantization, .max_rows = kMaxRows});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   const double start = Now();
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(source, backend->get(), kMaxRows);
@@ -114,7 +117,7 @@ int Run(bool quick) {
     const std::vector<std::shared_ptr<const Adapter>> used(adapters.begin(),
                                                            adapters.begin() + r.distinct);
     const double seconds = steps.Measure(r.batch, r.context, 1, used);
-    const double floor = (static_cast<double>(source->step_bytes()) + r.distinct * adapter_bytes +
+    const double floor = (static_cast<double>((*model)->weight_bytes()) + r.distinct * adapter_bytes +
                           kv_token_bytes * r.batch * r.context) / bandwidth;
     std::printf("%5d %8d %9d %10.3f %10.3f %7.2f\n", r.batch, r.context, r.distinct, seconds * 1e3,
                 floor * 1e3, seconds / floor);
@@ -146,9 +149,14 @@ int Run(bool quick) {
 }  // namespace lorikeet::bench
 
 int main(int argc, char** argv) {
-  if (argc == 6 && std::strcmp(argv[1], "--profile") == 0) {
+  const auto has = [&](const char* flag) {
+    return std::any_of(argv + 1, argv + argc, [&](const char* a) { return !std::strcmp(a, flag); });
+  };
+  const auto quantization =
+      has("--fp8") ? lorikeet::Quantization::kFp8 : lorikeet::Quantization::kNone;
+  if (argc >= 6 && std::strcmp(argv[1], "--profile") == 0) {
     return lorikeet::bench::Profile(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]),
-                                    std::atoi(argv[5]));
+                                    std::atoi(argv[5]), quantization);
   }
-  return lorikeet::bench::Run(argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  return lorikeet::bench::Run(has("--quick"), quantization);
 }

@@ -78,12 +78,6 @@ const TensorView* SyntheticModel::View(std::vector<int64_t> shape) {
   return views_.back().get();
 }
 
-int64_t SyntheticModel::step_bytes() const {
-  int64_t bytes = 0;
-  for (const TensorView* view : weights_) bytes += static_cast<int64_t>(view->bytes.size());
-  return bytes;
-}
-
 int64_t AdapterBytes(const ModelSource& model, int32_t rank) {
   int64_t values = 0;
   const int modules = ModuleCount(model.config().layers) - 1;

@@ -17,9 +17,6 @@ class SyntheticModel final : public ModelSource {
   // bfloat16. `config` as CheckConfig wants it.
   explicit SyntheticModel(const ModelConfig& config);
 
-  // Bytes that a decode step reads of the weights: all but the embedding.
-  int64_t step_bytes() const;
-
  private:
   const TensorView* View(std::vector<int64_t> shape);
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <string>
 
 #include "bench/synthetic.h"
 #include "engine/base/clock.h"
@@ -22,9 +23,11 @@ class StepSums final : public StatsSink {
 class SyntheticEngine {
  public:
   // What fails ends the program.
-  explicit SyntheticEngine(const ModelConfig& config);
+  // `quantization` as RunnerOptions has it.
+  explicit SyntheticEngine(const ModelConfig& config, const std::string& quantization = "none");
 
   const SyntheticModel& model() const { return *model_; }
+  int64_t weight_bytes() const { return runner_->weight_bytes(); }
   const EngineOptions& options() const { return options_; }
   const Clock& clock() const { return clock_; }
   const StepSums& sums() const { return sums_; }

@@ -39,6 +39,7 @@ struct ServerConfig {
   bool open_admin = false;    // without keys, beyond loopback
   std::string device = "auto";
   std::string precision = "auto";
+  std::string quantization = "none";
   int32_t threads = 0;  // 0: all cores
   int32_t kv_cache_mib = 0;
   int32_t pinned_mib = 0;  // 0: BackendOptions' choice

@@ -172,7 +172,9 @@ void GenerationCall::Done(const absl::Status& status) {
 }
 
 GenerationCall::~GenerationCall() {
-  if (!done_) Done(absl::CancelledError("the call was dropped"));
+  if (done_) return;
+  Cancel();  // before anybody is told that it ended
+  Done(absl::CancelledError("the call was dropped"));
 }
 
 void GenerationCall::Cancel() {

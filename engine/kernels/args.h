@@ -68,6 +68,7 @@ enum class RowSet : uint8_t { kAll, kLogits };
 struct LinearSource {
   const TensorView* weight = nullptr;  // [out, in]
   const TensorView* bias = nullptr;    // [out] or nullptr
+  bool quantize = true;                // as BackendOptions has it; else the weight keeps its type
 };
 
 // Linears that share their input (q, k, v or gate, up, or a single one) in the form the backend

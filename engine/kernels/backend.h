@@ -31,8 +31,13 @@ namespace lorikeet {
 // (float16 for float16 models) with float32 sums and residual stream.
 enum class Precision : uint8_t { kExact, kFast };
 
+// kFp8: the layers' linears lie on the GPU as codes of 8 bits (e4m3) with a scale a row, made when
+// they are loaded; products widen them. Half the memory, and half the bytes of a decode step.
+enum class Quantization : uint8_t { kNone, kFp8 };
+
 struct BackendOptions {
   Precision precision = Precision::kFast;
+  Quantization quantization = Quantization::kNone;
   DType stored = DType::kBF16;  // of the model's linears, for the choice of activations
   int32_t threads = 0;   // of the host; 0: as many as there are cores
   int32_t max_rows = 0;  // of a step
@@ -107,6 +112,7 @@ class Backend {
 };
 
 // INVALID_ARGUMENT / FAILED_PRECONDITION when this machine cannot run it, saying what is missing.
+// The CPU quantises nothing: its weights keep their file's precision.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const BackendOptions& options);
 // The same; FAILED_PRECONDITION also when this build has no CUDA backend.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options);

@@ -98,7 +98,8 @@ absl::Status Model::LoadWeights() {
     layers_[i].k_norm = LoadVector(norms.k);
   }
   const ModuleId head = HeadModule(config_.layers);
-  const LinearSource head_source = source(head);
+  LinearSource head_source = source(head);
+  head_source.quantize = false;  // what all logits pass through is kept whole
   head_ = backend_->LoadLinear(head, {&head_source, 1});
   final_norm_ = LoadVector(&source_->final_norm());
   inverse_frequencies_ = backend_->Upload(config_.rope_inverse_frequencies);

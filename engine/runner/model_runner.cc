@@ -20,17 +20,33 @@ absl::StatusOr<Precision> ChoosePrecision(const std::string& name, const ModelSo
       absl::StrCat("precision is \"", name, "\"; it must be auto, exact or fast"));
 }
 
+absl::StatusOr<Quantization> ChooseQuantization(const std::string& name, Precision precision) {
+  if (name == "none") return Quantization::kNone;
+  if (name != "fp8") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("quantization is \"", name, "\"; it must be none or fp8"));
+  }
+  if (precision == Precision::kFast) return Quantization::kFp8;
+  return absl::InvalidArgumentError(
+      "quantization is \"fp8\" and precision exact, which keeps the stored weights; set precision to "
+      "fast");
+}
+
 // auto: CUDA where this build and this machine have it, else the CPU and in `no_gpu` the reason.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
                                                      const BackendOptions& options,
                                                      absl::Status* no_gpu) {
+  const bool quantized = options.quantization != Quantization::kNone;
+  if (device == "cpu" && quantized) {
+    return absl::InvalidArgumentError("quantization is for GPUs; device is \"cpu\"");
+  }
   if (device == "cpu") return MakeCpuBackend(options);
   if (device != "auto" && device != "cuda") {
     return absl::InvalidArgumentError(
         absl::StrCat("device is \"", device, "\"; it must be auto, cpu or cuda"));
   }
   absl::StatusOr<std::unique_ptr<Backend>> cuda = MakeCudaBackend(options);
-  if (cuda.ok() || device == "cuda") return cuda;
+  if (cuda.ok() || device == "cuda" || quantized) return cuda;
   if (!absl::IsFailedPrecondition(cuda.status())) return cuda.status();
   *no_gpu = cuda.status();
   return MakeCpuBackend(options);
@@ -67,7 +83,10 @@ KvLayout MakeLayout(const ModelConfig& config, DType dtype) {
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     std::shared_ptr<const ModelSource> source, const RunnerOptions& options) {
   LK_ASSIGN_OR_RETURN(const Precision precision, ChoosePrecision(options.precision, *source));
+  LK_ASSIGN_OR_RETURN(const Quantization quantization,
+                      ChooseQuantization(options.quantization, precision));
   const BackendOptions backend_options{.precision = precision,
+                                       .quantization = quantization,
                                        .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
                                        .threads = options.threads,
                                        .max_rows = options.limits.max_batch_tokens,

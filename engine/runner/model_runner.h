@@ -20,6 +20,7 @@ namespace lorikeet {
 struct RunnerOptions {
   std::string device = "auto";     // auto, cpu, cuda
   std::string precision = "auto";  // exact, fast; auto: exact for float32 models, else fast
+  std::string quantization = "none";  // fp8: see Quantization; on a GPU alone
   int32_t threads = 0;             // 0: as many as there are cores
   int64_t kv_bytes = 0;      // of the pool; 0: 1 GiB on the CPU, what can be spared on a GPU
   int64_t pinned_bytes = 0;  // see BackendOptions

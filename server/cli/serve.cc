@@ -43,6 +43,7 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   RunnerOptions options;
   options.device = config.device;
   options.precision = config.precision;
+  options.quantization = config.quantization;
   options.threads = config.threads;
   options.kv_bytes = config.kv_cache_mib * kMiB;
   options.pinned_bytes = config.pinned_mib * kMiB;

@@ -49,81 +49,116 @@ LinearCase RandomLinear(int32_t rows, int32_t longest, int32_t widest, DType fac
   return c;
 }
 
-TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
-  for (const TypeCase& type : kTypes) {
-    const std::unique_ptr<Backend> backend = CudaBackendFor(type);
-    for (uint32_t seed = 0; seed < 30; ++seed) {
-      std::mt19937 rng(seed);
-      // Decoding, prompts of middling size, and more rows than the kernels of short segments take.
-      const int32_t kind = seed % 3;
-      const int32_t count =
-          kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
-      const LinearCase c = RandomLinear(count, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
-                                        kind == 2 ? 150 : 300, type.dtype, rng);
-      std::vector<std::vector<std::byte>> stored;
-      std::vector<std::vector<float>> w, bias(c.outs.size());
-      std::vector<TensorView> views(2 * c.outs.size());
-      std::vector<LinearSource> sources;
-      for (size_t m = 0; m < c.outs.size(); ++m) {
-        w.push_back(RandomFloats(int64_t{c.outs[m]} * c.in, rng));
-        RoundTo(type.dtype, &w[m]);
-        stored.push_back(Encode(type.dtype, w[m]));
+// What e4m3 codes with a scale a row make of rows of `width` values: the largest magnitude is 448
+// scales, each value the nearest code's, of two the even one's.
+void RoundToFp8(int32_t width, std::vector<float>* values) {
+  std::vector<float> codes;  // magnitudes: three bits of mantissa, exponents from -6 on
+  for (int32_t code = 0; code < 127; ++code) {
+    const int32_t exponent = code / 8, mantissa = code % 8;
+    codes.push_back(exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
+  }
+  for (size_t row = 0; row < values->size(); row += width) {
+    const std::span<float> of_row(&(*values)[row], width);
+    float largest = 0;
+    for (const float v : of_row) largest = std::max(largest, std::abs(v));
+    const float scale = largest > 0 ? largest / codes.back() : 1;
+    for (float& v : of_row) {
+      const float wanted = std::abs(v) / scale;
+      size_t at = std::lower_bound(codes.begin(), codes.end(), wanted) - codes.begin();
+      at = std::min(at, codes.size() - 1);
+      if (at > 0) {
+        const float below = wanted - codes[at - 1], above = codes[at] - wanted;
+        if (below < above || (below == above && at % 2 == 1)) --at;
       }
-      for (size_t m = 0; m < c.outs.size(); ++m) {
-        views[2 * m] = {type.dtype, {c.outs[m], c.in}, stored[m]};
-        if (rng() % 2) bias[m] = RandomFloats(c.outs[m], rng);
-        views[2 * m + 1] = {DType::kF32, {c.outs[m]}, std::as_bytes(std::span(bias[m]))};
-        sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
-      }
-      const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
-      // Pages that hold fewer than sixteen rank rows of the widest linears.
-      if (seed == 0) backend->AllocatePages(KvLayout::Make(8, 2, 64, DType::kBF16), 128 << 20);
-      std::vector<std::shared_ptr<const Adapter>> adapters;
-      for (const auto& random : c.adapters) {  // not owned
-        adapters.emplace_back(std::shared_ptr<const Adapter>(), &random->adapter);
-      }
-      LoadImages(backend->images(), adapters, seed % 5);
-      std::vector<float> x = RandomFloats(int64_t{c.rows} * c.in, rng);
-      RoundTo(type.dtype, &x);
-      const std::vector<int32_t> tokens(c.rows), positions(c.rows), begin = {0, c.rows};
-      const std::vector<int32_t> page_begin = {0, 0};
-      const int32_t rows = backend->BeginStep({.tokens = tokens,
-                                               .positions = positions,
-                                               .sequence_begin = begin,
-                                               .page_begin = page_begin,
-                                               .segments = c.segments});
-      DeviceRows dx(backend.get(), rows, c.in, type.dtype);
-      x.resize(int64_t{rows} * c.in, NAN);  // rows computed for nothing must touch no other
-      dx.Write(x);
-      DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
-      backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix});
-      ASSERT_TRUE(backend->status().ok()) << backend->status();
-      const std::vector<float> y = dy.Read();
-      std::vector<double> expected, magnitude;
-      int32_t first_column = 0;
-      for (size_t m = 0; m < c.outs.size(); ++m) {
-        for (int32_t r = 0; r < c.rows; ++r) {
-          ReferenceRow(&x[int64_t{r} * c.in], c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m,
-                       &expected, &magnitude);
-          for (int32_t n = 0; n < c.outs[m]; ++n) {
-            // Rounded to the type: the product, the rank's sums, the result of each of up to three
-            // steps, all about the size that random signs leave of the magnitude. Then float32 sums
-            // of n terms: n roundings, each of a partial sum of magnitude / sqrt(n), add up to about
-            // 2^-25 of the magnitude; eight times that holds over the ten million values here.
-            const double tolerance = type.step * (4 * std::abs(expected[n]) +
-                                                  8 * magnitude[n] / std::sqrt(c.in)) +
-                                     0x1p-22 * magnitude[n];
-            ASSERT_NEAR(y[int64_t{r} * weight->width() + first_column + n], expected[n], tolerance)
-                << Info(type.dtype).name << " seed " << seed << " in " << c.in << " rows " << c.rows
-                << " max rank " << c.max_rank << " part " << m << " row " << r << " column " << n;
-          }
-        }
-        first_column += c.outs[m];
-      }
-      AdapterMoves end;
-      for (const auto& adapter : adapters) end.drops.push_back(adapter->serial);
-      backend->images()->Move(std::move(end));
+      v = std::copysign(codes[at] * scale, v);
     }
+  }
+}
+
+void CheckLinears(const TypeCase& type, Quantization quantization) {
+  const std::unique_ptr<Backend> backend = CudaBackendFor(type, /*record=*/true, quantization);
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    std::mt19937 rng(seed);
+    // Decoding, prompts of middling size, and more rows than the kernels of short segments take.
+    const int32_t kind = seed % 3;
+    const int32_t count =
+        kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
+    const LinearCase c = RandomLinear(count, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
+                                      kind == 2 ? 150 : 300, type.dtype, rng);
+    std::vector<std::vector<std::byte>> stored;
+    std::vector<std::vector<float>> w, bias(c.outs.size());
+    std::vector<TensorView> views(2 * c.outs.size());
+    std::vector<LinearSource> sources;
+    for (size_t m = 0; m < c.outs.size(); ++m) {
+      w.push_back(RandomFloats(int64_t{c.outs[m]} * c.in, rng));
+      RoundTo(type.dtype, &w[m]);
+      stored.push_back(Encode(type.dtype, w[m]));
+      if (quantization == Quantization::kFp8) RoundToFp8(c.in, &w[m]);
+    }
+    for (size_t m = 0; m < c.outs.size(); ++m) {
+      views[2 * m] = {type.dtype, {c.outs[m], c.in}, stored[m]};
+      if (rng() % 2) bias[m] = RandomFloats(c.outs[m], rng);
+      views[2 * m + 1] = {DType::kF32, {c.outs[m]}, std::as_bytes(std::span(bias[m]))};
+      sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
+    }
+    const std::unique_ptr<LinearWeight> weight = backend->LoadLinear(0, sources);
+    // Pages that hold fewer than sixteen rank rows of the widest linears.
+    if (seed == 0) backend->AllocatePages(KvLayout::Make(8, 2, 64, DType::kBF16), 128 << 20);
+    std::vector<std::shared_ptr<const Adapter>> adapters;
+    for (const auto& random : c.adapters) {  // not owned
+      adapters.emplace_back(std::shared_ptr<const Adapter>(), &random->adapter);
+    }
+    LoadImages(backend->images(), adapters, seed % 5);
+    std::vector<float> x = RandomFloats(int64_t{c.rows} * c.in, rng);
+    RoundTo(type.dtype, &x);
+    const std::vector<int32_t> tokens(c.rows), positions(c.rows), begin = {0, c.rows};
+    const std::vector<int32_t> page_begin = {0, 0};
+    const int32_t rows = backend->BeginStep({.tokens = tokens,
+                                             .positions = positions,
+                                             .sequence_begin = begin,
+                                             .page_begin = page_begin,
+                                             .segments = c.segments});
+    DeviceRows dx(backend.get(), rows, c.in, type.dtype);
+    x.resize(int64_t{rows} * c.in, NAN);  // rows computed for nothing must touch no other
+    dx.Write(x);
+    DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
+    backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix});
+    ASSERT_TRUE(backend->status().ok()) << backend->status();
+    const std::vector<float> y = dy.Read();
+    std::vector<double> expected, magnitude;
+    int32_t first_column = 0;
+    for (size_t m = 0; m < c.outs.size(); ++m) {
+      for (int32_t r = 0; r < c.rows; ++r) {
+        ReferenceRow(&x[int64_t{r} * c.in], c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m,
+                     &expected, &magnitude);
+        for (int32_t n = 0; n < c.outs[m]; ++n) {
+          // Rounded to the type: the product, the rank's sums, the result of each of up to three
+          // steps, all about the size that random signs leave of the magnitude. Then float32 sums
+          // of n terms: n roundings, each of a partial sum of magnitude / sqrt(n), add up to about
+          // 2^-25 of the magnitude; eight times that holds over the ten million values here.
+          const double tolerance = type.step * (4 * std::abs(expected[n]) +
+                                                8 * magnitude[n] / std::sqrt(c.in)) +
+                                   0x1p-22 * magnitude[n];
+          ASSERT_NEAR(y[int64_t{r} * weight->width() + first_column + n], expected[n], tolerance)
+              << Info(type.dtype).name << " seed " << seed << " in " << c.in << " rows " << c.rows
+              << " max rank " << c.max_rank << " part " << m << " row " << r << " column " << n;
+        }
+      }
+      first_column += c.outs[m];
+    }
+    AdapterMoves end;
+    for (const auto& adapter : adapters) end.drops.push_back(adapter->serial);
+    backend->images()->Move(std::move(end));
+  }
+}
+
+TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
+  for (const TypeCase& type : kTypes) CheckLinears(type, Quantization::kNone);
+}
+
+TEST(CudaLinear, CodedWeightsMatchTheValuesOfTheirCodes) {
+  for (const TypeCase& type : kTypes) {
+    if (type.dtype != DType::kF32) CheckLinears(type, Quantization::kFp8);
   }
 }
 

@@ -25,10 +25,11 @@ inline constexpr TypeCase kTypes[] = {
     {DType::kF32, Precision::kExact, DType::kF32, 0x1p-23},
 };
 
-inline std::unique_ptr<Backend> CudaBackendFor(const TypeCase& type, bool record = true) {
+inline std::unique_ptr<Backend> CudaBackendFor(const TypeCase& type, bool record = true,
+                                               Quantization quantization = Quantization::kNone) {
   absl::StatusOr<std::unique_ptr<Backend>> backend =
-      MakeCudaBackend({.precision = type.precision, .stored = type.stored, .max_rows = 2048,
-                       .record = record});
+      MakeCudaBackend({.precision = type.precision, .quantization = quantization,
+                       .stored = type.stored, .max_rows = 2048, .record = record});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   return *std::move(backend);
 }

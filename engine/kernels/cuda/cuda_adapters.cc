@@ -32,7 +32,7 @@ StructuredArgs CudaBackend::StructuredOf(const LinearArgs& args) const {
 }
 
 // Each part has inputs of its own.
-void CudaBackend::MultiplyRotated(const LinearArgs& args, const std::byte* weight) {
+void CudaBackend::MultiplyRotated(const LinearArgs& args) {
   if (rotated_ == nullptr) {
     rotated_ = Allocate(ByteSize(dtype_, int64_t{options_.max_rows} * widest_input_));
   }
@@ -40,13 +40,21 @@ void CudaBackend::MultiplyRotated(const LinearArgs& args, const std::byte* weigh
   x.data = rotated_.get();
   x.stride = x.width;
   const RowAdapters adapters = AdaptersOf(args.rows, args.first_row);
+  const auto& weight = static_cast<const CudaLinearWeight&>(*args.weight);
   int32_t column = 0;
   for (size_t part = 0; part < args.weight->out.size(); ++part) {
     const int32_t out = args.weight->out[part];
     const ModuleId module = args.weight->first_module + static_cast<ModuleId>(part);
     Note(LaunchRotateInputs(adapters, module, args.x, x, stream_), "input rotations");
-    gemm_.Multiply(weight + ByteSize(dtype_, int64_t{column} * args.weight->in), x,
-                   args.y.Columns(column, out), stream_);
+    const Matrix y = args.y.Columns(column, out);
+    if (weight.is_coded) {
+      CodedWeight alone{.count = 1, .width = weight.coded.width};
+      alone.parts[0] = weight.coded.parts[part];
+      Note(LaunchCodedGemm(alone, x, y, stream_), "a product of codes");
+    } else {
+      const int64_t rows = ByteSize(dtype_, int64_t{column} * weight.in);
+      gemm_.Multiply(weight.memory.get() + rows, x, y, stream_);
+    }
     column += out;
   }
 }

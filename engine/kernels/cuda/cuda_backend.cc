@@ -12,10 +12,8 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/elementwise.h"
-#include "engine/kernels/cuda/narrow.h"
 #include "engine/kernels/cuda/find_device.h"
 #include "engine/kernels/cuda/model_parts.h"
-#include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -43,16 +41,6 @@ int32_t PaddedRows(int32_t rows) {
   int32_t unit = 1;
   while (unit * units < rows) unit *= 2;
   return (rows + unit - 1) / unit * unit;
-}
-
-class CudaLinearWeight final : public LinearWeight {
- public:
-  DeviceMemory rows;  // [width(), in] of the activation type
-  DeviceMemory bias;  // [width()] float32 or null
-};
-
-const CudaLinearWeight& Cuda(const LinearWeight* weight) {
-  return *static_cast<const CudaLinearWeight*>(weight);
 }
 
 int64_t PinnedBytes(const BackendOptions& options) {
@@ -131,84 +119,6 @@ DeviceMemory CudaBackend::Upload(std::span<const float> values) {
                        stream_), "the copy of a vector");
   Note(cudaStreamSynchronize(stream_), "the copy of a vector");
   return memory;
-}
-
-DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
-  int64_t elements = 0;
-  for (const TensorView* view : views) elements += view->elements();
-  DeviceMemory memory;
-  {
-    std::lock_guard lock(load_mutex_);
-    memory = DeviceMemory(AllocateRaw(ByteSize(dtype_, elements), "a weight"),
-                          [](std::byte* p) { cudaFree(p); });
-  }
-  if (memory == nullptr) return memory;
-  constexpr int64_t kStagedElements = 4 << 20;
-  std::vector<float> wide;
-  std::vector<std::byte> narrow;
-  std::byte* to = memory.get();
-  const auto copy = [&](const std::byte* from, int64_t bytes) {
-    cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_);
-    if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);  // `from` is used again
-    to += bytes;
-    std::lock_guard lock(load_mutex_);
-    Note(error, "the copy of a weight");
-  };
-  for (const TensorView* view : views) {
-    if (view->dtype == dtype_) {
-      copy(view->bytes.data(), static_cast<int64_t>(view->bytes.size()));
-      continue;
-    }
-    const int64_t width = view->row_elements();
-    const int64_t rows_at_once = std::max<int64_t>(1, kStagedElements / width);
-    for (int64_t row = 0; row < view->rows(); row += rows_at_once) {
-      const int64_t count = std::min(rows_at_once, view->rows() - row) * width;
-      wide.resize(count);
-      narrow.resize(ByteSize(dtype_, count));
-      Dequantize(view->dtype, view->row(row), count, wide.data());
-      Narrow(wide.data(), count, dtype_, narrow.data());
-      copy(narrow.data(), static_cast<int64_t>(narrow.size()));
-    }
-  }
-  return memory;
-}
-
-std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
-                                                      std::span<const LinearSource> parts) {
-  LK_CHECK(!parts.empty() && parts.size() <= kMaxParts);
-  auto linear = std::make_unique<CudaLinearWeight>();
-  linear->first_module = first_module;
-  linear->in = static_cast<int32_t>(parts[0].weight->row_elements());
-  std::vector<const TensorView*> views;
-  std::vector<float> bias;
-  bool biased = false;
-  for (const LinearSource& part : parts) {
-    views.push_back(part.weight);
-    linear->out.push_back(static_cast<int32_t>(part.weight->rows()));
-    linear->bytes += ByteSize(dtype_, part.weight->elements());
-    const size_t begin = bias.size();
-    bias.resize(begin + linear->out.back());
-    if (part.bias == nullptr) continue;
-    biased = true;
-    Dequantize(part.bias->dtype, part.bias->bytes.data(), linear->out.back(), &bias[begin]);
-  }
-  linear->rows = LoadRows(views);
-  std::lock_guard lock(load_mutex_);
-  if (biased) linear->bias = Upload(bias);
-  for (size_t p = 0; p < parts.size(); ++p) {
-    adapters_.SetWidths(first_module + static_cast<int32_t>(p), {linear->in, linear->out[p]});
-  }
-  widest_input_ = std::max(widest_input_, linear->in);
-  slots_per_item_ = std::max(slots_per_item_,
-                             static_cast<int32_t>(parts.size()) * ShrinkSlices(linear->in));
-  if (parts.size() == 3) query_group_ = std::max(1, linear->out[0] / linear->out[1]);
-  return linear;
-}
-
-void CudaBackend::LoadEmbedding(const TensorView& table) {
-  const TensorView* views[] = {&table};
-  embedding_ = LoadRows(views);
-  sampler_.Prepare(max_logit_rows(), table.rows());
 }
 
 int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
@@ -447,15 +357,15 @@ void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cu
 // apart where y's reader can add it; where an adapter does more to y, expanding comes after the
 // product.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
-  const CudaLinearWeight& weight = Cuda(args.weight);
+  const CudaLinearWeight& weight = static_cast<const CudaLinearWeight&>(*args.weight);
   const bool adapted = Has(LinearPart::kAny, args);
   const bool rotated = Has(LinearPart::kInputRotation, args);
   const bool sums = Has(LinearPart::kSum, args), outputs = Has(LinearPart::kOutput, args);
   const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
   const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32;
   if (apart) MultiplyApart(args);
-  if (rotated) MultiplyRotated(args, weight.rows.get());
-  else gemm_.Multiply(weight.rows.get(), args.x, args.y, stream_, apart);
+  if (rotated) MultiplyRotated(args);
+  else Multiply(weight, args.x, args.y, apart);
   if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
   if (weight.bias != nullptr) {
@@ -463,6 +373,11 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
     Note(LaunchAddBias(args.y, bias, stream_), "bias");
   }
   if (outputs) Note(LaunchAdaptOutputs(StructuredOf(args), stream_), "outputs");
+}
+
+void CudaBackend::Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside) {
+  if (weight.is_coded) Note(LaunchCodedGemm(weight.coded, x, y, stream_), "a product of codes");
+  else gemm_.Multiply(weight.memory.get(), x, y, stream_, beside);
 }
 
 void CudaBackend::MultiplyApart(const LinearArgs& args) {
@@ -548,6 +463,11 @@ namespace lorikeet {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options) {
   LK_ASSIGN_OR_RETURN(const cudaDeviceProp device, cuda::FindDevice());
+  if (options.quantization != Quantization::kNone && !cuda::CanMultiplyCoded()) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("quantization fp8 needs compute capability 9.0; %s has %d.%d", device.name,
+                        device.major, device.minor));
+  }
   cudaStream_t stream = nullptr;
   const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (error != cudaSuccess) return cuda::ToStatus(error, "a stream");

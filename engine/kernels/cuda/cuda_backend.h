@@ -14,6 +14,7 @@
 #include "engine/kernels/backend.h"
 #include "engine/kernels/cuda/adapter_images.h"
 #include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/coded_gemm.h"
 #include "engine/kernels/cuda/cuda_status.h"
 #include "engine/kernels/cuda/device_sampler.h"
 #include "engine/kernels/cuda/gemm.h"
@@ -22,6 +23,14 @@
 #include "engine/kernels/sampler.h"
 
 namespace lorikeet::cuda {
+
+class CudaLinearWeight final : public LinearWeight {
+ public:
+  DeviceMemory memory;  // [width(), in] of the activation type, or what `coded` points into
+  bool is_coded = false;
+  CodedWeight coded;
+  DeviceMemory bias;  // [width()] float32 or null
+};
 
 class CudaBackend final : public Backend {
  public:
@@ -71,8 +80,14 @@ class CudaBackend final : public Backend {
   };
 
   std::byte* AllocateRaw(int64_t bytes, const char* what);
+  DeviceMemory AllocateWeight(int64_t bytes);
+  // Calls take(first row, rows in the activation type) until all rows are taken.
+  void ForRows(const TensorView& view,
+               const std::function<void(int64_t, std::span<const std::byte>)>& take);
+  void CopyWeight(std::byte* to, std::span<const std::byte> from);
   // Rows of views, one after the other, in the activation type.
   DeviceMemory LoadRows(std::span<const TensorView* const> views);
+  DeviceMemory LoadCodes(std::span<const TensorView* const> views, CodedWeight* coded);
   void PlanAdapters(const StepInput& step);
   bool GrowScratch();
   bool Grow(int64_t count, int64_t element_bytes, int64_t* capacity, DeviceMemory* memory);
@@ -87,7 +102,8 @@ class CudaBackend final : public Backend {
   bool Has(LinearPart part, const LinearArgs& args) const;
   RowAdapters AdaptersOf(RowSet rows, int32_t first_row = 0) const;
   StructuredArgs StructuredOf(const LinearArgs& args) const;
-  void MultiplyRotated(const LinearArgs& args, const std::byte* weight);
+  void Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside);
+  void MultiplyRotated(const LinearArgs& args);
   // What LinearProducts kept apart of the y at `data`, after it is there. Once.
   Beside TakeBeside(const void* data);
   KvStep KvOf() const;

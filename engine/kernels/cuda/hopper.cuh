@@ -65,6 +65,16 @@ __device__ inline void BringBox(void* shared, const CUtensorMap& map, int32_t co
       : "memory");
 }
 
+// Copies `bytes`, a multiple of 16, from memory aligned to as much; they arrive at `barrier`.
+__device__ inline void BringBytes(void* shared, const void* from, int32_t bytes,
+                                  const PhaseBarrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          SharedAddress(shared)),
+      "l"(from), "r"(bytes), "r"(barrier.address())
+      : "memory");
+}
+
 // A tile of rows of 128 bytes, 1024-byte aligned, 16-byte chunks exchanged as
 // CU_TENSOR_MAP_SWIZZLE_128B does, as an operand whose columns are contracted.
 __device__ inline uint64_t TileDescriptor(const void* tile) {
@@ -81,38 +91,81 @@ __device__ inline void EndProducts() {
 }
 
 // d[64, 8 * kColumns] += a[64, 16] b[8 * kColumns, 16]ᵀ by a warp group. d is spread as Mma's (vec.cuh):
-// warp w has rows 16 w and on, d[4 j ...] the columns 8 j and on.
+// warp w has rows 16 w and on, d[4 j ...] the columns 8 j and on. Operands are tiles' descriptors, or
+// a is in registers, spread as Mma's.
+#define LK_GROUP_MMA(columns, registers, a, b, last, inputs, ...)                                   \
+  if constexpr (std::is_same_v<T, BFloat16>) {                                                     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" registers "}, " a \
+                 ", " b ", 1, 1, 1, " last ";" : __VA_ARGS__ : inputs);                            \
+  } else {                                                                                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" registers "}, " a  \
+                 ", " b ", 1, 1, 1, " last ";" : __VA_ARGS__ : inputs);                            \
+  }
+#define LK_TEN(t) "%" t "0,%" t "1,%" t "2,%" t "3,%" t "4,%" t "5,%" t "6,%" t "7,%" t "8,%" t "9"
+#define LK_LIST4 "%0,%1,%2,%3"
+#define LK_LIST8 LK_LIST4 ",%4,%5,%6,%7"
+#define LK_LIST16 LK_TEN("") ",%10,%11,%12,%13,%14,%15"
+#define LK_LIST32 LK_TEN("") "," LK_TEN("1") "," LK_TEN("2") ",%30,%31"
+#define LK_LIST64 \
+  LK_TEN("") "," LK_TEN("1") "," LK_TEN("2") "," LK_TEN("3") "," LK_TEN("4") "," LK_TEN("5") \
+  ",%60,%61,%62,%63"
+#define LK_LIST128                                                                             \
+  LK_TEN("") "," LK_TEN("1") "," LK_TEN("2") "," LK_TEN("3") "," LK_TEN("4") "," LK_TEN("5") "," \
+  LK_TEN("6") "," LK_TEN("7") "," LK_TEN("8") "," LK_TEN("9") "," LK_TEN("10") "," LK_TEN("11")  \
+  ",%120,%121,%122,%123,%124,%125,%126,%127"
+#define LK_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define LK_D16(i) LK_D4(i), LK_D4(i + 4), LK_D4(i + 8), LK_D4(i + 12)
+#define LK_D64(i) LK_D16(i), LK_D16(i + 16), LK_D16(i + 32), LK_D16(i + 48)
+
 template <typename T, int kColumns>
 __device__ void GroupMma(float (&d)[4 * kColumns], uint64_t a, uint64_t b) {
   static_assert(kColumns == 1 || kColumns == 2 || kColumns == 4 || kColumns == 8);
-  constexpr bool kBf16 = std::is_same_v<T, BFloat16>;
-#define LK_GROUP_MMA(columns, types, registers, ina, inb, ...)                               \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." types " {" registers   \
-               "}, " ina ", " inb ", 1, 1, 1, 0, 0;"                                         \
-               : __VA_ARGS__                                                                 \
-               : "l"(a), "l"(b))
-#define LK_BOTH(columns, registers, ina, inb, ...)                                           \
-  if constexpr (kBf16) LK_GROUP_MMA(columns, "bf16.bf16", registers, ina, inb, __VA_ARGS__); \
-  else LK_GROUP_MMA(columns, "f16.f16", registers, ina, inb, __VA_ARGS__)
-#define LK_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define LK_D16(i) LK_D4(i), LK_D4(i + 4), LK_D4(i + 8), LK_D4(i + 12)
+#define LK_TILES "l"(a), "l"(b)
   if constexpr (kColumns == 1) {
-    LK_BOTH("8", "%0,%1,%2,%3", "%4", "%5", LK_D4(0));
+    LK_GROUP_MMA("8", LK_LIST4, "%4", "%5", "0, 0", LK_TILES, LK_D4(0));
   } else if constexpr (kColumns == 2) {
-    LK_BOTH("16", "%0,%1,%2,%3,%4,%5,%6,%7", "%8", "%9", LK_D4(0), LK_D4(4));
+    LK_GROUP_MMA("16", LK_LIST8, "%8", "%9", "0, 0", LK_TILES, LK_D4(0), LK_D4(4));
   } else if constexpr (kColumns == 4) {
-    LK_BOTH("32", "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "%16", "%17", LK_D16(0));
+    LK_GROUP_MMA("32", LK_LIST16, "%16", "%17", "0, 0", LK_TILES, LK_D16(0));
   } else {
-    LK_BOTH("64",
-            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
-            "%24,%25,%26,%27,%28,%29,%30,%31",
-            "%32", "%33", LK_D16(0), LK_D16(16));
+    LK_GROUP_MMA("64", LK_LIST32, "%32", "%33", "0, 0", LK_TILES, LK_D16(0), LK_D16(16));
   }
+#undef LK_TILES
+}
+
+template <typename T, int kColumns>
+__device__ void GroupMma(float (&d)[4 * kColumns], const uint32_t (&a)[4], uint64_t b) {
+  static_assert(kColumns == 1 || kColumns == 2 || kColumns == 4 || kColumns == 8 ||
+                kColumns == 16 || kColumns == 32);
+#define LK_ROWS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+  if constexpr (kColumns == 1) {
+    LK_GROUP_MMA("8", LK_LIST4, "{%4,%5,%6,%7}", "%8", "0", LK_ROWS, LK_D4(0));
+  } else if constexpr (kColumns == 2) {
+    LK_GROUP_MMA("16", LK_LIST8, "{%8,%9,%10,%11}", "%12", "0", LK_ROWS, LK_D4(0), LK_D4(4));
+  } else if constexpr (kColumns == 4) {
+    LK_GROUP_MMA("32", LK_LIST16, "{%16,%17,%18,%19}", "%20", "0", LK_ROWS, LK_D16(0));
+  } else if constexpr (kColumns == 8) {
+    LK_GROUP_MMA("64", LK_LIST32, "{%32,%33,%34,%35}", "%36", "0", LK_ROWS, LK_D16(0), LK_D16(16));
+  } else if constexpr (kColumns == 16) {
+    LK_GROUP_MMA("128", LK_LIST64, "{%64,%65,%66,%67}", "%68", "0", LK_ROWS, LK_D64(0));
+  } else {
+    LK_GROUP_MMA("256", LK_LIST128, "{%128,%129,%130,%131}", "%132", "0", LK_ROWS, LK_D64(0),
+                 LK_D64(64));
+  }
+#undef LK_ROWS
+}
+
+#undef LK_D64
 #undef LK_D16
 #undef LK_D4
-#undef LK_BOTH
+#undef LK_LIST128
+#undef LK_LIST64
+#undef LK_LIST32
+#undef LK_LIST16
+#undef LK_LIST8
+#undef LK_LIST4
+#undef LK_TEN
 #undef LK_GROUP_MMA
-}
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 

@@ -1,29 +1,20 @@
 #include "engine/kernels/cuda/stream_gemm.h"
 
-#include <cooperative_groups.h>
-
 #include <algorithm>
 
-#include "engine/kernels/cuda/hopper.cuh"
 #include "engine/kernels/cuda/launch.cuh"
-#include "engine/kernels/cuda/vec.cuh"
+#include "engine/kernels/cuda/stream_blocks.cuh"
 
 namespace lorikeet::cuda {
 namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int32_t kGroups = 2;                       // warp groups of a block
-constexpr int32_t kGroupRows = 64;                   // of the weight, a warp group's
-constexpr int32_t kBlockRows = kGroups * kGroupRows;
-constexpr int32_t kComputing = kGroups * 128;        // threads; one more warp brings what they read
-constexpr int32_t kStageWidth = 64;                  // columns that come at a time
-constexpr int32_t kRowBytes = kStageWidth * 2;
-constexpr int32_t kWeightBytes = kBlockRows * kRowBytes;  // of a stage
+constexpr int32_t kWeightBytes = kBlockRows * kBoxRowBytes;  // of a stage
 constexpr int32_t kMaxStages = 6;
 // Two blocks have room on a multiprocessor: one begins while another ends.
+constexpr int32_t kRoom = 2;
 constexpr int32_t kRingBytes = 108 << 10;
-constexpr int32_t kMaxCluster = 4;
 
 struct StreamArgs {
   Matrix y;
@@ -32,7 +23,7 @@ struct StreamArgs {
 };
 
 template <int kColumns>
-constexpr int32_t kStageBytes = kWeightBytes + kColumns * 8 * kRowBytes;
+constexpr int32_t kStageBytes = kWeightBytes + kColumns * 8 * kBoxRowBytes;
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -57,11 +48,11 @@ __device__ void Bring(const Ring<kColumns>& ring, const CUtensorMap& weight, con
   const auto bring_weight = [&](int32_t unit) {
     const int32_t s = unit % ring.stages;
     ring.full[s].ArriveExpecting(kStageBytes<kColumns>);
-    BringBox(ring.weight(s), weight, (first + unit) * kStageWidth, row, ring.full[s]);
+    BringBox(ring.weight(s), weight, (first + unit) * kBoxWidth, row, ring.full[s]);
   };
   const auto bring_x = [&](int32_t unit) {
     const int32_t s = unit % ring.stages;
-    BringBox(ring.x(s), x, (first + unit) * kStageWidth, 0, ring.full[s]);
+    BringBox(ring.x(s), x, (first + unit) * kBoxWidth, 0, ring.full[s]);
   };
   const int32_t early = min(units, ring.stages);
   for (int32_t unit = 0; unit < early; ++unit) bring_weight(unit);
@@ -81,11 +72,11 @@ __device__ void Multiply(const Ring<kColumns>& ring, int32_t units, float (&sums
   for (int32_t unit = 0; unit < units; ++unit) {
     const int32_t s = unit % ring.stages;
     ring.full[s].Wait(unit / ring.stages % 2);
-    const std::byte* rows = ring.weight(s) + threadIdx.x / 128 * kGroupRows * kRowBytes;
+    const std::byte* rows = ring.weight(s) + threadIdx.x / 128 * kGroupRows * kBoxRowBytes;
     const uint64_t a = TileDescriptor(rows), b = TileDescriptor(ring.x(s));
     BeginProducts();
 #pragma unroll
-    for (int k = 0; k < kRowBytes / kProductBytes; ++k) {
+    for (int k = 0; k < kBoxRowBytes / kProductBytes; ++k) {
       GroupMma<T, kColumns>(sums, a + k * (kProductBytes >> 4), b + k * (kProductBytes >> 4));
     }
     EndProducts();
@@ -95,51 +86,9 @@ __device__ void Multiply(const Ring<kColumns>& ring, int32_t units, float (&sums
 
 #endif
 
-// Calls put(row of the block, row of y, sum) for what a lane holds.
-template <int kColumns, typename Put>
-__device__ void ForEachSum(const float (&sums)[kColumns * 4], const Put& put) {
-  const int32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
-#pragma unroll
-  for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      put(row + e / 2 * 8, j * 8 + lane % 4 * 2 + e % 2, sums[j * 4 + e]);
-    }
-  }
-}
-
 template <typename Y>
 __device__ void Store(const Matrix& y, int32_t row, int32_t column, float sum) {
   if (row < y.rows && column < y.width) y.row<Y>(row)[column] = FromFloat<Y>(sum);
-}
-
-// Blocks of a cluster have the same rows of the weight, and each a part of the columns; then each
-// adds up a part of the rows over all of them, in their order. `partial`: [kColumns * 8, kBlockRows
-// and 4] floats, so that lanes two columns apart find other banks.
-template <typename Y, int kColumns>
-__device__ void AddOverCluster(const cg::cluster_group& cluster, float* partial,
-                               const float (&sums)[kColumns * 4], const Matrix& y,
-                               int32_t first_row) {
-  constexpr int32_t kStride = kBlockRows + 4;
-  __syncthreads();  // the ring, which `partial` lies in, is not read any more
-  if (threadIdx.x < kComputing) {
-    ForEachSum<kColumns>(sums, [&](int32_t row, int32_t column, float sum) {
-      partial[column * kStride + row] = sum;
-    });
-  }
-  cluster.sync();
-  const int32_t blocks = static_cast<int32_t>(cluster.num_blocks());
-  const int32_t count = kBlockRows / blocks;
-  const int32_t begin = count * static_cast<int32_t>(cluster.block_rank());
-  for (int32_t i = threadIdx.x; i < count * y.rows; i += blockDim.x) {
-    const int32_t row = begin + i % count, column = i / count;
-    float sum = 0;
-    for (int32_t b = 0; b < blocks; ++b) {
-      sum += cluster.map_shared_rank(partial, b)[column * kStride + row];
-    }
-    Store<Y>(y, column, first_row + row, sum);
-  }
-  cluster.sync();  // nobody leaves while its sums are read
 }
 
 template <typename T, typename Y, int kColumns>
@@ -167,40 +116,20 @@ __global__ void __launch_bounds__(kComputing + 32)
   } else if (threadIdx.x == kComputing) {
     Bring(ring, weight, x, begin, units, first_row);
   }
+  const auto store = [&](int32_t row, int32_t column, float sum) {
+    Store<Y>(args.y, column, first_row + row, sum);
+  };
   if (blocks > 1) {
-    AddOverCluster<Y, kColumns>(cluster, reinterpret_cast<float*>(shared), sums, args.y, first_row);
+    __syncthreads();  // the ring is not read any more
+    float* const partial = reinterpret_cast<float*>(shared);
+    if (threadIdx.x < kComputing) StorePartial<kColumns>(partial, sums);
+    cluster.sync();
+    AddOverCluster(cluster, partial, args.y.rows, blockDim.x, store);
+    cluster.sync();
   } else if (threadIdx.x < kComputing) {
-    ForEachSum<kColumns>(sums, [&](int32_t row, int32_t column, float sum) {
-      Store<Y>(args.y, column, first_row + row, sum);
-    });
+    ForEachSum<kColumns>(sums, store);
   }
 #endif
-}
-
-// The map of [rows, width] of a 16-bit type in boxes of kStageWidth columns and `box_rows` rows. What
-// lies outside comes as zeros.
-cudaError_t MakeMap(const void* data, DType dtype, int64_t rows, int64_t width, int64_t stride,
-                    int32_t box_rows, CUtensorMap* map) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
-                                     &result);
-    return reinterpret_cast<Encode>(found);
-  }();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t extent[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[2] = {kStageWidth, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUtensorMapDataType type =
-      dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult result = encode(map, type, 2, const_cast<void*>(data), extent, row_bytes, box,
-                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 template <typename T, typename Y, int kColumns>
@@ -212,17 +141,13 @@ cudaError_t LaunchFor(const void* weight, Matrix x, Matrix y, cudaStream_t strea
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (raised != cudaSuccess) return raised;
   CUtensorMap weight_map, x_map;
-  cudaError_t error = MakeMap(weight, x.dtype, y.width, x.width, x.width, kBlockRows, &weight_map);
+  cudaError_t error = MakeBoxMap(weight, x.dtype, y.width, x.width, x.width, kBlockRows, &weight_map);
   if (error != cudaSuccess) return error;
-  error = MakeMap(x.data, x.dtype, x.rows, x.width, x.stride, kColumns * 8, &x_map);
+  error = MakeBoxMap(x.data, x.dtype, x.rows, x.width, x.stride, kColumns * 8, &x_map);
   if (error != cudaSuccess) return error;
-  // As many blocks as are at work at the same time.
   const int32_t row_blocks = DivideUp(y.width, kBlockRows);
-  const StreamArgs args{.y = y, .units = DivideUp(x.width, kStageWidth), .stages = kStages};
-  int32_t cluster = kMaxCluster;
-  while (cluster > 1 && (row_blocks * cluster > 2 * Multiprocessors() || cluster > args.units)) {
-    cluster /= 2;
-  }
+  const StreamArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth), .stages = kStages};
+  const int32_t cluster = ClusterFor(row_blocks, kRoom, args.units);
   return Launch(kernel,
                 {.grid = dim3(cluster * row_blocks),
                  .threads = kComputing + 32,

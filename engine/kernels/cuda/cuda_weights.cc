@@ -1,0 +1,145 @@
+// Weights on their way to the device.
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/kernels/cuda/cuda_backend.h"
+#include "engine/kernels/cuda/narrow.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet::cuda {
+namespace {
+
+constexpr int64_t kStagedElements = 4 << 20;  // that are copied at a time
+
+}  // namespace
+
+DeviceMemory CudaBackend::AllocateWeight(int64_t bytes) {
+  std::lock_guard lock(load_mutex_);
+  return DeviceMemory(AllocateRaw(bytes, "a weight"), [](std::byte* p) { cudaFree(p); });
+}
+
+void CudaBackend::ForRows(const TensorView& view,
+                          const std::function<void(int64_t, std::span<const std::byte>)>& take) {
+  const int64_t width = view.row_elements();
+  const int64_t rows_at_once = std::max<int64_t>(1, kStagedElements / width);
+  std::vector<float> wide;
+  std::vector<std::byte> narrow;
+  for (int64_t row = 0; row < view.rows(); row += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, view.rows() - row), count = rows * width;
+    if (view.dtype == dtype_) {
+      take(row, view.bytes.subspan(row * view.row_bytes(), rows * view.row_bytes()));
+      continue;
+    }
+    wide.resize(count);
+    narrow.resize(ByteSize(dtype_, count));
+    Dequantize(view.dtype, view.row(row), count, wide.data());
+    Narrow(wide.data(), count, dtype_, narrow.data());
+    take(row, narrow);
+  }
+}
+
+void CudaBackend::CopyWeight(std::byte* to, std::span<const std::byte> from) {
+  cudaError_t error =
+      cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, stream_);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);  // `from` is used again
+  std::lock_guard lock(load_mutex_);
+  Note(error, "the copy of a weight");
+}
+
+DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
+  int64_t elements = 0;
+  for (const TensorView* view : views) elements += view->elements();
+  DeviceMemory memory = AllocateWeight(ByteSize(dtype_, elements));
+  std::byte* to = memory.get();
+  for (const TensorView* view : views) {
+    if (memory == nullptr) break;
+    ForRows(*view, [&](int64_t, std::span<const std::byte> rows) {
+      CopyWeight(to, rows);
+      to += rows.size();
+    });
+  }
+  return memory;
+}
+
+DeviceMemory CudaBackend::LoadCodes(std::span<const TensorView* const> views, CodedWeight* coded) {
+  coded->width = static_cast<int32_t>(views[0]->row_elements());
+  coded->count = static_cast<int32_t>(views.size());
+  int64_t bytes = 0;
+  for (const TensorView* view : views) {
+    const int32_t rows = static_cast<int32_t>(view->rows());
+    bytes += coded->CodeBytes(rows) + coded->PaddedRows(rows) * int64_t{sizeof(float)};
+  }
+  DeviceMemory memory = AllocateWeight(bytes);
+  const DeviceMemory staged =
+      AllocateWeight(ByteSize(dtype_, std::max<int64_t>(kStagedElements, coded->width)));
+  if (memory == nullptr || staged == nullptr) return nullptr;
+  cudaError_t error = cudaMemsetAsync(memory.get(), 0, bytes, stream_);
+  std::byte* at = memory.get();
+  for (size_t p = 0; p < views.size(); ++p) {
+    CodedPart& part = coded->parts[p];
+    part.rows = static_cast<int32_t>(views[p]->rows());
+    part.codes = at;
+    at += coded->CodeBytes(part.rows);
+    part.scales = reinterpret_cast<float*>(at);
+    at += coded->PaddedRows(part.rows) * int64_t{sizeof(float)};
+    ForRows(*views[p], [&](int64_t first, std::span<const std::byte> rows) {
+      CopyWeight(staged.get(), rows);
+      const int64_t count = static_cast<int64_t>(rows.size()) / ByteSize(dtype_, coded->width);
+      if (error != cudaSuccess) return;
+      error = LaunchEncode(staged.get(), dtype_, static_cast<int32_t>(first),
+                           static_cast<int32_t>(count), part, coded->width, stream_);
+    });
+  }
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);  // `staged` goes
+  std::lock_guard lock(load_mutex_);
+  Note(error, "codes of a weight");
+  return memory;
+}
+
+std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
+                                                      std::span<const LinearSource> parts) {
+  LK_CHECK(!parts.empty() && parts.size() <= kMaxParts);
+  auto linear = std::make_unique<CudaLinearWeight>();
+  linear->first_module = first_module;
+  linear->in = static_cast<int32_t>(parts[0].weight->row_elements());
+  std::vector<const TensorView*> views;
+  std::vector<float> bias;
+  bool biased = false;
+  linear->is_coded = options_.quantization == Quantization::kFp8;
+  for (const LinearSource& part : parts) {
+    linear->is_coded &= part.quantize;
+    views.push_back(part.weight);
+    linear->out.push_back(static_cast<int32_t>(part.weight->rows()));
+    const size_t begin = bias.size();
+    bias.resize(begin + linear->out.back());
+    if (part.bias == nullptr) continue;
+    biased = true;
+    Dequantize(part.bias->dtype, part.bias->bytes.data(), linear->out.back(), &bias[begin]);
+  }
+  const int64_t elements = int64_t{linear->in} * linear->width();
+  if (linear->is_coded) {
+    linear->memory = LoadCodes(views, &linear->coded);
+    linear->bytes = elements + linear->width() * int64_t{sizeof(float)};
+  } else {
+    linear->memory = LoadRows(views);
+    linear->bytes = ByteSize(dtype_, elements);
+  }
+  std::lock_guard lock(load_mutex_);
+  if (biased) linear->bias = Upload(bias);
+  for (size_t p = 0; p < parts.size(); ++p) {
+    adapters_.SetWidths(first_module + static_cast<int32_t>(p), {linear->in, linear->out[p]});
+  }
+  widest_input_ = std::max(widest_input_, linear->in);
+  slots_per_item_ = std::max(slots_per_item_,
+                             static_cast<int32_t>(parts.size()) * ShrinkSlices(linear->in));
+  if (parts.size() == 3) query_group_ = std::max(1, linear->out[0] / linear->out[1]);
+  return linear;
+}
+
+void CudaBackend::LoadEmbedding(const TensorView& table) {
+  const TensorView* views[] = {&table};
+  embedding_ = LoadRows(views);
+  sampler_.Prepare(max_logit_rows(), table.rows());
+}
+
+}  // namespace lorikeet::cuda

@@ -1,0 +1,80 @@
+// What products share whose weight streams through shared memory: how sums are laid over a warp
+// group, added over a cluster and stored, and the maps of what the copy engine brings.
+//
+// A block has kBlockRows rows of the weight, which are columns of y, and 8 * kColumns rows of x,
+// which are rows of y.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "engine/kernels/args.h"
+#include "engine/kernels/cuda/hopper.cuh"
+#include "engine/kernels/cuda/vec.cuh"
+
+namespace lorikeet::cuda {
+
+inline constexpr int32_t kGroups = 2;      // warp groups of a block
+inline constexpr int32_t kGroupRows = 64;  // of the weight, a warp group's
+inline constexpr int32_t kBlockRows = kGroups * kGroupRows;
+inline constexpr int32_t kComputing = kGroups * 128;  // threads; one more warp brings what they read
+inline constexpr int32_t kBoxWidth = 64;              // columns of 16 bits that come as one box
+inline constexpr int32_t kBoxRowBytes = kBoxWidth * 2;
+inline constexpr int32_t kMaxCluster = 4;
+
+// Calls put(row of the block, row of y, sum) for what a lane holds.
+template <int kColumns, typename Put>
+__device__ void ForEachSum(const float (&sums)[kColumns * 4], const Put& put) {
+  const int32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      put(row + e / 2 * 8, j * 8 + lane % 4 * 2 + e % 2, sums[j * 4 + e]);
+    }
+  }
+}
+
+// The sums of a block, [8 * kColumns, kPartialStride] floats: lanes two columns apart find other
+// banks.
+inline constexpr int32_t kPartialStride = kBlockRows + 4;
+
+template <int kColumns>
+__device__ void StorePartial(float* partial, const float (&sums)[kColumns * 4]) {
+  ForEachSum<kColumns>(sums, [&](int32_t row, int32_t column, float sum) {
+    partial[column * kPartialStride + row] = sum;
+  });
+}
+
+// Blocks of a cluster have the same rows of the weight, and each a part of the columns; `threads` of
+// each add up a part of the rows over all of them, in their order, and call put(row of the block, row
+// of y, sum). The cluster waits for itself before and after: sums are there, and stay.
+template <typename Put>
+__device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster, float* partial,
+                               int32_t y_rows, int32_t threads, const Put& put) {
+  const int32_t blocks = static_cast<int32_t>(cluster.num_blocks());
+  const int32_t count = kBlockRows / blocks;
+  const int32_t begin = count * static_cast<int32_t>(cluster.block_rank());
+  for (int32_t i = threadIdx.x; i < count * y_rows; i += threads) {
+    const int32_t row = begin + i % count, column = i / count;
+    float sum = 0;
+    for (int32_t b = 0; b < blocks; ++b) {
+      sum += cluster.map_shared_rank(partial, b)[column * kPartialStride + row];
+    }
+    put(row, column, sum);
+  }
+}
+
+// The map of [rows, width] of a 16-bit type in boxes of kBoxWidth columns and `box_rows` rows. What
+// lies outside comes as zeros.
+cudaError_t MakeBoxMap(const void* data, DType dtype, int64_t rows, int64_t width, int64_t stride,
+                       int32_t box_rows, CUtensorMap* map);
+
+// Blocks that share the columns of each of `blocks`, so that as many are at work as have room, `room`
+// on a multiprocessor.
+int32_t ClusterFor(int32_t blocks, int32_t room, int32_t units);
+
+}  // namespace lorikeet::cuda
