@@ -22,6 +22,7 @@ Choice::Choice(const ServingContext& context, const ChoiceOptions& options, cons
       echo_(options.echo),
       adapter_version_(request.adapter.version()),
       prompt_tokens_(static_cast<int32_t>(request.prompt.size())),
+      embedding_(request.embedding),
       sink_(std::move(sink)),
       // An answer to a conversation is a text of its own; everything else continues the prompt.
       detokenizer_(*context.tokenizer, /*skip_special=*/true,
@@ -125,6 +126,9 @@ void Choice::OnFinished(const TokenEvent& event, GenerationDelta* delta) {
       end.eos = event.finish == FinishReason::kEos;
       break;
     case FinishReason::kFormed:
+      break;
+    case FinishReason::kEmbedded:
+      end.embedding = embedding_;
       break;
     case FinishReason::kCanceled:
       end.status = absl::CancelledError("the request was cancelled");

@@ -55,6 +55,7 @@ class Choice {
   std::optional<PromptEcho> echo_;  // until it is sent
   const std::string adapter_version_;
   const int32_t prompt_tokens_;
+  const std::shared_ptr<const Embedding> embedding_;
 
   std::shared_ptr<TokenSink> sink_;
   RequestId id_ = 0;

@@ -46,6 +46,7 @@ struct ServingContext {
   std::string model_name;
   int64_t started_unix_s = 0;
   int32_t vocab_size = 0;
+  int32_t hidden_size = 0;  // values of an embedding
   int32_t max_context_tokens = 0;
 };
 
@@ -68,6 +69,7 @@ struct GenerationInput {
   bool echo = false;
   std::string cache_salt;  // Request::cache_salt
   bool skip_prefix_cache = false;
+  std::optional<Pooling> pooling;  // an embedding of the prompt instead of an answer
   int32_t choices = 1;  // answers; choice i takes the seed + i
   int32_t best_of = 0;  // more than `choices`: that many are made, and the most likely are given
   int64_t deadline_us = std::numeric_limits<int64_t>::max();  // on the context's clock
@@ -91,6 +93,7 @@ struct GenerationEnd {
   std::string adapter_version;  // empty: base model
   int64_t adapter_read_us = 0;  // waited for the adapter to be read into host memory
   int64_t adapter_copy_us = 0;  // and to be copied to the device
+  std::shared_ptr<const Embedding> embedding;  // of a request with `pooling`
 };
 
 // What is new of one choice since it was polled before.

@@ -230,6 +230,7 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Identi
   if (input.grammar) {
     LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, *input.grammar));
   }
+  if (input.pooling) request.embedding = std::make_shared<Embedding>(*input.pooling);
   request.cache_salt = input.cache_salt;
   request.tenant = caller.tenant;
   request.skip_prefix_cache = input.skip_prefix_cache;

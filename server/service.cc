@@ -52,6 +52,9 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
       HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},
                         [api = self->http_api_.get()](HttpRequest request, auto wake) {
                           return api->Handle(std::move(request), wake);
+                        },
+                        [api = self->http_api_.get()](const HttpRequest& head) {
+                          return api->Refusal(head);
                         }));
   return self;
 }
@@ -212,6 +215,7 @@ absl::Status Service::StartEngine() {
               .model_name = model_.name,
               .started_unix_s = std::time(nullptr),
               .vocab_size = model_.vocab_size,
+              .hidden_size = model_.base->hidden(),
               .max_context_tokens = options.limits.max_context_tokens};
   return absl::OkStatus();
 }

@@ -5,13 +5,14 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/api/embedding.h"
 #include "engine/api/request.h"
 #include "engine/api/token_constraint.h"
 #include "engine/api/token_event.h"
 
 namespace lorikeet {
 
-// A row whose logits are wanted.
+// A row whose logits are wanted, or its hidden state.
 struct LogitRow {
   int32_t row = 0;                           // in [0, T)
   int32_t sequence = 0;                      // in [0, S)
@@ -22,6 +23,7 @@ struct LogitRow {
   std::span<const int32_t> forbidden;        // tokens that may not be sampled
   TokenConstraint* constraint = nullptr;     // what else may not; asked by the runner
   std::span<const uint32_t> allowed;         // its answer: a bit a token. Empty: all may
+  Embedding* embedding = nullptr;            // gets the hidden state; no logits, no token
 };
 
 struct SampledToken {

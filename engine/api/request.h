@@ -1,5 +1,5 @@
-// One generation request as the engine sees it: token ids in, token events out. Immutable once
-// submitted.
+// One request as the engine sees it: token ids in, token events out, or an embedding. Immutable
+// once submitted.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "engine/api/adapter_store.h"
+#include "engine/api/embedding.h"
 #include "engine/api/limits.h"
 #include "engine/api/token_constraint.h"
 
@@ -48,6 +49,8 @@ struct Request {
   std::vector<int32_t> stop_token_ids;  // end the request; the stop token is the last one sent
   bool ignore_eos = false;              // EOS ids of the model do not end the request
   std::shared_ptr<TokenConstraint> constraint;  // nullptr: none; this request's alone
+  // Not nullptr: the prompt's hidden states are pooled here, and the request ends without a token.
+  std::shared_ptr<Embedding> embedding;
   AdapterLease adapter;                 // empty: base model
   std::string adapter_name;             // as the client named it; empty: base model
   std::string tenant;                   // whose request it is; empty: nobody's in particular

@@ -16,6 +16,7 @@ enum class FinishReason : uint8_t {
   kEos,       // an end-of-sequence id of the model
   kStop,      // one of the request's stop_token_ids
   kFormed,    // the request's constraint lets nothing follow
+  kEmbedded,  // the request's embedding is there
   kCanceled,  // Engine::Cancel, by client or stop string
   kError,     // status says why
 };

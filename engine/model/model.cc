@@ -196,4 +196,15 @@ Matrix Model::Logits(int32_t begin, int32_t rows) {
   return args.y;
 }
 
+// Rows are whole float32 words in any type, since widths are multiples of kWidthUnit.
+absl::Status Model::Hidden(int32_t begin, int32_t rows, std::vector<float>* out) {
+  const Matrix hidden = final_.all.Rows(begin, rows);
+  const int64_t values = int64_t{rows} * config_.hidden;
+  std::vector<float> words(ByteSize(hidden.dtype, values) / sizeof(float));
+  LK_RETURN_IF_ERROR(backend_->Download(hidden.row<const float>(0), words));
+  out->resize(values);
+  Dequantize(hidden.dtype, reinterpret_cast<const std::byte*>(words.data()), values, out->data());
+  return absl::OkStatus();
+}
+
 }  // namespace lorikeet

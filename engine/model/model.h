@@ -26,6 +26,9 @@ class Model {
   // until the next call. REQUIRES: rows <= backend's max_logit_rows().
   Matrix Logits(int32_t begin, int32_t rows);
 
+  // Final hidden states, after the last norm, of the same rows: [rows, D] into `out`.
+  absl::Status Hidden(int32_t begin, int32_t rows, std::vector<float>* out);
+
   // Of the linears, which every step reads once.
   int64_t weight_bytes() const;
 

@@ -150,6 +150,30 @@ void ModelRunner::FillMasks(std::span<LogitRow> rows) {
   }
 }
 
+// Rows from `begin` on that are answered together: as many as the backend takes at a time, all
+// sampled or all pooled.
+int32_t ModelRunner::RowsOfAKind(int32_t begin) const {
+  const auto most = std::min<size_t>(rows_.size(), int64_t{begin} + backend_->max_logit_rows());
+  size_t end = begin + 1;
+  while (end < most && !rows_[end].embedding == !rows_[begin].embedding) ++end;
+  return static_cast<int32_t>(end) - begin;
+}
+
+absl::Status ModelRunner::Sample(int32_t begin, std::span<SampledToken> out) {
+  const auto rows = static_cast<int32_t>(out.size());
+  return backend_->Sample(model_->Logits(begin, rows),
+                          std::span<const LogitRow>(rows_).subspan(begin, rows), out);
+}
+
+absl::Status ModelRunner::Pool(int32_t begin, int32_t rows) {
+  LK_RETURN_IF_ERROR(model_->Hidden(begin, rows, &hidden_));
+  const size_t width = hidden_.size() / rows;
+  for (int32_t i = 0; i < rows; ++i) {
+    rows_[begin + i].embedding->Add(std::span(hidden_).subspan(i * width, width));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
   rows_.assign(batch.logit_rows.begin(), batch.logit_rows.end());
   std::future<void> masks;
@@ -170,11 +194,11 @@ absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
   const int32_t wanted = static_cast<int32_t>(logit_rows_.size());
   StepResult result;
   result.sampled.resize(wanted);
-  for (int32_t begin = 0; begin < wanted; begin += backend_->max_logit_rows()) {
-    const int32_t rows = std::min(backend_->max_logit_rows(), wanted - begin);
-    LK_RETURN_IF_ERROR(backend_->Sample(model_->Logits(begin, rows),
-                                        std::span<const LogitRow>(rows_).subspan(begin, rows),
-                                        std::span(result.sampled).subspan(begin, rows)));
+  for (int32_t begin = 0, rows = 0; begin < wanted; begin += rows) {
+    rows = RowsOfAKind(begin);
+    LK_RETURN_IF_ERROR(rows_[begin].embedding != nullptr
+                           ? Pool(begin, rows)
+                           : Sample(begin, std::span(result.sampled).subspan(begin, rows)));
   }
   return result;
 }

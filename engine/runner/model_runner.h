@@ -59,6 +59,9 @@ class ModelRunner final : public Runner {
   absl::Status WarmUp();
 
   void FillMasks(std::span<LogitRow> rows);
+  int32_t RowsOfAKind(int32_t begin) const;
+  absl::Status Sample(int32_t begin, std::span<SampledToken> out);
+  absl::Status Pool(int32_t begin, int32_t rows);
 
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;
@@ -71,6 +74,7 @@ class ModelRunner final : public Runner {
   std::vector<int32_t> logit_rows_;  // [L] of the step
   std::vector<LogitRow> rows_;       // [L] with what their constraints allow
   std::vector<uint32_t> masks_;      // [L, words] computed beside the forward pass
+  std::vector<float> hidden_;        // [rows, D] on their way into embeddings
 };
 
 }  // namespace lorikeet

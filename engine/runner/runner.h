@@ -13,7 +13,8 @@ class Runner {
  public:
   virtual ~Runner() = default;
 
-  // Computes every row, writes its K and V into its sequence's pages and samples the logit rows.
+  // Computes every row, writes its K and V into its sequence's pages and samples the logit rows, or
+  // adds their hidden states to embeddings.
   // A failure is the device's: no request can be served after it.
   virtual absl::StatusOr<StepResult> Run(const Batch& batch) = 0;
 

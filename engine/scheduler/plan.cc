@@ -136,13 +136,13 @@ bool Scheduler::TakePages(Sequence* sequence) {
   return false;
 }
 
-// The last token's row is always computed, and so are rows whose log-probabilities are still due.
+// The last token's row is always computed, and so are rows whose results are still due.
 void Scheduler::AdoptPrefix(Sequence* sequence) {
   if (sequence->kv_identity == nullptr) return;
   int32_t most = sequence->length() - 1;
-  if (sequence->request.sampling.prompt_logprobs &&
-      sequence->prompt_logprobs_done < sequence->prompt_tokens - 1) {
-    most = std::min(most, sequence->prompt_logprobs_done);
+  if (sequence->wants_prompt_rows() &&
+      sequence->prompt_rows_done < sequence->prompt_tokens - 1) {
+    most = std::min(most, sequence->prompt_rows_done);
   }
   sequence->computed =
       sequence->pages.Adopt(std::span(sequence->tokens).first(most), sequence->kv_identity);
@@ -216,6 +216,15 @@ void Scheduler::FindForbidden(Sequence* sequence) const {
   }
 }
 
+Scheduler::RowUse Scheduler::Sequence::UseOf(int32_t position) const {
+  const bool last = position + 1 == length();
+  const bool due = wants_prompt_rows() && position >= virtual_tokens + prompt_rows_done &&
+                   position + 1 < prompt_tokens;
+  if (!last && !due) return RowUse::kNone;
+  if (request.embedding) return RowUse::kEmbed;
+  return last ? RowUse::kSample : RowUse::kPromptLogprob;
+}
+
 void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   const int32_t first_row = batch->rows();
   const int32_t index = batch->sequences();
@@ -225,26 +234,24 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   for (int32_t position = sequence->computed; position < end; ++position) {
     batch->tokens.push_back(sequence->tokens[position]);
     batch->positions.push_back(position);
-    const bool last = position + 1 == sequence->length();
-    const bool prompt = sequence->request.sampling.prompt_logprobs &&
-                        position >= virtual_tokens + sequence->prompt_logprobs_done &&
-                        position + 1 < sequence->prompt_tokens;
-    if (!last && !prompt) continue;
+    const RowUse use = sequence->UseOf(position);
+    if (use == RowUse::kNone) continue;
     LogitRow row;
     row.row = first_row + position - sequence->computed;
     row.sequence = index;
-    row.target = prompt ? sequence->tokens[position + 1] : -1;
+    if (use == RowUse::kPromptLogprob) row.target = sequence->tokens[position + 1];
+    if (use == RowUse::kEmbed) row.embedding = sequence->request.embedding.get();
     row.sampling = &sequence->request.sampling;
     row.history =
         std::span(sequence->tokens).subspan(virtual_tokens, position + 1 - virtual_tokens);
     row.prompt_tokens = sequence->prompt_tokens - virtual_tokens;
-    if (!prompt) {
+    if (use == RowUse::kSample) {
       FindForbidden(sequence);
       row.forbidden = sequence->forbidden;
       row.constraint = sequence->request.constraint.get();
     }
     batch->logit_rows.push_back(row);
-    step_.logits.push_back({sequence, prompt});
+    step_.logits.push_back({sequence, use});
   }
   const auto pages = sequence->pages.First(end);
   batch->pages.insert(batch->pages.end(), pages.begin(), pages.end());

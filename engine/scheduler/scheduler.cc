@@ -153,8 +153,8 @@ void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events)
   }
   stats_.tokens_sampled = 0;
   for (size_t i = 0; i < step_.logits.size(); ++i) {
-    const auto [sequence, prompt] = step_.logits[i];
-    if (sequence->state == SequenceState::kFinished) continue;  // an earlier row was broken
+    const auto [sequence, use] = step_.logits[i];
+    if (sequence->state == SequenceState::kFinished) continue;  // with an earlier row
     SampledToken& sampled = result.sampled[i];
     if (sampled.token == SampledToken::kNoToken) {
       Finish(sequence, FinishReason::kError,
@@ -163,9 +163,14 @@ void Scheduler::Commit(StepResult result, int64_t now_us, RequestEvents* events)
                  "everything is excluded, after ",
                  sequence->generated(), " tokens, adapter '", sequence->request.adapter_name, "'")),
              now_us, events);
-    } else if (prompt) {
+    } else if (use == RowUse::kPromptLogprob) {
       sequence->prompt_logprobs.push_back(std::move(sampled.logprobs));
-      ++sequence->prompt_logprobs_done;
+      ++sequence->prompt_rows_done;
+    } else if (use == RowUse::kEmbed) {
+      ++sequence->prompt_rows_done;
+      if (sequence->uncomputed() == 0) {
+        Finish(sequence, FinishReason::kEmbedded, absl::OkStatus(), now_us, events);
+      }
     } else {
       AcceptToken(sequence, std::move(sampled), now_us, events);
     }

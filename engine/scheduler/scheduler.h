@@ -110,6 +110,12 @@ class Scheduler {
   const StepStats& stats() const { return stats_; }  // of the last Plan and Commit; no step_us
 
  private:
+  enum class RowUse : uint8_t {
+    kNone,
+    kSample,
+    kPromptLogprob,  // of the token after it
+    kEmbed,          // its hidden state is pooled
+  };
   struct Sequence;
   struct Group;  // of one adapter, while it has requests or an image
 
@@ -117,7 +123,7 @@ class Scheduler {
   struct Step {
     struct Logits {
       Sequence* sequence;
-      bool prompt;  // a prompt token's log-probability; otherwise a sampled token
+      RowUse use;
     };
     bool planned = false;
     std::vector<Sequence*> sequences;  // [S] in the batch's order

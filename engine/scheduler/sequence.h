@@ -35,6 +35,14 @@ struct Scheduler::Sequence {
   int32_t length() const { return static_cast<int32_t>(tokens.size()); }
   int32_t generated() const { return length() - prompt_tokens; }
   int32_t uncomputed() const { return length() - computed; }
+  // What the row of a token not computed yet is for besides its keys and values.
+  RowUse UseOf(int32_t position) const;
+  // Rows of the prompt whose results come before the last.
+  bool wants_prompt_rows() const {
+    return request.sampling.prompt_logprobs ||
+           (request.embedding && request.embedding->pooling() == Pooling::kMean);
+  }
+
   // One row is all it lacks: its turn comes before prompts'.
   bool decoding() const { return uncomputed() == 1; }
 
@@ -56,7 +64,7 @@ struct Scheduler::Sequence {
   int32_t planned = 0;                         // rows of the step in flight
   std::vector<int32_t> forbidden;              // at the row planned
   std::vector<TokenLogprobs> prompt_logprobs;  // of tokens 1, 2, ... so far
-  int32_t prompt_logprobs_done = 0;            // entries collected, sent ones included
+  int32_t prompt_rows_done = 0;                // whose results are there, sent ones included
 };
 
 enum class ImageState : uint8_t { kAbsent, kLoading, kReady };

@@ -137,16 +137,25 @@ absl::Status Access::TakeOne(const Key& key) {
   }
 }
 
-absl::StatusOr<Caller> Access::Identify(const Credentials& credentials) {
+absl::StatusOr<Caller> Access::Identify(const Credentials& credentials, bool counts) {
   const std::shared_ptr<const Keys> keys = this->keys();
   if (keys == nullptr) return anyone_;
   LK_ASSIGN_OR_RETURN(const Key* key, Find(*keys, credentials));
-  LK_RETURN_IF_ERROR(TakeOne(*key));
+  if (counts) LK_RETURN_IF_ERROR(TakeOne(*key));
   return key->caller;
 }
 
 absl::StatusOr<Client> Access::Admit(const Credentials& credentials, std::optional<Role> role) {
-  const absl::StatusOr<Caller> caller = Identify(credentials);
+  return Decide(credentials, role, /*counts=*/true);
+}
+
+absl::Status Access::Check(const Credentials& credentials, std::optional<Role> role) {
+  return Decide(credentials, role, /*counts=*/false).status();
+}
+
+absl::StatusOr<Client> Access::Decide(const Credentials& credentials, std::optional<Role> role,
+                                      bool counts) {
+  const absl::StatusOr<Caller> caller = Identify(credentials, counts);
   absl::Status status = caller.status();
   if (status.ok() && role && !(*caller)->Has(*role)) status = LacksRole(**caller, *role);
   if (status.ok()) return Client{*caller, credentials.peer};

@@ -47,6 +47,9 @@ class Access {
   // without the role; RESOURCE_EXHAUSTED: over its rate.
   absl::StatusOr<Client> Admit(const Credentials& credentials, std::optional<Role> role);
 
+  // The same before a request is read: it does not count towards the rate.
+  absl::Status Check(const Credentials& credentials, std::optional<Role> role);
+
   // Reads the keys again. An error leaves those from before.
   absl::Status Reload();
 
@@ -69,7 +72,9 @@ class Access {
   std::shared_ptr<const Keys> keys() const;
   std::shared_ptr<Bucket> BucketOf(const std::string& id) const;
   absl::StatusOr<const Key*> Find(const Keys& keys, const Credentials& credentials) const;
-  absl::StatusOr<Caller> Identify(const Credentials& credentials);
+  absl::StatusOr<Caller> Identify(const Credentials& credentials, bool counts);
+  absl::StatusOr<Client> Decide(const Credentials& credentials, std::optional<Role> role,
+                                bool counts);
   absl::Status TakeOne(const Key& key);
 
   const Options options_;

@@ -152,7 +152,7 @@ class Connection final : public HttpConnection,
     parser_->eager(true);
     parser_->header_limit(shared_->limits.header_bytes);
     parser_->body_limit(shared_->limits.body_bytes);
-    continued_ = false;
+    continued_ = gated_ = false;
     SetDeadline(shared_->limits.read_s);
     Parse();
   }
@@ -190,6 +190,7 @@ class Connection final : public HttpConnection,
       if (parser_->is_done()) break;
       if (used == 0) break;
     }
+    if (parser_->is_header_done() && !parser_->is_done() && !PassGate()) return;
     if (parser_->is_header_done() && !ClaimBody()) return;
     if (parser_->is_done()) return Dispatch();
     if (parser_->is_header_done()) Continue();
@@ -206,6 +207,14 @@ class Connection final : public HttpConnection,
                                              shared_->limits.header_bytes, " bytes"));
     }
     return ErrorResponse(400, absl::StrCat("not an HTTP request: ", error.message()));
+  }
+
+  bool PassGate() {
+    if (std::exchange(gated_, true) || shared_->gate == nullptr) return true;
+    std::optional<HttpResponse> refusal = shared_->gate(HeadOf(parser_->get()));
+    if (!refusal) return true;
+    Refuse(*std::move(refusal));
+    return false;
   }
 
   // Counts the body among those that all connections read. A body without a length can become as
@@ -239,11 +248,7 @@ class Connection final : public HttpConnection,
 
   // ---- answering
 
-  void Dispatch() {
-    auto message = parser_->release();
-    keep_alive_ = message.keep_alive() && !shared_->stopping;
-    head_ = message.method() == http::verb::head;
-    version_ = message.version();
+  HttpRequest HeadOf(const Parser::value_type& message) const {
     HttpRequest request;
     request.method = ToString(message.method_string());
     const std::string target = ToString(message.target());
@@ -258,6 +263,15 @@ class Connection final : public HttpConnection,
     request.traceparent = ToString(message["traceparent"]);
     request.peer = peer_;
     request.certificate_names = certificate_names_;
+    return request;
+  }
+
+  void Dispatch() {
+    auto message = parser_->release();
+    keep_alive_ = message.keep_alive() && !shared_->stopping;
+    head_ = message.method() == http::verb::head;
+    version_ = message.version();
+    HttpRequest request = HeadOf(message);
     request.body = std::move(message.body());
     deadline_s_ = kNever;
     answer_ = shared_->handler(std::move(request), [weak = this->weak_from_this()] {
@@ -360,6 +374,7 @@ class Connection final : public HttpConnection,
   bool chunked_ = false;
   bool answered_ = false;  // all of the answer is in `out_`
   bool continued_ = false;
+  bool gated_ = false;  // the gate has seen the request
   bool lingering_ = false;
   bool closed_ = false;
 };

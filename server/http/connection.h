@@ -20,6 +20,7 @@ namespace lorikeet {
 // What the connections of a server have in common.
 struct HttpShared {
   HttpHandler handler;
+  HttpGate gate;  // nullptr: every body is read
   HttpLimits limits;
   std::atomic<int64_t> bodies_bytes{0};
   std::atomic<bool> stopping{false};

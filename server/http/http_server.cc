@@ -32,9 +32,10 @@ constexpr auto kAcceptPause = std::chrono::milliseconds(50);
 }  // namespace
 
 struct HttpServer::Impl {
-  Impl(const HttpOptions& options, HttpHandler handler)
+  Impl(const HttpOptions& options, HttpHandler handler, HttpGate gate)
       : io(options.threads), strand(asio::make_strand(io)), acceptor(strand), sweep(strand) {
     shared->handler = std::move(handler);
+    shared->gate = std::move(gate);
     shared->limits = options.limits;
   }
   ~Impl() {
@@ -123,9 +124,10 @@ HttpServer::~HttpServer() = default;
 int HttpServer::port() const { return impl_->acceptor.local_endpoint().port(); }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options,
-                                                              HttpHandler handler) {
+                                                              HttpHandler handler,
+                                                              HttpGate gate) {
   LK_RETURN_IF_ERROR(CheckCanListen(options.host, options.port, "HTTP port"));
-  auto impl = std::make_unique<Impl>(options, std::move(handler));
+  auto impl = std::make_unique<Impl>(options, std::move(handler), std::move(gate));
   if (options.tls.on()) {
     LK_ASSIGN_OR_RETURN(impl->tls, LoadTls(options.tls));
     impl->tls_watch = std::make_unique<FileWatch>(

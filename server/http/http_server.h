@@ -28,9 +28,11 @@ class HttpServer {
  public:
   // Listens and serves. UNAVAILABLE: the port is in use; INVALID_ARGUMENT: no such address, or
   // what LoadTls finds wrong. Certificates that change are taken for new connections. The
-  // handler is called on the server's threads, several at a time, and outlives the server.
+  // handler and the gate are called on the server's threads, several at a time, and outlive the
+  // server. No gate: every body is read.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options,
-                                                           HttpHandler handler);
+                                                           HttpHandler handler,
+                                                           HttpGate gate = nullptr);
   ~HttpServer();  // drops answers under way and closes every connection
 
   int port() const;

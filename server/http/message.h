@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -58,6 +59,10 @@ class HttpAnswer {
 // to have Pump called; it does not block.
 using HttpHandler =
     std::function<std::unique_ptr<HttpAnswer>(HttpRequest request, std::function<void()> wake)>;
+
+// Looks at a request whose body has not been read yet. Not nullopt: that is the answer, and the body
+// is not taken in.
+using HttpGate = std::function<std::optional<HttpResponse>(const HttpRequest& head)>;
 
 // An answer that is there at once.
 class HttpReply final : public HttpAnswer {

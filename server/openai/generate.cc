@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/http/errors.h"
 #include "server/openai/output.h"
@@ -13,26 +12,6 @@ namespace lorikeet {
 namespace {
 
 constexpr size_t kPieceBytes = 64 << 10;  // after which a piece of a stream is sent
-
-// The shared checks speak of the fields of lorikeet.v1.
-absl::Status InOpenAiNames(const absl::Status& status) {
-  static constexpr std::pair<const char*, const char*> kNames[] = {
-      {"stop.strings", "stop"},
-      {"stop.token_ids", "stop_token_ids"},
-      {"stop.max_tokens", "max_tokens"},
-      {"token_ids", "prompt"},
-      {"text", "prompt"},
-      {"chat", "messages"},
-  };
-  const std::string message(status.message());
-  for (const auto& [shared, own] : kNames) {
-    const size_t size = std::string(shared).size();
-    if (message.rfind(shared, 0) != 0 || message.size() == size) continue;
-    if (message[size] != ':' && message[size] != '[' && message[size] != ' ') continue;
-    return absl::Status(status.code(), own + message.substr(size));
-  }
-  return status;
-}
 
 // The calls of a request, one a prompt, polled in turn. Choice c of prompt p has index p n + c.
 class Calls {
@@ -85,7 +64,7 @@ class WholeAnswer final : public HttpAnswer {
     while (true) {
       GenerationDelta delta = calls_.Poll();
       if (delta.empty()) return;
-      if (Failed(delta)) return writer.Reply(ErrorResponse(InOpenAiNames(delta.end->status)));
+      if (Failed(delta)) return writer.Reply(ErrorResponse(InOpenAiNames(delta.end->status, "prompt")));
       const bool last = delta.last;
       wholes_[delta.choice].Append(std::move(delta));
       if (last) break;
@@ -134,7 +113,7 @@ class StreamedAnswer final : public HttpAnswer {
   }
 
   void Fail(const absl::Status& status, HttpWriter& writer) {
-    const absl::Status named = InOpenAiNames(status);
+    const absl::Status named = InOpenAiNames(status, "prompt");
     if (!started_ && piece_.empty()) return writer.Reply(ErrorResponse(named));
     AppendEvent(ErrorBody(named), &piece_);
     AppendEvent("[DONE]", &piece_);
@@ -156,7 +135,7 @@ absl::StatusOr<std::unique_ptr<HttpAnswer>> StartGeneration(const ServingContext
                                                             const std::function<void()>& wake) {
   Calls calls;
   const absl::Status status = calls.Start(context, caller, std::move(request.inputs), wake);
-  if (!status.ok()) return InOpenAiNames(status);
+  if (!status.ok()) return InOpenAiNames(status, "prompt");
   std::unique_ptr<HttpAnswer> answer;
   if (request.output.stream) {
     answer = std::make_unique<StreamedAnswer>(std::move(calls), std::move(request.output),

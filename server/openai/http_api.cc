@@ -12,6 +12,7 @@
 #include "server/log.h"
 #include "server/openai/adapter_rest.h"
 #include "server/openai/adapter_routes.h"
+#include "server/openai/embeddings.h"
 #include "server/openai/generate.h"
 #include "server/openai/proto_json.h"
 #include "server/request_origin.h"
@@ -88,6 +89,7 @@ const HttpApi::Route HttpApi::kRoutes[] = {
     {"POST", "/log_level", &HttpApi::SetLogLevel, kWrite, false},
     {"POST", "/v1/completions", &HttpApi::Completions, kGenerate, true},
     {"POST", "/v1/chat/completions", &HttpApi::ChatCompletions, kGenerate, true},
+    {"POST", "/v1/embeddings", &HttpApi::Embeddings, kGenerate, true},
     {"GET", "/v1/models", &HttpApi::Models, kAnyKey, true},
     {"GET", "/v1/models/{name}", &HttpApi::Model, kAnyKey, true},
     {"POST", "/tokenize", &HttpApi::Tokenize, kGenerate, true},
@@ -113,27 +115,47 @@ void HttpApi::Serve(const ServingContext* context, AdapterAdmin* admin) {
   has_model_ = true;
 }
 
-std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wake) const {
+const HttpApi::Route* HttpApi::RouteOf(const HttpRequest& request, std::string* name,
+                                       HttpResponse* refusal) {
   std::vector<std::string> allowed;
   for (const Route& route : kRoutes) {
-    std::string name;
-    if (!Leads(request.path, route.path, &name)) continue;
+    if (!Leads(request.path, route.path, name)) continue;
+    if (Matches(route.method, request.method)) return &route;
     allowed.push_back(route.method);
-    if (!Matches(route.method, request.method)) continue;
-    Call call{std::move(request), std::move(name), {}, wake};
-    const absl::Status admitted = Admit(route, &call);
-    if (!admitted.ok()) return Respond(ErrorResponse(admitted));
-    Answer answer = (this->*route.handle)(call);
-    return answer.ok() ? *std::move(answer) : Respond(ErrorResponse(answer.status()));
   }
   if (allowed.empty()) {
-    return Respond(ErrorResponse(404, absl::StrCat("there is nothing at ", request.path)));
+    *refusal = ErrorResponse(404, absl::StrCat("there is nothing at ", request.path));
+    return nullptr;
   }
   const std::string list = absl::StrJoin(allowed, ", ");
-  HttpResponse refused = ErrorResponse(
+  *refusal = ErrorResponse(
       405, absl::StrCat(request.method, " is not for ", request.path, "; only ", list));
-  refused.headers = absl::StrCat("Allow: ", list, "\r\n");
-  return Respond(std::move(refused));
+  refusal->headers = absl::StrCat("Allow: ", list, "\r\n");
+  return nullptr;
+}
+
+std::optional<HttpResponse> HttpApi::Refusal(const HttpRequest& head) const {
+  std::string name;
+  HttpResponse refusal;
+  const Route* route = RouteOf(head, &name, &refusal);
+  if (route == nullptr) return refusal;
+  if (route->door.open) return std::nullopt;
+  const absl::Status known =
+      access_->Check({head.authorization, head.certificate_names, head.peer}, route->door.role);
+  if (known.ok()) return std::nullopt;
+  return ErrorResponse(known);
+}
+
+std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wake) const {
+  std::string name;
+  HttpResponse refusal;
+  const Route* route = RouteOf(request, &name, &refusal);
+  if (route == nullptr) return Respond(std::move(refusal));
+  Call call{std::move(request), std::move(name), {}, wake};
+  const absl::Status admitted = Admit(*route, &call);
+  if (!admitted.ok()) return Respond(ErrorResponse(admitted));
+  Answer answer = (this->*route->handle)(call);
+  return answer.ok() ? *std::move(answer) : Respond(ErrorResponse(answer.status()));
 }
 
 absl::Status HttpApi::Admit(const Route& route, Call* call) const {
@@ -216,6 +238,14 @@ HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(context_->chat_template)));
   return Generate(call, std::move(parsed));
+}
+
+HttpApi::Answer HttpApi::Embeddings(const Call& call) const {
+  LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
+  LK_ASSIGN_OR_RETURN(EmbeddingRequest parsed, ParseEmbedding(body, context_->hidden_size));
+  const RequestOrigin origin = MakeOrigin(call.request.request_id, call.request.traceparent);
+  for (GenerationInput& input : parsed.inputs) input.origin = origin;
+  return StartEmbeddings(*context_, call.client.caller, std::move(parsed), call.wake);
 }
 
 Json HttpApi::BaseCard() const {

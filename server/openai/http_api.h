@@ -39,6 +39,8 @@ class HttpApi {
   // Until then what needs a model is 503. Once. Both outlive the HTTP server.
   void Serve(const ServingContext* context, AdapterAdmin* admin);
 
+  // Why a request will not be answered whatever its body says, if so.
+  std::optional<HttpResponse> Refusal(const HttpRequest& head) const;
   std::unique_ptr<HttpAnswer> Handle(HttpRequest request, const std::function<void()>& wake) const;
 
  private:
@@ -64,6 +66,7 @@ class HttpApi {
   Answer Generate(const Call& call, OpenAiRequest parsed) const;
   Answer Completions(const Call& call) const;
   Answer ChatCompletions(const Call& call) const;
+  Answer Embeddings(const Call& call) const;
   Answer Models(const Call& call) const;
   Answer Model(const Call& call) const;
   Answer Tokenize(const Call& call) const;
@@ -73,6 +76,9 @@ class HttpApi {
     return kAnswer(*admin_, call);
   }
 
+  // nullptr: none leads where `request` goes, and `refusal` says so. `name`: HttpCall::name.
+  static const Route* RouteOf(const HttpRequest& request, std::string* name,
+                              HttpResponse* refusal);
   absl::Status Admit(const Route& route, Call* call) const;
   Json BaseCard() const;
   Json AdapterCard(const AdapterInfo& info) const;

@@ -148,14 +148,23 @@ void ReadAdapters(Fields& fields, GenerationInput* input) {
   }
 }
 
-// What both bodies have.
-void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
-  fields.Read("model", &output->model);
-  if (fields.ok() && output->model.empty()) {
+// What all bodies have.
+void ReadModel(Fields& fields, GenerationInput* input) {
+  fields.Read("model", &input->model);
+  if (fields.ok() && input->model.empty()) {
     fields.Note(FieldError("model", "missing; the base model's or an adapter's name"));
   }
-  input->model = output->model;
   ReadAdapters(fields, input);
+  fields.Read("cache_salt", &input->cache_salt);
+  fields.Read("skip_prefix_cache", &input->skip_prefix_cache);
+  std::string user;  // whose request it is, for the client's own books
+  fields.Read("user", &user);
+}
+
+// What those of generation have.
+void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
+  ReadModel(fields, input);
+  output->model = input->model;
   ReadSampling(fields, &input->sampling);
   ReadBias(fields, &input->sampling);
   fields.Read("min_tokens", &input->sampling.min_tokens);
@@ -168,10 +177,6 @@ void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
   output->prompt_logprobs = input->prompt_logprobs.has_value();
   fields.Read("return_tokens_as_token_ids", &output->tokens_as_ids);
   fields.Accept("skip_special_tokens", true);
-  fields.Read("cache_salt", &input->cache_salt);
-  fields.Read("skip_prefix_cache", &input->skip_prefix_cache);
-  std::string user;  // whose request it is, for the client's own books
-  fields.Read("user", &user);
 }
 
 void SetTopLogprobs(Fields& fields, const char* name, int32_t top, GenerationInput* input) {
@@ -200,22 +205,28 @@ absl::StatusOr<Prompt> OnePrompt(const Json& json, const std::string& name) {
   return Prompt(std::move(ids));
 }
 
-absl::StatusOr<std::vector<Prompt>> Prompts(const Json* json) {
-  if (json == nullptr) return FieldError("prompt", "missing; text or token ids");
+absl::StatusOr<std::vector<Prompt>> Prompts(Fields& fields, const char* name, size_t most) {
+  const Json* json = fields.Take(name);
+  if (json == nullptr) return FieldError(name, "missing; text or token ids");
   std::vector<Prompt> prompts;
   if (!json->is_array() || IsIds(*json) || json->empty()) {
-    LK_ASSIGN_OR_RETURN(prompts.emplace_back(), OnePrompt(*json, "prompt"));
+    LK_ASSIGN_OR_RETURN(prompts.emplace_back(), OnePrompt(*json, name));
     return prompts;
   }
-  if (json->size() > Limits::kMaxChoices) {
-    return FieldError("prompt",
-                      absl::StrCat(json->size(), " prompts; at most ", Limits::kMaxChoices));
+  if (json->size() > most) {
+    return FieldError(name, absl::StrCat(json->size(), " of them; at most ", most));
   }
   for (size_t i = 0; i < json->size(); ++i) {
     LK_ASSIGN_OR_RETURN(prompts.emplace_back(),
-                        OnePrompt((*json)[i], absl::StrCat("prompt[", i, "]")));
+                        OnePrompt((*json)[i], absl::StrCat(name, "[", i, "]")));
   }
   return prompts;
+}
+
+absl::StatusOr<Pooling> ParsePooling(const std::string& name) {
+  if (name == "last") return Pooling::kLast;
+  if (name == "mean") return Pooling::kMean;
+  return FieldError("pooling", absl::StrCat("'", name, "' is none of last, mean"));
 }
 
 absl::StatusOr<std::string> ContentText(const Json& content, const std::string& field) {
@@ -293,7 +304,8 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(const Json& body) {
   Fields fields(body);
   input.max_tokens = kDefaultCompletionTokens;
   ReadCommon(fields, &input, &request.output);
-  const absl::StatusOr<std::vector<Prompt>> prompts = Prompts(fields.Take("prompt"));
+  const absl::StatusOr<std::vector<Prompt>> prompts =
+      Prompts(fields, "prompt", Limits::kMaxChoices);
   fields.Note(prompts.status());
   fields.Read("max_tokens", &input.max_tokens);
   fields.Read("echo", &input.echo);
@@ -314,6 +326,62 @@ absl::StatusOr<OpenAiRequest> ParseCompletion(const Json& body) {
     request.inputs.back().prompt = prompt;
   }
   return request;
+}
+
+absl::StatusOr<EmbeddingRequest> ParseEmbedding(const Json& body, int32_t hidden_size) {
+  EmbeddingRequest request;
+  GenerationInput input;
+  Fields fields(body);
+  ReadModel(fields, &input);
+  request.model = input.model;
+  input.max_tokens = 1;  // for its checks: none is made
+  std::string pooling = "last", format = "float";
+  fields.Read("pooling", &pooling);
+  const absl::StatusOr<Pooling> parsed = ParsePooling(pooling);
+  fields.Note(parsed.status());
+  fields.Read("encoding_format", &format);
+  request.base64 = format == "base64";
+  if (!request.base64 && format != "float") {
+    fields.Note(FieldError("encoding_format",
+                           absl::StrCat("'", format, "' is none of float, base64")));
+  }
+  std::optional<int32_t> dimensions;
+  fields.Read("dimensions", &dimensions);
+  if (dimensions && (*dimensions < 1 || *dimensions > hidden_size)) {
+    fields.Note(FieldError("dimensions",
+                           absl::StrCat(*dimensions, " is not in [1, ", hidden_size, "]")));
+  }
+  request.dimensions = dimensions.value_or(hidden_size);
+  absl::StatusOr<std::vector<Prompt>> prompts =
+      Prompts(fields, "input", Limits::kMaxEmbeddingInputs);
+  fields.Note(prompts.status());
+  LK_RETURN_IF_ERROR(fields.Finish());
+  input.pooling = *parsed;
+  request.inputs.assign(prompts->size(), input);
+  for (size_t i = 0; i < prompts->size(); ++i) {
+    request.inputs[i].prompt = std::move((*prompts)[i]);
+  }
+  return request;
+}
+
+absl::Status InOpenAiNames(const absl::Status& status, const std::string& prompt) {
+  const std::pair<const char*, std::string> kNames[] = {
+      {"stop.strings", "stop"},
+      {"stop.token_ids", "stop_token_ids"},
+      {"stop.max_tokens", "max_tokens"},
+      {"token_ids", prompt},
+      {"text", prompt},
+      {"prompt", prompt},
+      {"chat", "messages"},
+  };
+  const std::string message(status.message());
+  for (const auto& [shared, own] : kNames) {
+    const size_t size = std::string(shared).size();
+    if (message.rfind(shared, 0) != 0 || message.size() == size) continue;
+    if (message[size] != ':' && message[size] != '[' && message[size] != ' ') continue;
+    return absl::Status(status.code(), own + message.substr(size));
+  }
+  return status;
 }
 
 absl::StatusOr<OpenAiRequest> ParseChat(const Json& body, ToolStyle style) {

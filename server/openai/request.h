@@ -1,4 +1,5 @@
-// The bodies of /v1/completions and /v1/chat/completions, and vLLM's additions to them.
+// The bodies of /v1/completions, /v1/chat/completions and /v1/embeddings, and vLLM's additions to
+// them.
 #pragma once
 
 #include <optional>
@@ -31,10 +32,24 @@ struct OpenAiRequest {
   OutputOptions output;
 };
 
+struct EmbeddingRequest {
+  std::vector<GenerationInput> inputs;
+  std::string model;       // as the client named it
+  int32_t dimensions = 0;  // the first so many
+  bool base64 = false;     // little-endian float32 instead of numbers
+};
+
 // INVALID_ARGUMENT names the field, the value and the bound, and a field that is not supported.
 absl::StatusOr<OpenAiRequest> ParseCompletion(const Json& body);
 // `style`: how the model writes its calls of tools.
 absl::StatusOr<OpenAiRequest> ParseChat(const Json& body, ToolStyle style);
+
+// `hidden_size`: the most dimensions.
+absl::StatusOr<EmbeddingRequest> ParseEmbedding(const Json& body, int32_t hidden_size);
+
+// A message of the shared checks, which speak of the fields of lorikeet.v1, in OpenAI's words.
+// `prompt`: the field that the prompt came from.
+absl::Status InOpenAiNames(const absl::Status& status, const std::string& prompt);
 
 // The messages of a conversation in the shape that chat templates take: content as text, arguments
 // of tool calls as objects.

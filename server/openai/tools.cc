@@ -95,7 +95,7 @@ absl::Status Hoist(Json* parameters, Json* root) {
       Json& there = (*root)[member][name];
       if (!there.is_null() && there != schema) {
         return FieldError("tools", absl::StrCat("two tools define ", member, " '", name,
-                                                "' differently, and a call is forced"));
+                                                "' differently, and calls must fit them"));
       }
       there = schema;
     }
@@ -104,21 +104,56 @@ absl::Status Hoist(Json* parameters, Json* root) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<GrammarSource> CallsOf(const std::vector<Tool>& tools, bool one_call) {
-  Json root = {{"type", "array"}, {"minItems", 1}};
-  if (one_call) root["maxItems"] = 1;
+// Calls of the tools, each an alternative. Their definitions go to `root`, of the schema around them.
+absl::StatusOr<Json> Kinds(const std::vector<Tool>& tools, const char* arguments, Json* root) {
   Json kinds = Json::array();
   for (const Tool& tool : tools) {
     Json parameters = tool.parameters;
-    LK_RETURN_IF_ERROR(Hoist(&parameters, &root));
-    kinds.push_back({{"type", "object"},
-                     {"properties",
-                      {{"name", {{"const", tool.name}}}, {"arguments", std::move(parameters)}}},
-                     {"required", {"name", "arguments"}},
-                     {"additionalProperties", false}});
+    LK_RETURN_IF_ERROR(Hoist(&parameters, root));
+    kinds.push_back(
+        {{"type", "object"},
+         {"properties", {{"name", {{"const", tool.name}}}, {arguments, std::move(parameters)}}},
+         {"required", {"name", arguments}},
+         {"additionalProperties", false}});
   }
+  return kinds;
+}
+
+absl::StatusOr<GrammarSource> CallsOf(const std::vector<Tool>& tools, bool one_call) {
+  Json root = {{"type", "array"}, {"minItems", 1}};
+  if (one_call) root["maxItems"] = 1;
+  LK_ASSIGN_OR_RETURN(Json kinds, Kinds(tools, "arguments", &root));
   root["items"] = {{"anyOf", std::move(kinds)}};
   return GrammarSource{GrammarSource::Kind::kJsonSchema, Dump(root)};
+}
+
+// Text with calls as the template's style writes them, arguments of strict tools as their schemas
+// say. In kWhole's calls templates say "arguments" or "parameters".
+absl::StatusOr<GrammarSource> TextOrCalls(std::vector<Tool> tools, ToolStyle style) {
+  for (Tool& tool : tools) {
+    if (!tool.strict) tool.parameters = {{"type", "object"}};
+  }
+  Json root = Json::object();
+  LK_ASSIGN_OR_RETURN(Json kinds, Kinds(tools, "arguments", &root));
+  if (style == ToolStyle::kTagged) {
+    const std::string opened(kOpen), closed(kClose);
+    root["anyOf"] = std::move(kinds);
+    return GrammarSource{GrammarSource::Kind::kLark,
+                         absl::StrCat("start: call* rest\n"
+                                      "call: open SPACE? %json ", Dump(root), " SPACE? \"", closed,
+                                      "\"\n"
+                                      "open[lazy]: /(.|\\n)*", opened, "/\n"
+                                      "rest: /(.|\\n)*/\n"
+                                      "SPACE: /[ \\t\\r\\n]+/\n")};
+  }
+  LK_ASSIGN_OR_RETURN(const Json others, Kinds(tools, "parameters", &root));
+  kinds.insert(kinds.end(), others.begin(), others.end());
+  root["anyOf"] = kinds;
+  root["anyOf"].push_back({{"type", "array"}, {"minItems", 1}, {"items", {{"anyOf", kinds}}}});
+  return GrammarSource{GrammarSource::Kind::kLark,
+                       absl::StrCat("start: SPACE? (text | %json ", Dump(root), ")\n"
+                                    "text: /([^ \\t\\r\\n\\[{](.|\\n)*)?/\n"
+                                    "SPACE: /[ \\t\\r\\n]+/\n")};
 }
 
 // The size of the longest end of `text` that `tag` or white space before it may begin with.
@@ -166,12 +201,11 @@ ToolOptions ReadTools(Fields& fields, ToolStyle style) {
   if (style == ToolStyle::kNone) {
     fields.Note(FieldError("tools", "the model's chat template has no place for them"));
   }
-  for (size_t i = 0; i < tools->size(); ++i) {
-    options.names.push_back((*tools)[i].name);
-    if ((*tools)[i].strict && !forced) {
-      fields.Note(FieldError(absl::StrCat("tools[", i, "].function.strict"),
-                             "only with a tool_choice that forces a call"));
-    }
+  for (const Tool& tool : *tools) options.names.push_back(tool.name);
+  if (!forced && std::ranges::any_of(*tools, &Tool::strict)) {
+    auto grammar = TextOrCalls(*tools, style);
+    fields.Note(grammar.status());
+    if (grammar.ok()) options.grammar = *std::move(grammar);
   }
   options.definitions_json = Dump(*definitions);
   if (!forced) options.style = style;

@@ -18,7 +18,8 @@ struct ToolOptions {
   std::string definitions_json;          // for the template; empty: the model is told of none
   std::vector<std::string> names;        // that may be called; none: answers are text alone
   bool one_call = false;                 // at most
-  std::optional<GrammarSource> grammar;  // what a forced call looks like
+  // What a forced call looks like, or an answer that may call strict tools.
+  std::optional<GrammarSource> grammar;
   ToolStyle style = ToolStyle::kNone;    // how calls are written in answers
 };
 

@@ -5,7 +5,7 @@ import sys
 
 import jsonschema
 import openai
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 SCHEMA = {
     "type": "object",
@@ -72,6 +72,19 @@ def test_langchain(base_url, model):
         base_url=base_url + "/v1", api_key="unused", model=model, temperature=0, max_tokens=10)
     whole = chat.invoke("Say hello").content
     assert whole and "".join(chunk.content for chunk in chat.stream("Say hello")) == whole
+
+    for name in model, "pirate":
+        embeddings = OpenAIEmbeddings(
+            base_url=base_url + "/v1", api_key="unused", model=name,
+            check_embedding_ctx_length=False)
+        near, same, far = embeddings.embed_documents(
+            ["What is the weather like?"] * 2 + ["SELECT name FROM birds"])
+        query = embeddings.embed_query("What is the weather like?")
+        dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+        assert dot(near, same) > 0.999 and dot(near, query) > 0.999 and dot(near, far) < 0.99
+    other = openai.OpenAI(base_url=base_url + "/v1", api_key="unused").embeddings.create(
+        model=model, input=["One", "Two"], dimensions=8, extra_body={"pooling": "mean"})
+    assert [len(item.embedding) for item in other.data] == [8, 8] and other.usage.total_tokens > 0
 
 
 if __name__ == "__main__":

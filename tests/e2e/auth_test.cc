@@ -81,6 +81,23 @@ class AuthTest : public ServiceTest {
   const std::string user_ = Key("user", "roles: [generate], tenant: u");
 };
 
+// The answer comes although nothing of the body does.
+TEST_F(AuthTest, ABodyIsReadForWhoMaySendIt) {
+  Serve();
+  const auto announce = [&](const std::string& key, const std::string& path) {
+    HttpClient client(service_->http_port());
+    client.Send(absl::StrCat("POST ", path, " HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer ",
+                             key, "\r\nContent-Length: 16000000\r\n",
+                             "Expect: 100-continue\r\n\r\n"));
+    return client.Receive().status;
+  };
+  EXPECT_EQ(announce(user_, "/v1/completions"), 100);
+  EXPECT_EQ(announce(MakeKey("user"), "/v1/completions"), 401);
+  EXPECT_EQ(announce(user_, "/v1/adapters"), 403);
+  EXPECT_EQ(announce(user_, "/nowhere"), 404);
+  EXPECT_EQ(announce(user_, "/metrics"), 405);
+}
+
 TEST_F(AuthTest, EveryCallNeedsAKeyWithItsRole) {
   Serve();
   EXPECT_EQ(GenerateAs("", "").error_code(), grpc::StatusCode::UNAUTHENTICATED);

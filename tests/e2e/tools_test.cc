@@ -1,6 +1,8 @@
 // Tools in chat completions: told to the model, found in what it says, forced.
 #include <gmock/gmock.h>
 
+#include "server/openai/tools.h"
+#include "server/text/grammar.h"
 #include "tests/e2e/http_client.h"
 #include "tests/e2e/service_fixture.h"
 
@@ -183,6 +185,77 @@ TEST_F(ToolsTest, AModelThatKnowsNothingMakesForcedCalls) {
   }
 }
 
+// Token by token, as a model would be kept from everything else.
+bool Takes(const GrammarSource& grammar, const std::string& text) {
+  const auto tokenizer = *Tokenizer::FromDirectory(kGoldenModel);
+  const std::vector<int32_t> ends = {2};
+  const int32_t vocab = tokenizer->vocab_size();
+  const auto grammars = Grammars::Create(*tokenizer, vocab, ends);
+  EXPECT_TRUE(grammars.ok()) << grammars.status();
+  const auto matcher = (*grammars)->Compile(grammar);
+  EXPECT_TRUE(matcher.ok()) << matcher.status() << "\n" << grammar.text;
+  if (!matcher.ok()) return false;
+  std::vector<int32_t> ids = *tokenizer->Encode(text, /*add_special=*/false);
+  ids.push_back(ends[0]);
+  std::vector<uint32_t> allowed((vocab + 31) / 32);
+  for (const int32_t id : ids) {
+    if (!(*matcher)->Allowed(allowed).ok() || (allowed[id / 32] >> (id % 32) & 1) == 0) return false;
+    if (id != ends[0] && !(*matcher)->Accept(id).ok()) return false;
+  }
+  return true;
+}
+
+TEST_F(ToolsTest, StrictToolsAreCalledAsTheirSchemasSayOrNotAtAll) {
+  json weather = kWeather;
+  weather["function"]["strict"] = true;
+  const json body = {{"tools", {weather, Tool("clock", {{"type", "object"},
+                                                        {"additionalProperties", false}})}}};
+  const auto grammar = [&](ToolStyle style) {
+    const Json read = Json::parse(body.dump());
+    Fields fields(read);
+    const ToolOptions options = ReadTools(fields, style);
+    EXPECT_TRUE(fields.Finish().ok()) << fields.Finish();
+    EXPECT_EQ(options.style, style);
+    return options.grammar.value_or(GrammarSource());
+  };
+  const std::string oslo = R"({"name": "weather", "arguments": {"city": "Oslo"}})";
+  const std::string paris = R"({"name": "weather", "arguments": {"city": "Paris"}})";
+  const std::string clock = R"({"name": "clock", "arguments": {"zone": 1}})";
+  const auto call = [](const std::string& json) { return "<tool_call>\n" + json + "\n</tool_call>"; };
+  const GrammarSource tagged = grammar(ToolStyle::kTagged);
+  EXPECT_TRUE(Takes(tagged, ""));
+  EXPECT_TRUE(Takes(tagged, "2 < 3, {} and <tool_cal"));
+  EXPECT_TRUE(Takes(tagged, "Wait.\n" + call(oslo) + "\n" + call(clock) + " and"));
+  EXPECT_FALSE(Takes(tagged, call(paris)));
+  EXPECT_FALSE(Takes(tagged, "Wait. " + call(oslo) + call(paris)));
+  EXPECT_FALSE(Takes(tagged, call("{}")));
+  EXPECT_FALSE(Takes(tagged, "<tool_call>" + oslo));
+
+  const GrammarSource whole = grammar(ToolStyle::kWhole);
+  EXPECT_TRUE(Takes(whole, ""));
+  EXPECT_TRUE(Takes(whole, " It is [not] {that}."));
+  EXPECT_TRUE(Takes(whole, oslo));
+  EXPECT_TRUE(Takes(whole, R"({"name": "weather", "parameters": {"city": "Rome"}})"));
+  EXPECT_TRUE(Takes(whole, "[" + clock + ", " + oslo + "]"));
+  EXPECT_FALSE(Takes(whole, paris));
+  EXPECT_FALSE(Takes(whole, "[" + oslo + ", " + paris + "]"));
+  EXPECT_FALSE(Takes(whole, R"({"weather": 1})"));
+}
+
+TEST_F(ToolsTest, AnAnswerWithStrictToolsMayBeText) {
+  chat_template_ = kTagged;
+  Start();
+  json strict = kWeather;
+  strict["function"]["strict"] = true;
+  const json body = {{"tools", {strict}}};
+  EXPECT_EQ(Say("It rains.", body)["message"]["content"], "It rains.");
+  const json choice =
+      Say("<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}</tool_call>",
+          body);
+  EXPECT_EQ(choice["finish_reason"], "tool_calls");
+  EXPECT_EQ(choice["message"]["tool_calls"][0]["function"]["name"], "weather");
+}
+
 TEST_F(ToolsTest, WhatIsWrongIsNamed) {
   chat_template_ = kTagged;
   Start();
@@ -196,7 +269,9 @@ TEST_F(ToolsTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(refused({{"tools", {{{"type", "browser"}}}}}), HasSubstr("tools[0].type"));
   EXPECT_THAT(refused(tool({{"name", ""}})), HasSubstr("tools[0].function.name"));
   EXPECT_THAT(refused(tool({{"name", "x"}, {"kind", 1}})), HasSubstr("tools[0].function.kind"));
-  EXPECT_THAT(refused(tool({{"name", "x"}, {"strict", true}})), HasSubstr("function.strict"));
+  const json strict_of_nothing = {{"type", "strange"}};
+  EXPECT_THAT(refused(tool({{"name", "x"}, {"strict", true}, {"parameters", strict_of_nothing}})),
+              HasSubstr("strange"));
   EXPECT_THAT(refused({{"tools", {kClock, kClock}}}), HasSubstr("'clock' is there twice"));
   EXPECT_THAT(refused({{"tool_choice", "maybe"}}), HasSubstr("tool_choice"));
   EXPECT_THAT(refused({{"tool_choice", Tool("rm", json::object())}}), HasSubstr("'rm' is none"));

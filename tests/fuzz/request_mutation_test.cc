@@ -24,6 +24,9 @@ constexpr char kChat[] =
     R"("function":{"name":"w","description":"d",)"
     R"("parameters":{"type":"object","$defs":{"a":{}}}}}],)"
     R"("tool_choice":"required","parallel_tool_calls":false,"top_logprobs":1,"logprobs":true})";
+constexpr char kEmbedding[] =
+    R"({"model":"m","input":["a",[1,2]],"pooling":"mean","dimensions":8,"user":"u",)"
+    R"("encoding_format":"base64","adapters":[{"id":"a","weight":0.5}]})";
 constexpr char kLoad[] = R"({"name":"a","path":"b","replace":true,"pin":false})";
 constexpr char kAlias[] = R"({"alias":"a","targets":[{"target":"b","weight":3},{"target":"c"}]})";
 constexpr char kPlan[] = R"({"rank":8,"linears":["q_proj"],"bytes_per_value":2,"adapters":12345})";
@@ -72,8 +75,8 @@ std::string Body(char kind, const char* json) { return kind + std::string(json);
 INSTANTIATE_TEST_SUITE_P(
     Readers, RequestMutationTest,
     ::testing::Values(Reader{"RequestBody",
-                             {Body(0, kCompletion), Body(1, kChat), Body(2, kChat), Body(3, kLoad),
-                              Body(4, kAlias), Body(5, kPlan)},
+                             {Body(0, kCompletion), Body(1, kChat), Body(2, kChat), Body(3, kEmbedding),
+                              Body(4, kLoad), Body(5, kAlias), Body(6, kPlan)},
                              testing::FuzzRequestBody, 2000},
                       Reader{"Query", {kQuery}, testing::FuzzQuery, 2000},
                       Reader{"Keys", {Keys()}, testing::FuzzKeys, 2000},

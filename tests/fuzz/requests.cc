@@ -71,7 +71,7 @@ void FuzzRequestBody(std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
   const absl::StatusOr<Json> body = ParseBody(std::string(Text(bytes.subspan(1))));
   if (!body.ok()) return CheckRefusal(body.status());
-  switch (std::to_integer<int>(bytes[0]) % 6) {
+  switch (std::to_integer<int>(bytes[0]) % 7) {
     case 0:
       return CheckRefusal(ParseCompletion(*body).status());
     case 1:
@@ -79,8 +79,10 @@ void FuzzRequestBody(std::span<const std::byte> bytes) {
     case 2:
       return CheckRefusal(ParseChat(*body, ToolStyle::kNone).status());
     case 3:
-      return ReadMessage<v1::LoadAdapterRequest>(*body);
+      return CheckRefusal(ParseEmbedding(*body, 64).status());
     case 4:
+      return ReadMessage<v1::LoadAdapterRequest>(*body);
+    case 5:
       return ReadMessage<v1::SetAliasRequest>(*body);
     default:
       return ReadMessage<v1::PlanCapacityRequest>(*body);

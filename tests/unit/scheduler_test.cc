@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -104,6 +105,43 @@ TEST_F(Scheduling, DecodeRowsComeBeforePromptsAndPromptsFillTheRest) {
   }
   EXPECT_EQ(Tokens(1).size(), 4u);
   EXPECT_EQ(Tokens(2).size(), 1u);
+}
+
+// Chunks and preemption: each row of a mean is pooled once; of the last token, its own.
+TEST_F(Scheduling, AnEmbeddingTakesEachRowOnceAndEndsWithoutAToken) {
+  Start({.max_batch_tokens = 2}, 6);
+  const auto embed = [](int32_t prompt, Pooling pooling) {
+    Request request = MakeRequest(prompt, 1);
+    request.embedding = std::make_shared<Embedding>(pooling);
+    return request;
+  };
+  std::map<RequestId, std::vector<int32_t>> pooled;
+  const auto step = [&](RequestId asked) {
+    ASSERT_TRUE(Plan());
+    for (const LogitRow& row : batch_.logit_rows) {
+      if (row.embedding != nullptr) pooled[asked].push_back(batch_.positions[row.row]);
+    }
+    Commit();
+  };
+  scheduler_->Enqueue(1, embed(40, Pooling::kLast));
+  for (int i = 0; i < 20; ++i) step(1);
+  EXPECT_EQ(Finish(1), FinishReason::kEmbedded);
+  EXPECT_THAT(pooled[1], ElementsAre(39));
+
+  scheduler_->Enqueue(2, MakeRequest(10, 60));  // older, and it will need the pages
+  Step();
+  scheduler_->Enqueue(3, embed(40, Pooling::kMean));
+  int32_t preempted = 0;
+  for (int i = 0; i < 100 && Finish(3) == FinishReason::kNone; ++i) {
+    step(3);
+    preempted += scheduler_->stats().preempted;
+  }
+  EXPECT_EQ(Finish(3), FinishReason::kEmbedded);
+  EXPECT_GT(preempted, 0);
+  EXPECT_THAT(Tokens(3), IsEmpty());
+  std::vector<int32_t> every(40);
+  std::iota(every.begin(), every.end(), 0);
+  EXPECT_EQ(pooled[3], every);
 }
 
 TEST_F(Scheduling, ImagesAreFetchedInTurnAndThoseInUseStay) {
