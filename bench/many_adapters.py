@@ -23,6 +23,9 @@ import urllib.error
 import urllib.request
 
 HIDDEN, KV, LAYERS, RANKS = 576, 192, 2, (8, 16, 32, 64)
+HITS = 'lorikeet_adapter_hits_total{tier="host"}'
+RESIDENT = 'lorikeet_adapters_resident{tier="host"}'
+MISSES = 'lorikeet_adapter_misses_total{tier="host"}'
 SMALL = bytes(0x3C | (b & 0x80) for b in range(256))
 
 
@@ -65,7 +68,8 @@ class Server:
         self.process = subprocess.Popen(
             [self.args.lorikeet, "serve", "--model", self.args.model, "--adapter-root",
              self.args.folder, "--adapter-dir", self.args.folder + "/state", "--grpc-port", "0",
-             "--http-port", "0", "--kv-cache-mib", "256", *self.flags], stdout=subprocess.PIPE, text=True)
+             "--http-port", "0", "--kv-cache-mib", "256",
+             "--no-prefix-cache", *self.flags], stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if line.startswith("ready"):
                 break
@@ -166,6 +170,11 @@ def at_once(threads, count, call):
         worker.join()
 
 
+def first_token(result):
+    ttft = result["ttft_ms"]
+    return f"first token median {ttft['p50']:.1f} ms, 99 % {ttft['p99']:.1f} ms"
+
+
 def output_rate(result):
     return result["completion_tokens"] / result["wall_s"]
 
@@ -187,9 +196,9 @@ def measure(args):
     row("scrape of /metrics", spread(timed(lambda: server.call("/metrics"), 200)))
     row("/v1/models, all of them", spread(timed(lambda: server.call("/v1/models"), 20)))
     few, many = traffic(server, 5), traffic(server, args.adapters)
-    row("8 streams over 5 adapters, Zipf 1.0", f"{output_rate(few):.0f} tokens/s")
+    row("8 streams over 5 adapters, Zipf 1.0", f"{output_rate(few):.0f} tokens/s; {first_token(few)}")
     row(f"8 streams over {args.adapters:,}, all in host memory", f"{output_rate(many):.0f} tokens/s, "
-        f"{100 * output_rate(many) / output_rate(few):.0f} % of that")
+        f"{100 * output_rate(many) / output_rate(few):.0f} % of that; {first_token(many)}")
     churn(server, args)
     server.stop()
 
@@ -197,35 +206,41 @@ def measure(args):
     row("start with all of them registered", f"{server.start_s:.2f} s")
     time.sleep(5)
     server.stop()
-    for name in ("registry",):
-        path = f"{args.folder}/state/{name}"
-        row("state file", f"{os.path.getsize(path) / 1e6:.1f} MB")
-    # A quarter of all bytes fits: hits and misses of the host tier.
-    quarter = max(1, sum(RANKS[i % 4] * 2 * LAYERS * (3 * HIDDEN + KV)
-                         for i in range(args.adapters)) // 4 >> 20)
-    server = Server(args, "--adapter-host-mib", str(quarter))
-    time.sleep(10)  # reads ahead
-    row(f"memory, {quarter} MiB of adapters allowed", f"{server.rss_mb():.0f} MB "
-        f"({empty_mb:.0f} MB without any registered)")
-    hits, misses = server.metric("lorikeet_adapter_host_hits_total"), server.metric(
-        "lorikeet_adapter_host_misses_total")
-    result = traffic(server, args.adapters)
-    hits = server.metric("lorikeet_adapter_host_hits_total") - hits
-    misses = server.metric("lorikeet_adapter_host_misses_total") - misses
-    row(f"the same, {100 * misses / (hits + misses):.0f} % of the requests read from disk",
-        f"{output_rate(result):.0f} tokens/s, {100 * output_rate(result) / output_rate(few):.0f} %")
+    row("state file", f"{os.path.getsize(args.folder + '/state/registry') / 1e6:.1f} MB")
+    server = None
+    for percent in (25, 1):
+        if server is not None:
+            server.stop()
+        server = tight(args, percent, few, empty_mb)
     cold, warm = [], []
     rng = random.Random(7)
     for _ in range(200):
         name = name_of(rng.randrange(args.adapters // 2, args.adapters))
-        before = server.metric("lorikeet_adapter_host_misses_total")
+        before = server.metric(MISSES)
         first = server.complete(name)
-        if server.metric("lorikeet_adapter_host_misses_total") > before:
+        if server.metric(MISSES) > before:
             cold.append(first)
             warm.append(server.complete(name))
     row("first token, adapter on disk, nothing else running", spread(cold))
     row("first token, adapter in host memory", spread(warm))
     server.stop()
+
+
+def tight(args, percent, few, empty_mb):
+    """A server whose host memory takes `percent` of all adapters' bytes, after Zipf's traffic."""
+    mib = max(1, sum(RANKS[i % 4] * 2 * LAYERS * (3 * HIDDEN + KV)
+                     for i in range(args.adapters)) * percent // 100 >> 20)
+    server = Server(args, "--adapter-host-mib", str(mib))
+    time.sleep(10)  # reads ahead
+    row(f"memory, {mib} MiB of adapters allowed ({percent} %)", f"{server.rss_mb():.0f} MB "
+        f"({empty_mb:.0f} MB without any registered)")
+    hits, misses = server.metric(HITS), server.metric(MISSES)
+    result = traffic(server, args.adapters)
+    hits, misses = server.metric(HITS) - hits, server.metric(MISSES) - misses
+    row(f"8 streams, {100 * misses / (hits + misses):.0f} % of the requests read from disk",
+        f"{output_rate(result):.0f} tokens/s, {100 * output_rate(result) / output_rate(few):.0f} %; "
+        f"{first_token(result)}")
+    return server
 
 
 def churn(server, args):
@@ -317,7 +332,7 @@ def soak(args):
         minute += 1
         try:
             print(f"| {minute} | {server.rss_mb():.0f} | {server.metric('lorikeet_adapters'):.0f} "
-                  f"| {server.metric('lorikeet_adapters_in_host'):.0f} | {counts['requests']} | "
+                  f"| {server.metric(RESIDENT):.0f} | {counts['requests']} | "
                   f"{counts['cancels']} | {counts['loads']} | {counts['kills'] // 2} |", flush=True)
         except (OSError, FileNotFoundError) as error:
             failures.append(f"the server: {error}")
