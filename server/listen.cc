@@ -62,6 +62,8 @@ std::string HostPort(const std::string& host, int32_t port) {
   return ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
 }
 
+std::string HealthSocket(int32_t port) { return absl::StrCat("unix-abstract:lorikeet-", port); }
+
 absl::Status CheckCanListen(const std::string& host, int32_t port, const std::string& what) {
   int failed = 0;
   const Addresses found = Resolve(host, port, &failed);

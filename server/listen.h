@@ -19,4 +19,8 @@ bool IsLoopback(const std::string& host);
 // "host:port", an IPv6 address in brackets.
 std::string HostPort(const std::string& host, int32_t port);
 
+// Where gRPC finds the health of the server on this gRPC port, from the same machine or container
+// alone: an abstract socket, so that no file is left behind.
+std::string HealthSocket(int32_t port);
+
 }  // namespace lorikeet

@@ -75,7 +75,17 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
         inference::GRPCInferenceService::service_full_name()}) {
     self->server_->GetHealthCheckService()->SetServingStatus(service, true);
   }
+  LK_RETURN_IF_ERROR(self->StartHealth());
   return self;
+}
+
+absl::Status GrpcServer::StartHealth() {
+  const std::string address = HealthSocket(port_);
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+  health_ = builder.BuildAndStart();
+  if (health_ != nullptr) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("health socket ", address, " cannot be listened on"));
 }
 
 GrpcServer::~GrpcServer() { Stop(std::chrono::microseconds(0)); }
@@ -83,6 +93,7 @@ GrpcServer::~GrpcServer() { Stop(std::chrono::microseconds(0)); }
 void GrpcServer::SetDraining() {
   if (server_ == nullptr) return;  // stopped: nobody is served
   server_->GetHealthCheckService()->SetServingStatus(false);
+  health_->GetHealthCheckService()->SetServingStatus(false);
 }
 
 void GrpcServer::Stop(std::chrono::microseconds grace) {
@@ -90,6 +101,7 @@ void GrpcServer::Stop(std::chrono::microseconds grace) {
   server_->Shutdown(std::chrono::system_clock::now() + grace);
   server_->Wait();
   server_.reset();
+  health_.reset();
 }
 
 }  // namespace lorikeet

@@ -1,5 +1,6 @@
 // The gRPC port: GenerationService, AdapterService, the Open Inference Protocol, grpc.health.v1 and
-// reflection.
+// reflection. grpc.health.v1 alone is also on `HealthSocket(port)`, without TLS: a container's health
+// check needs no certificate there, whatever the port asks of clients.
 #pragma once
 
 #include <grpcpp/server.h>
@@ -45,12 +46,14 @@ class GrpcServer {
 
  private:
   GrpcServer(const ServingContext* context, AdapterAdmin* admin);
+  absl::Status StartHealth();
 
   FrontThread front_;  // outlives the calls
   GenerationServiceImpl generation_;
   AdapterServiceImpl adapters_;
   InferenceServiceImpl inference_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<grpc::Server> health_;  // there while `server_` is
   int port_ = 0;
 };
 

@@ -90,6 +90,8 @@ class BinaryTest : public ::testing::Test {
     args.insert(args.end(), {"--server", grpc_});
     return Run(args);
   }
+  std::string GrpcPort() const { return grpc_.substr(grpc_.find(':') + 1); }
+  Outcome Health() { return Run({"health", "--grpc-port", GrpcPort(), "--timeout-s", "1"}); }
   void ExpectOneLineError(const Outcome& outcome, const std::string& part) {
     EXPECT_NE(outcome.code, 0) << outcome.out;
     EXPECT_LT(outcome.code, 128) << "ended by a signal";
@@ -161,10 +163,10 @@ TEST_F(BinaryTest, GenerateJsonKeepsItsContract) {
 
 TEST_F(BinaryTest, HealthTellsReadyFromGone) {
   Serve();
-  EXPECT_EQ(Client({"health"}).out, "ready\n");
+  EXPECT_EQ(Health().out, "ready\n");
   kill(server_, SIGKILL);
   Wait(std::exchange(server_, -1));
-  ExpectOneLineError(Client({"health", "--timeout-s", "1"}), grpc_);
+  ExpectOneLineError(Health(), absl::StrCat("lorikeet-", GrpcPort()));
 }
 
 TEST_F(BinaryTest, StopStringsEndingTokensAndStreamsAgree) {
@@ -346,6 +348,7 @@ TEST_F(BinaryTest, ClientsSpeakTls) {
   const Outcome outcome = Client(with_own);
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   ExpectOneLineError(Client({"adapters", "list", "--tls-ca", "/nowhere"}), "/nowhere");
+  EXPECT_EQ(Health().out, "ready\n");  // with no certificate
 }
 
 TEST_F(BinaryTest, InspectNeedsNoServer) {

@@ -2,8 +2,10 @@
 // not; and directories that are watched.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <chrono>
+#include <csignal>
 #include <fstream>
 #include <future>
 #include <map>
@@ -263,6 +265,53 @@ TEST_F(Sources, WhatASourceDoesWrongHasAStatusAndLeavesNothing) {
   for (const auto& left : fs::directory_iterator(options_.directory)) {
     EXPECT_THAT(left.path().filename().string(), Not(HasSubstr("partial")));
   }
+}
+
+// A file that may not grow stands for a disk that is full.
+class SmallFiles {
+ public:
+  explicit SmallFiles(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit tight{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &tight);
+  }
+  ~SmallFiles() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  rlimit before_;
+  void (*const handler_)(int);
+};
+
+TEST_F(Sources, AFullDiskIsSaidAndLeavesNothing) {
+  const int64_t weights = files_["/a/adapter_model.safetensors"].size();
+  {
+    const SmallFiles full(weights / 2);
+    const absl::Status status = Status(peer_.url() + "/a");
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("is the disk full?"));
+  }
+  EXPECT_EQ(registry_->stats().names, 0);
+  EXPECT_EQ(Directories(), 0);
+  EXPECT_EQ(sources_->stats().disk.bytes, 0);
+  EXPECT_TRUE(Status(peer_.url() + "/a").ok()) << "once there is room";
+}
+
+TEST_F(Sources, ACacheThatCannotBeWrittenIsSaidAndTriedAgain) {
+  ASSERT_TRUE(Load("a", peer_.url() + "/a").ok());
+  Put("/b", 2);
+  fs::rename(options_.directory, dir_.path() / "away");
+  std::ofstream(options_.directory) << "no directory";
+  const absl::Status status = Status(peer_.url() + "/b");
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(options_.directory.string()));
+  EXPECT_TRUE(registry_->Acquire("a").ok()) << "it is in host memory";
+  fs::remove(options_.directory);
+  fs::rename(dir_.path() / "away", options_.directory);
+  EXPECT_TRUE(Status(peer_.url() + "/b").ok());
+  EXPECT_EQ(Directories(), 2);
 }
 
 TEST_F(Sources, AStalledSourceHoldsUpNobodyElse) {

@@ -166,9 +166,15 @@ double CudaBackend::MeasureBandwidth() {
 }
 
 MemoryUse CudaBackend::memory_use() const {
+  constexpr auto kKeep = std::chrono::seconds(1);
+  std::lock_guard<std::mutex> lock(memory_mutex_);
+  const auto now = std::chrono::steady_clock::now();
+  if (memory_use_.total != 0 && now - memory_asked_ < kKeep) return memory_use_;
   size_t free = 0, total = 0;
   if (cudaMemGetInfo(&free, &total) != cudaSuccess) return {};
-  return {.used = static_cast<int64_t>(total - free), .total = static_cast<int64_t>(total)};
+  memory_asked_ = now;
+  memory_use_ = {.used = static_cast<int64_t>(total - free), .total = static_cast<int64_t>(total)};
+  return memory_use_;
 }
 
 void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <string>
@@ -116,6 +117,9 @@ class CudaBackend final : public Backend {
   FirstError errors_;
   std::mutex load_mutex_;  // errors_ and the widths while weights load
 
+  mutable std::mutex memory_mutex_;  // the next two
+  mutable MemoryUse memory_use_;     // asked of the driver once a second at most: routers scrape often
+  mutable std::chrono::steady_clock::time_point memory_asked_;
   Gemm gemm_;
   DeviceImages adapters_;
   StepArrays arrays_;
