@@ -125,8 +125,7 @@ struct CodedRing {
   }
 };
 
-// One thread's: brings strips [first, end) of the weight's block of rows at `codes`, and of x. The
-// weight's are asked for before the kernel before has ended.
+// One thread's: brings strips [first, end) of the weight's block of rows at `codes`, and of x.
 template <int kColumns>
 __device__ void Bring(const CodedRing<kColumns>& ring, const std::byte* codes, const CUtensorMap& x,
                       int32_t first, int32_t end, int32_t x_row) {
@@ -145,17 +144,7 @@ __device__ void Bring(const CodedRing<kColumns>& ring, const std::byte* codes, c
       BringBox(ring.x(s, i), x, (first + unit * S::kStrips + i) * kStripWidth, x_row, ring.full[s]);
     }
   };
-  const int32_t early = min(units, S::kCount);
-  for (int32_t unit = 0; unit < early; ++unit) bring_codes(unit);
-  if (units <= 2 * S::kCount) LetKernelAfterStart();
-  WaitForKernelBefore();
-  for (int32_t unit = 0; unit < early; ++unit) bring_x(unit);
-  for (int32_t unit = early; unit < units; ++unit) {
-    ring.empty[unit % S::kCount].Wait(unit / S::kCount % 2 ^ 1);
-    bring_codes(unit);
-    bring_x(unit);
-    if (unit == units - S::kCount) LetKernelAfterStart();
-  }
+  FillRing(units, S::kCount, ring.empty, bring_codes, bring_x);
 }
 
 // What a lane has of a strip: its two rows' elements of four products.

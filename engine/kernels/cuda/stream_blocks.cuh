@@ -68,6 +68,29 @@ __device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster,
   }
 }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// One thread's: fills a ring of `stages` with `units`, in order, as stages become empty. The weight's
+// are asked for before the kernel before has ended. The kernel after may start when all but a ring's
+// have been asked for, so that its own first stages come while these are worked on.
+template <typename BringWeight, typename BringX>
+__device__ void FillRing(int32_t units, int32_t stages, PhaseBarrier* empty,
+                         const BringWeight& bring_weight, const BringX& bring_x) {
+  const int32_t early = min(units, stages);
+  for (int32_t unit = 0; unit < early; ++unit) bring_weight(unit);
+  if (units <= 2 * stages) LetKernelAfterStart();
+  WaitForKernelBefore();
+  for (int32_t unit = 0; unit < early; ++unit) bring_x(unit);
+  for (int32_t unit = early; unit < units; ++unit) {
+    empty[unit % stages].Wait(unit / stages % 2 ^ 1);
+    bring_weight(unit);
+    bring_x(unit);
+    if (unit == units - stages) LetKernelAfterStart();
+  }
+}
+
+#endif
+
 // The map of [rows, width] of a 16-bit type in boxes of kBoxWidth columns and `box_rows` rows. What
 // lies outside comes as zeros.
 cudaError_t MakeBoxMap(const void* data, DType dtype, int64_t rows, int64_t width, int64_t stride,

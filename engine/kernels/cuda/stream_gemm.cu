@@ -39,9 +39,7 @@ struct Ring {
   __device__ std::byte* x(int32_t stage) const { return weight(stage) + kWeightBytes; }
 };
 
-// One thread's: brings `units` stages from column unit `first` on, rows `row` and on. The weight's
-// are asked for before the kernel before has ended. The kernel after may start when all but a
-// ring's have been asked for, so that its own first stages come while these are worked on.
+// One thread's: brings `units` stages from column unit `first` on, rows `row` and on.
 template <int kColumns>
 __device__ void Bring(const Ring<kColumns>& ring, const CUtensorMap& weight, const CUtensorMap& x,
                       int32_t first, int32_t units, int32_t row) {
@@ -54,17 +52,7 @@ __device__ void Bring(const Ring<kColumns>& ring, const CUtensorMap& weight, con
     const int32_t s = unit % ring.stages;
     BringBox(ring.x(s), x, (first + unit) * kBoxWidth, 0, ring.full[s]);
   };
-  const int32_t early = min(units, ring.stages);
-  for (int32_t unit = 0; unit < early; ++unit) bring_weight(unit);
-  if (units <= 2 * ring.stages) LetKernelAfterStart();
-  WaitForKernelBefore();
-  for (int32_t unit = 0; unit < early; ++unit) bring_x(unit);
-  for (int32_t unit = early; unit < units; ++unit) {
-    ring.empty[unit % ring.stages].Wait(unit / ring.stages % 2 ^ 1);
-    bring_weight(unit);
-    bring_x(unit);
-    if (unit == units - ring.stages) LetKernelAfterStart();
-  }
+  FillRing(units, ring.stages, ring.empty, bring_weight, bring_x);
 }
 
 template <typename T, int kColumns>
