@@ -75,7 +75,19 @@ void RoundToFp8(int32_t width, std::vector<float>* values) {
   }
 }
 
-void CheckLinears(const TypeCase& type, Quantization quantization) {
+// What AddRmsNorm adds to zeros for `delta`.
+std::vector<float> AddedByNorm(Backend* backend, Matrix delta) {
+  DeviceRows x(backend, delta.rows, delta.width, DType::kF32);
+  x.Write(std::vector<float>(int64_t{delta.rows} * delta.width));
+  DeviceRows out(backend, delta.rows, delta.width, delta.dtype);
+  const DeviceMemory weight = backend->Upload(std::vector<float>(delta.width, 1));
+  backend->AddRmsNorm({.x = x.matrix, .delta = delta,
+                       .weight = reinterpret_cast<const float*>(weight.get()), .out = out.matrix});
+  return x.Read();
+}
+
+// `split`: what the product leaves to its reader is added by AddRmsNorm.
+void CheckLinears(const TypeCase& type, Quantization quantization, bool split) {
   const std::unique_ptr<Backend> backend = CudaBackendFor(type, /*record=*/true, quantization);
   for (uint32_t seed = 0; seed < 30; ++seed) {
     std::mt19937 rng(seed);
@@ -85,6 +97,11 @@ void CheckLinears(const TypeCase& type, Quantization quantization) {
         kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
     const LinearCase c = RandomLinear(count, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
                                       kind == 2 ? 150 : 300, type.dtype, rng);
+    for (const auto& random : c.adapters) {  // an output scale takes the result as a whole
+      for (ModuleDelta& delta : random->adapter.modules) {
+        if (split) delta.out_scale = nullptr;
+      }
+    }
     std::vector<std::vector<std::byte>> stored;
     std::vector<std::vector<float>> w, bias(c.outs.size());
     std::vector<TensorView> views(2 * c.outs.size());
@@ -122,9 +139,9 @@ void CheckLinears(const TypeCase& type, Quantization quantization) {
     x.resize(int64_t{rows} * c.in, NAN);  // rows computed for nothing must touch no other
     dx.Write(x);
     DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
-    backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix});
+    backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix, .split = split});
+    const std::vector<float> y = split ? AddedByNorm(backend.get(), dy.matrix) : dy.Read();
     ASSERT_TRUE(backend->status().ok()) << backend->status();
-    const std::vector<float> y = dy.Read();
     std::vector<double> expected, magnitude;
     int32_t first_column = 0;
     for (size_t m = 0; m < c.outs.size(); ++m) {
@@ -153,12 +170,16 @@ void CheckLinears(const TypeCase& type, Quantization quantization) {
 }
 
 TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
-  for (const TypeCase& type : kTypes) CheckLinears(type, Quantization::kNone);
+  for (const TypeCase& type : kTypes) CheckLinears(type, Quantization::kNone, false);
+}
+
+TEST(CudaLinear, WhatIsLeftToTheReaderIsAdded) {
+  for (const TypeCase& type : kTypes) CheckLinears(type, Quantization::kNone, true);
 }
 
 TEST(CudaLinear, CodedWeightsMatchTheValuesOfTheirCodes) {
   for (const TypeCase& type : kTypes) {
-    if (type.dtype != DType::kF32) CheckLinears(type, Quantization::kFp8);
+    if (type.dtype != DType::kF32) CheckLinears(type, Quantization::kFp8, false);
   }
 }
 

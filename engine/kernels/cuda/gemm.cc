@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/kernels/cuda/stream_gemm.h"
+#include "engine/kernels/cuda/tile_gemm.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -126,13 +127,12 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
   cudaStreamIsCapturing(stream, &recording);
   if (recording != cudaStreamCaptureStatusNone || !errors_->status().ok()) return;
   std::vector<std::pair<float, int>> timed;  // milliseconds, proposal
+  // Overwriting the workspace pushes the weight out of the second-level cache.
+  const auto flush = [&] { cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream); };
   const auto time = [&](int runs, int i) {
     Plan candidate = *plan;
     candidate.algorithm = proposals[i].algo;
-    return FastestOf(runs, stream, [&] {
-      // Overwriting the workspace pushes the weight out of the second-level cache.
-      cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream);
-    }, [&] { Run(candidate, weight, x, y, stream); });
+    return FastestOf(runs, stream, flush, [&] { Run(candidate, weight, x, y, stream); });
   };
   for (int i = 0; i < found; ++i) {
     if (proposals[i].state == CUBLAS_STATUS_SUCCESS) timed.push_back({time(kFirstRuns, i), i});
@@ -141,7 +141,13 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
   timed.resize(std::min<size_t>(timed.size(), kBest));
   for (auto& [ms, i] : timed) ms = std::min(ms, time(kRuns, i));
   const auto best = std::min_element(timed.begin(), timed.end());
-  if (best != timed.end()) plan->algorithm = proposals[best->second].algo;
+  if (best == timed.end()) return;
+  plan->algorithm = proposals[best->second].algo;
+  if (x.rows <= kFewRows || !CanTile(weight, x, y)) return;
+  const float tiled_ms = FastestOf(kRuns, stream, flush, [&] {
+    errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
+  });
+  plan->tiled = tiled_ms < best->first;
 }
 
 void Gemm::Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
@@ -155,9 +161,15 @@ void Gemm::Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStr
 void Gemm::Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream, bool beside) {
   if ((x.rows <= kFewRows || beside) && CanStream(weight, x)) {
     errors_->Note(LaunchStreamGemm(weight, x, y, stream), "a product of few rows");
-  } else {
-    Run(*PlanFor(weight, x, y, stream), weight, x, y, stream);
+    return;
   }
+  const Plan& plan = *PlanFor(weight, x, y, stream);
+  if (plan.tiled) errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
+  else Run(plan, weight, x, y, stream);
+}
+
+void Gemm::MultiplyByLibrary(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+  Run(*PlanFor(weight, x, y, stream), weight, x, y, stream);
 }
 
 }  // namespace lorikeet::cuda

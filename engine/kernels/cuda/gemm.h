@@ -1,4 +1,5 @@
-// Dense products: those of few rows as stream_gemm.h, the others through cuBLASLt.
+// Dense products: those of few rows as stream_gemm.h, the others through cuBLASLt or as tile_gemm.h,
+// whichever takes less time.
 #pragma once
 
 #include <cublasLt.h>
@@ -24,12 +25,15 @@ class Gemm {
   // y = x Wᵀ with float32 sums. weight: [y.width, x.width] of x's type, rows adjacent; y is of x's
   // type or float32. `beside`: other kernels run at the same time.
   void Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream, bool beside = false);
+  // The same by cuBLASLt.
+  void MultiplyByLibrary(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
 
  private:
   struct Plan {
     cublasLtMatmulDesc_t product = nullptr;
     cublasLtMatrixLayout_t weight = nullptr, x = nullptr, y = nullptr;
     cublasLtMatmulAlgo_t algorithm = {};
+    bool tiled = false;  // tile_gemm.h's takes less time
   };
   // in, out, rows, strides of x and y, types of x and y, the least alignment of the three
   using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, DType, DType, uint32_t>;

@@ -28,6 +28,14 @@ class PhaseBarrier {
   __device__ void Arrive() {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(SharedAddress(&state_)) : "memory");
   }
+  // At the barrier that block `rank` of the cluster has in the same place.
+  __device__ void ArriveIn(uint32_t rank) {
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(SharedAddress(&state_)),
+        "r"(rank)
+        : "memory");
+  }
   __device__ void ArriveExpecting(int32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(SharedAddress(&state_)),
                  "r"(bytes)
@@ -65,6 +73,17 @@ __device__ inline void BringBox(void* shared, const CUtensorMap& map, int32_t co
       : "memory");
 }
 
+// The same to the same place in every block of the cluster that `blocks` has a bit of; the bytes arrive
+// at each one's barrier.
+__device__ inline void BringBoxToAll(void* shared, const CUtensorMap& map, int32_t column, int32_t row,
+                                     const PhaseBarrier& barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier.address()), "h"(blocks)
+      : "memory");
+}
+
 // Copies `bytes`, a multiple of 16, from memory aligned to as much; they arrive at `barrier`.
 __device__ inline void BringBytes(void* shared, const void* from, int32_t bytes,
                                   const PhaseBarrier& barrier) {
@@ -75,19 +94,38 @@ __device__ inline void BringBytes(void* shared, const void* from, int32_t bytes,
       : "memory");
 }
 
+// Where an operand begins, in 16 bytes. Of a block of a cluster an address also names the block, in bits
+// that are others' in a descriptor.
+__device__ inline uint64_t OperandAddress(const void* p) { return (SharedAddress(p) & 0x3ffff) >> 4; }
+
 // A tile of rows of 128 bytes, 1024-byte aligned, 16-byte chunks exchanged as
 // CU_TENSOR_MAP_SWIZZLE_128B does, as an operand whose columns are contracted.
 __device__ inline uint64_t TileDescriptor(const void* tile) {
-  const uint64_t address = SharedAddress(tile) >> 4;
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = uint64_t{1} << 62;
-  return address | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128;
+  return OperandAddress(tile) | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128;
 }
 
 inline constexpr int32_t kProductBytes = 32;  // that a product contracts at a time
 
 __device__ inline void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void CommitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most kLeft of those committed are unfinished.
+template <int kLeft>
+__device__ void WaitForProducts() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
 __device__ inline void EndProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+  CommitProducts();
+  WaitForProducts<0>();
+}
+
+// Stores four squares of 8 x 8 elements of 16 bits, each lane two columns' neighbours of a square's row
+// (as Mma's d): columns become rows. `to`: in shared memory, a lane's is of row lane % 8 of square
+// lane / 8.
+__device__ inline void StoreTransposed(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
 }
 
 // d[64, 8 * kColumns] += a[64, 16] b[8 * kColumns, 16]ᵀ by a warp group. d is spread as Mma's (vec.cuh):
@@ -109,6 +147,13 @@ __device__ inline void EndProducts() {
 #define LK_LIST64 \
   LK_TEN("") "," LK_TEN("1") "," LK_TEN("2") "," LK_TEN("3") "," LK_TEN("4") "," LK_TEN("5") \
   ",%60,%61,%62,%63"
+#define LK_LIST70 \
+  LK_TEN("") "," LK_TEN("1") "," LK_TEN("2") "," LK_TEN("3") "," LK_TEN("4") "," LK_TEN("5") "," \
+  LK_TEN("6")
+#define LK_LIST72 LK_LIST70 ",%70,%71"
+#define LK_LIST80 LK_LIST70 "," LK_TEN("7")
+#define LK_LIST88 LK_LIST80 ",%80,%81,%82,%83,%84,%85,%86,%87"
+#define LK_LIST96 LK_LIST80 "," LK_TEN("8") ",%90,%91,%92,%93,%94,%95"
 #define LK_LIST128                                                                             \
   LK_TEN("") "," LK_TEN("1") "," LK_TEN("2") "," LK_TEN("3") "," LK_TEN("4") "," LK_TEN("5") "," \
   LK_TEN("6") "," LK_TEN("7") "," LK_TEN("8") "," LK_TEN("9") "," LK_TEN("10") "," LK_TEN("11")  \
@@ -119,7 +164,8 @@ __device__ inline void EndProducts() {
 
 template <typename T, int kColumns>
 __device__ void GroupMma(float (&d)[4 * kColumns], uint64_t a, uint64_t b) {
-  static_assert(kColumns == 1 || kColumns == 2 || kColumns == 4 || kColumns == 8);
+  static_assert(kColumns == 1 || kColumns == 2 || kColumns == 4 || kColumns == 8 ||
+                kColumns == 16 || kColumns == 18 || kColumns == 20 || kColumns == 22 || kColumns == 24);
 #define LK_TILES "l"(a), "l"(b)
   if constexpr (kColumns == 1) {
     LK_GROUP_MMA("8", LK_LIST4, "%4", "%5", "0, 0", LK_TILES, LK_D4(0));
@@ -127,8 +173,19 @@ __device__ void GroupMma(float (&d)[4 * kColumns], uint64_t a, uint64_t b) {
     LK_GROUP_MMA("16", LK_LIST8, "%8", "%9", "0, 0", LK_TILES, LK_D4(0), LK_D4(4));
   } else if constexpr (kColumns == 4) {
     LK_GROUP_MMA("32", LK_LIST16, "%16", "%17", "0, 0", LK_TILES, LK_D16(0));
-  } else {
+  } else if constexpr (kColumns == 8) {
     LK_GROUP_MMA("64", LK_LIST32, "%32", "%33", "0, 0", LK_TILES, LK_D16(0), LK_D16(16));
+  } else if constexpr (kColumns == 16) {
+    LK_GROUP_MMA("128", LK_LIST64, "%64", "%65", "0, 0", LK_TILES, LK_D64(0));
+  } else if constexpr (kColumns == 18) {
+    LK_GROUP_MMA("144", LK_LIST72, "%72", "%73", "0, 0", LK_TILES, LK_D64(0), LK_D4(64), LK_D4(68));
+  } else if constexpr (kColumns == 22) {
+    LK_GROUP_MMA("176", LK_LIST88, "%88", "%89", "0, 0", LK_TILES, LK_D64(0), LK_D16(64), LK_D4(80),
+                 LK_D4(84));
+  } else if constexpr (kColumns == 20) {
+    LK_GROUP_MMA("160", LK_LIST80, "%80", "%81", "0, 0", LK_TILES, LK_D64(0), LK_D16(64));
+  } else {
+    LK_GROUP_MMA("192", LK_LIST96, "%96", "%97", "0, 0", LK_TILES, LK_D64(0), LK_D16(64), LK_D16(80));
   }
 #undef LK_TILES
 }
@@ -159,6 +216,11 @@ __device__ void GroupMma(float (&d)[4 * kColumns], const uint32_t (&a)[4], uint6
 #undef LK_D16
 #undef LK_D4
 #undef LK_LIST128
+#undef LK_LIST96
+#undef LK_LIST88
+#undef LK_LIST80
+#undef LK_LIST72
+#undef LK_LIST70
 #undef LK_LIST64
 #undef LK_LIST32
 #undef LK_LIST16
