@@ -196,33 +196,6 @@ __device__ Place PlaceOfBlock(const CodedWeight& weight, int32_t block) {
   }
 }
 
-// Four columns of a row of y at a time.
-template <typename Y>
-__device__ void StoreFour(Y* to, const float4& v) {
-  if constexpr (std::is_same_v<Y, float>) {
-    *reinterpret_cast<float4*>(to) = v;
-  } else {
-    *reinterpret_cast<uint2*>(to) = {Pack2<Y>(v.x, v.y), Pack2<Y>(v.z, v.w)};
-  }
-}
-
-// What this block computed, of the part's rows from `first` on and y's rows from `y_row` on.
-template <typename Y>
-__device__ void StoreBlock(const float* partial, const float* scales, const Matrix& y,
-                           const CodedPart& part, const Place& place, int32_t y_row,
-                           int32_t y_rows) {
-  constexpr int32_t kFours = kBlockRows / 4;
-  const int32_t first = place.block * kBlockRows;
-  for (int32_t i = threadIdx.x; i < kFours * y_rows; i += kComputing) {
-    const int32_t row = i % kFours * 4, column = i / kFours;
-    if (first + row >= part.rows) continue;
-    float4 sum = *reinterpret_cast<const float4*>(partial + column * kPartialStride + row);
-    const float4 scale = *reinterpret_cast<const float4*>(scales + row);
-    sum = {sum.x * scale.x, sum.y * scale.y, sum.z * scale.z, sum.w * scale.w};
-    StoreFour(y.row<Y>(y_row + column) + place.column + first + row, sum);
-  }
-}
-
 __device__ void WaitForComputing() {
   asm volatile("bar.sync 1, %0;" ::"n"(kComputing) : "memory");
 }
@@ -265,18 +238,16 @@ __global__ void __launch_bounds__(kThreads<kColumns>, Stage<kColumns>::kRoom)
     Multiply<T>(ring, end - begin, sums);
     WaitForComputing();  // the ring, which `partial` lies in, is not read any more
     StorePartial<kColumns>(partial, sums);
-    if (blocks == 1) {
-      WaitForComputing();
-      StoreBlock<Y>(partial, scales, args.y, part, place, x_row, y_rows);
-      return;
-    }
+    if (blocks == 1) WaitForComputing();
+    else cluster.sync();
     const int32_t first = place.block * kBlockRows;
-    cluster.sync();
-    AddOverCluster(cluster, partial, y_rows, kComputing, [&](int32_t row, int32_t column, float sum) {
+    AddOverCluster(cluster, partial, y_rows, kComputing, [&](int32_t row, int32_t column, float4 sum) {
       if (first + row >= part.rows) return;
-      args.y.row<Y>(x_row + column)[place.column + first + row] = FromFloat<Y>(sum * scales[row]);
+      const float4 scale = *reinterpret_cast<const float4*>(scales + row);
+      sum = {sum.x * scale.x, sum.y * scale.y, sum.z * scale.z, sum.w * scale.w};
+      StoreFour(args.y.row<Y>(x_row + column) + place.column + first + row, sum);
     });
-    cluster.sync();
+    if (blocks > 1) cluster.sync();
   } else {
     if constexpr (kColumns == kManyColumns) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     const int64_t block = int64_t{place.block} * args.strips * kStripBytes;

@@ -51,20 +51,34 @@ __device__ void StorePartial(float* partial, const float (&sums)[kColumns * 4]) 
 
 // Blocks of a cluster have the same rows of the weight, and each a part of the columns; `threads` of
 // each add up a part of the rows over all of them, in their order, and call put(row of the block, row
-// of y, sum). The cluster waits for itself before and after: sums are there, and stay.
+// of y, sums of four rows). What others added up is there before, and stays until all are done: the
+// cluster waits for itself, or the block if it is alone.
 template <typename Put>
 __device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster, float* partial,
                                int32_t y_rows, int32_t threads, const Put& put) {
   const int32_t blocks = static_cast<int32_t>(cluster.num_blocks());
-  const int32_t count = kBlockRows / blocks;
-  const int32_t begin = count * static_cast<int32_t>(cluster.block_rank());
-  for (int32_t i = threadIdx.x; i < count * y_rows; i += threads) {
-    const int32_t row = begin + i % count, column = i / count;
-    float sum = 0;
+  const int32_t fours = kBlockRows / blocks / 4;
+  const int32_t begin = fours * 4 * static_cast<int32_t>(cluster.block_rank());
+  for (int32_t i = threadIdx.x; i < fours * y_rows; i += threads) {
+    const int32_t row = begin + i % fours * 4, column = i / fours;
+    float4 sum = {};
     for (int32_t b = 0; b < blocks; ++b) {
-      sum += cluster.map_shared_rank(partial, b)[column * kPartialStride + row];
+      // A block's own is nearer by its own address.
+      const float* const of_block = blocks == 1 ? partial : cluster.map_shared_rank(partial, b);
+      const float4 part = *reinterpret_cast<const float4*>(of_block + column * kPartialStride + row);
+      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
     put(row, column, sum);
+  }
+}
+
+// Four columns of a row of y at a time.
+template <typename Y>
+__device__ void StoreFour(Y* to, const float4& v) {
+  if constexpr (std::is_same_v<Y, float>) {
+    *reinterpret_cast<float4*>(to) = v;
+  } else {
+    *reinterpret_cast<uint2*>(to) = {Pack2<Y>(v.x, v.y), Pack2<Y>(v.z, v.w)};
   }
 }
 

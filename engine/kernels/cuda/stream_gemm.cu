@@ -79,6 +79,16 @@ __device__ void Store(const Matrix& y, int32_t row, int32_t column, float sum) {
   if (row < y.rows && column < y.width) y.row<Y>(row)[column] = FromFloat<Y>(sum);
 }
 
+template <typename Y>
+__device__ void StoreAllOfFour(const Matrix& y, int32_t row, int32_t column, const float4& sum) {
+  Y* const to = y.row<Y>(row) + column;
+  if (column + 4 <= y.width && reinterpret_cast<uintptr_t>(to) % (4 * sizeof(Y)) == 0) {
+    return StoreFour(to, sum);
+  }
+  const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+  for (int32_t i = 0; i < 4; ++i) Store<Y>(y, row, column + i, sums[i]);
+}
+
 template <typename T, typename Y, int kColumns>
 __global__ void __launch_bounds__(kComputing + 32)
     StreamGemm(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap x,
@@ -112,7 +122,9 @@ __global__ void __launch_bounds__(kComputing + 32)
     float* const partial = reinterpret_cast<float*>(shared);
     if (threadIdx.x < kComputing) StorePartial<kColumns>(partial, sums);
     cluster.sync();
-    AddOverCluster(cluster, partial, args.y.rows, blockDim.x, store);
+    AddOverCluster(cluster, partial, args.y.rows, blockDim.x, [&](int32_t row, int32_t column, float4 sum) {
+      StoreAllOfFour<Y>(args.y, column, first_row + row, sum);
+    });
     cluster.sync();
   } else if (threadIdx.x < kComputing) {
     ForEachSum<kColumns>(sums, store);
