@@ -297,6 +297,12 @@ absl::StatusOr<std::string> TemplateMessages(const Json& messages) {
     if (!message.contains("role") || !message["role"].is_string()) {
       return FieldError(field + ".role", "missing; \"system\", \"user\", \"assistant\", ...");
     }
+    for (const char* name : {"name", "tool_call_id"}) {
+      const Json given = message.value(name, Json());
+      if (!given.is_null() && !given.is_string()) {
+        return FieldError(absl::StrCat(field, ".", name), "not a string");
+      }
+    }
     if (message.contains("content") && !message["content"].is_null()) {
       LK_ASSIGN_OR_RETURN(message["content"], ContentText(message["content"], field + ".content"));
     } else if (message.contains("tool_calls")) {

@@ -326,6 +326,8 @@ TEST_F(OpenAiTest, WhatIsNotHonouredIsNamed) {
                                R"({"messages": [{"content": "x"}]})",
                                R"({"messages": [{"role": "user", "content": [{"type": "image_url",
                                    "image_url": {"url": "x"}}]}]})",
+                               R"({"messages": [{"role": "tool", "content": "x",
+                                   "tool_call_id": 7}]})",
                                R"({"top_logprobs": 2})", R"({"audio": {}})"};
   for (const std::string& chat : chats) {
     Post("/v1/chat/completions", Chat(json::parse(chat)), 400);
