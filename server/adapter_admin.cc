@@ -1,7 +1,6 @@
 #include "server/adapter_admin.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +14,7 @@ using std::chrono::microseconds;
 
 constexpr int32_t kDefaultPage = 100;
 constexpr int32_t kMaxPage = 1000;
+constexpr int64_t kMaxDrainMs = 24 * 3600 * 1000;
 
 template <typename Response>
 absl::StatusOr<Response> WithAdapter(const absl::StatusOr<AdapterInfo>& info) {
@@ -26,6 +26,12 @@ absl::StatusOr<Response> WithAdapter(const absl::StatusOr<AdapterInfo>& info) {
 
 absl::Status CheckSees(const Identity& caller, std::string_view name) {
   return caller.Sees(name) ? absl::OkStatus() : AdapterNotLoaded(name);
+}
+
+absl::Status CheckDrain(int64_t drain_ms) {
+  if (drain_ms >= 0 && drain_ms <= kMaxDrainMs) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("drain_ms: ", drain_ms, " is not in [0, ", kMaxDrainMs, "]"));
 }
 
 class VisibleWatch final : public AdapterWatch {
@@ -135,8 +141,9 @@ void AdapterAdmin::Unload(const Client& client, const v1::UnloadAdapterRequest& 
   if (!seen.ok()) return finish(seen);
   microseconds drain = std::min(options_.drain, time_left.value_or(options_.drain));
   if (request.has_drain_ms()) {
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-    drain = std::chrono::milliseconds(std::min(request.drain_ms(), kMost));
+    const absl::Status fits = CheckDrain(request.drain_ms());
+    if (!fits.ok()) return finish(fits);
+    drain = std::chrono::milliseconds(request.drain_ms());
   }
   registry_->UnloadAsync(request.name(), std::max(drain, microseconds(0)), finish);
 }

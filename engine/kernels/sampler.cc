@@ -278,14 +278,28 @@ int32_t DrawUnfiltered(const Distribution& d, const SamplingParams& params, doub
   return Draw(weights, total, uniform);
 }
 
+// Leaves out, in place, the tokens whose bit is not set. A word of bits at a time: most have all of
+// them, or none.
+void KeepAllowed(std::span<const uint32_t> allowed, std::span<float> logits) {
+  for (size_t begin = 0; begin < logits.size(); begin += 32) {
+    const uint32_t word = allowed[begin / 32];
+    if (word == ~uint32_t{0}) continue;
+    const std::span some = logits.subspan(begin, std::min<size_t>(32, logits.size() - begin));
+    if (word == 0) {
+      std::ranges::fill(some, kMinusInfinity);
+      continue;
+    }
+    for (size_t i = 0; i < some.size(); ++i) {
+      some[i] = (word >> i & 1) != 0 ? some[i] : kMinusInfinity;
+    }
+  }
+}
+
 // Biases and leaves out, in place.
 void Edit(const LogitRow& row, std::span<float> logits) {
   for (const auto& [id, bias] : row.sampling->logit_bias) logits[id] += bias;
   for (const int32_t id : row.forbidden) logits[id] = kMinusInfinity;
-  if (row.allowed.empty()) return;
-  for (size_t id = 0; id < logits.size(); ++id) {
-    if ((row.allowed[id / 32] >> (id % 32) & 1) == 0) logits[id] = kMinusInfinity;
-  }
+  if (!row.allowed.empty()) KeepAllowed(row.allowed, logits);
 }
 
 // Penalties, in place.

@@ -1,7 +1,6 @@
 #include "engine/runner/model_runner.h"
 
 #include <algorithm>
-#include <future>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
@@ -139,15 +138,20 @@ absl::Status ModelRunner::WarmUp() {
 }
 
 // A bit a token for each constrained row. An error leaves a row nothing, which ends its request.
-void ModelRunner::FillMasks(std::span<LogitRow> rows) {
-  const size_t words = (static_cast<size_t>(base_model_.vocab_size()) + 31) / 32;
-  masks_.resize(rows.size() * words);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].constraint == nullptr) continue;
-    const std::span mask = std::span(masks_).subspan(i * words, words);
-    if (!rows[i].constraint->Allowed(mask).ok()) std::fill(mask.begin(), mask.end(), 0);
-    rows[i].allowed = mask;
+void ModelRunner::FillMasks() {
+  constrained_.clear();
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (rows_[i].constraint != nullptr) constrained_.push_back(static_cast<int32_t>(i));
   }
+  if (constrained_.empty()) return;
+  const size_t words = (static_cast<size_t>(base_model_.vocab_size()) + 31) / 32;
+  masks_.resize(constrained_.size() * words);
+  backend_->ParallelFor(static_cast<int32_t>(constrained_.size()), [&](int32_t i, int32_t) {
+    LogitRow& row = rows_[constrained_[i]];
+    const std::span mask = std::span(masks_).subspan(i * words, words);
+    if (!row.constraint->Allowed(mask).ok()) std::ranges::fill(mask, 0);
+    row.allowed = mask;
+  });
 }
 
 // Rows from `begin` on that are answered together: as many as the backend takes at a time, all
@@ -176,10 +180,6 @@ absl::Status ModelRunner::Pool(int32_t begin, int32_t rows) {
 
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
   rows_.assign(batch.logit_rows.begin(), batch.logit_rows.end());
-  std::future<void> masks;
-  if (std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row.constraint; })) {
-    masks = std::async(std::launch::async, [this] { FillMasks(rows_); });
-  }
   logit_rows_.clear();
   for (const LogitRow& row : batch.logit_rows) logit_rows_.push_back(row.row);
   model_->Forward({.tokens = batch.tokens,
@@ -190,7 +190,9 @@ absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
                    .logit_rows = logit_rows_,
                    .segments = batch.segments});
   LK_RETURN_IF_ERROR(backend_->status());
-  if (masks.valid()) masks.get();
+  // While a GPU computes. On the CPU all cores have just become free, and have nothing to gain from a
+  // thread more.
+  FillMasks();
   const int32_t wanted = static_cast<int32_t>(logit_rows_.size());
   StepResult result;
   result.sampled.resize(wanted);

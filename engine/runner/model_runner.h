@@ -58,7 +58,7 @@ class ModelRunner final : public Runner {
   // some billion weights on a GPU, nothing on the CPU.
   absl::Status WarmUp();
 
-  void FillMasks(std::span<LogitRow> rows);
+  void FillMasks();
   int32_t RowsOfAKind(int32_t begin) const;
   absl::Status Sample(int32_t begin, std::span<SampledToken> out);
   absl::Status Pool(int32_t begin, int32_t rows);
@@ -73,7 +73,8 @@ class ModelRunner final : public Runner {
 
   std::vector<int32_t> logit_rows_;  // [L] of the step
   std::vector<LogitRow> rows_;       // [L] with what their constraints allow
-  std::vector<uint32_t> masks_;      // [L, words] computed beside the forward pass
+  std::vector<int32_t> constrained_;  // [C] indices of those that are, in rows_
+  std::vector<uint32_t> masks_;       // [C, words]
   std::vector<float> hidden_;        // [rows, D] on their way into embeddings
 };
 

@@ -87,19 +87,65 @@ void SetLogprobs(const TokenLogprobs& from, v1::TokenLogprobs* to) {
   }
 }
 
+absl::StatusOr<Pooling> ToPooling(v1::Pooling pooling) {
+  switch (pooling) {
+    case v1::POOLING_UNSPECIFIED:
+    case v1::POOLING_LAST:
+      return Pooling::kLast;
+    case v1::POOLING_MEAN:
+      return Pooling::kMean;
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("pooling: ", static_cast<int>(pooling), " is not in [0, 2]"));
+  }
+}
+
 void SetFinish(const GenerationEnd& end, v1::Finish* finish) {
   finish->set_reason(end.length ? v1::FINISH_REASON_LENGTH : v1::FINISH_REASON_STOP);
   if (end.stop_token) finish->set_token_id(*end.stop_token);
   if (end.stop_string) finish->set_string(*end.stop_string);
-  finish->mutable_usage()->set_prompt_tokens(end.prompt_tokens);
-  finish->mutable_usage()->set_cached_tokens(end.cached_tokens);
-  finish->mutable_usage()->set_adapter_read_us(end.adapter_read_us);
-  finish->mutable_usage()->set_adapter_copy_us(end.adapter_copy_us);
-  finish->mutable_usage()->set_completion_tokens(end.completion_tokens);
+  SetUsage(end, finish->mutable_usage());
   finish->set_adapter_version(end.adapter_version);
 }
 
 }  // namespace
+
+void SetUsage(const GenerationEnd& end, v1::Usage* usage) {
+  usage->set_prompt_tokens(end.prompt_tokens);
+  usage->set_cached_tokens(end.cached_tokens);
+  usage->set_adapter_read_us(end.adapter_read_us);
+  usage->set_adapter_copy_us(end.adapter_copy_us);
+  usage->set_completion_tokens(end.completion_tokens);
+}
+
+absl::StatusOr<GenerationInput> ToInput(const v1::EmbedRequest& request, int32_t hidden_size) {
+  GenerationInput input;
+  switch (request.prompt_case()) {
+    case v1::EmbedRequest::kText:
+      input.prompt = request.text();
+      break;
+    case v1::EmbedRequest::kTokenIds: {
+      const auto& ids = request.token_ids().ids();
+      input.prompt = std::vector<int32_t>(ids.begin(), ids.end());
+      break;
+    }
+    case v1::EmbedRequest::PROMPT_NOT_SET:
+      return absl::InvalidArgumentError("prompt: not set; send text or token_ids");
+  }
+  if (request.dimensions() < 0 || request.dimensions() > hidden_size) {
+    return absl::InvalidArgumentError(absl::StrCat("dimensions: ", request.dimensions(),
+                                                   " is not in [0, ", hidden_size, "]"));
+  }
+  LK_ASSIGN_OR_RETURN(input.pooling, ToPooling(request.pooling()));
+  input.model = request.adapter();
+  for (const v1::WeightedAdapter& term : request.adapters()) {
+    input.adapters.push_back({term.id(), term.weight()});
+  }
+  input.max_tokens = 1;  // for its checks: none is made
+  input.cache_salt = request.cache_salt();
+  input.skip_prefix_cache = request.skip_prefix_cache();
+  return input;
+}
 
 absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   GenerationInput input;

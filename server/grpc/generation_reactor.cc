@@ -79,7 +79,8 @@ void UnaryGeneration::Pump() {
     const GenerationDelta delta = generation_->Poll();
     if (delta.empty()) return;
     if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
-    Take(delta);
+    const absl::Status taken = Take(delta);
+    if (!taken.ok()) return Fail(taken);
     finished_ = delta.last;
   }
   Finish(grpc::Status::OK);

@@ -59,8 +59,9 @@ class UnaryGeneration : public GenerationReactor, public grpc::ServerUnaryReacto
   void OnDone() final { Forget(); }
 
  protected:
-  // Adds what is new to the message, which is whole after `delta.last`. With the mutex held.
-  virtual void Take(const GenerationDelta& delta) = 0;
+  // Adds what is new to the message, which is whole after `delta.last`. An error ends the call. With
+  // the mutex held.
+  virtual absl::Status Take(const GenerationDelta& delta) = 0;
 
  private:
   void Pump() final;

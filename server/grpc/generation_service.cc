@@ -3,6 +3,7 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "engine/base/status_macros.h"
 #include "server/grpc/admit.h"
@@ -62,9 +63,10 @@ class UnaryCall final : public UnaryGeneration {
   explicit UnaryCall(grpc::ByteBuffer* bytes) : bytes_(bytes) {}
 
  private:
-  void Take(const GenerationDelta& delta) override {
+  absl::Status Take(const GenerationDelta& delta) override {
     AppendDelta(delta, ResponseOf(delta.choice));
     if (delta.last) *bytes_ = EncodeResponse(response_);
+    return absl::OkStatus();
   }
 
   v1::GenerateResponse* ResponseOf(int32_t choice) {
@@ -75,6 +77,26 @@ class UnaryCall final : public UnaryGeneration {
 
   grpc::ByteBuffer* const bytes_;  // gRPC's, valid until Finish
   v1::GenerateResponse response_;  // so far
+};
+
+class EmbedCall final : public UnaryGeneration {
+ public:
+  // `response`: gRPC's, valid until Finish.
+  EmbedCall(int32_t dimensions, v1::EmbedResponse* response)
+      : dimensions_(dimensions), response_(response) {}
+
+ private:
+  absl::Status Take(const GenerationDelta& delta) override {
+    if (!delta.end) return absl::OkStatus();
+    LK_ASSIGN_OR_RETURN(const std::vector<float> unit, delta.end->embedding->Unit(dimensions_));
+    response_->mutable_values()->Add(unit.begin(), unit.end());
+    SetUsage(*delta.end, response_->mutable_usage());
+    response_->set_adapter_version(delta.end->adapter_version);
+    return absl::OkStatus();
+  }
+
+  const int32_t dimensions_;
+  v1::EmbedResponse* const response_;
 };
 
 }  // namespace
@@ -94,6 +116,16 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateUnary(grpc::CallbackSer
   return unary.get();
 }
 
+grpc::ServerUnaryReactor* GenerationServiceImpl::Embed(grpc::CallbackServerContext* call,
+                                                       const v1::EmbedRequest* request,
+                                                       v1::EmbedResponse* response) {
+  const int32_t all = context_->hidden_size;
+  const int32_t dimensions = request->dimensions() == 0 ? all : request->dimensions();
+  const auto unary = std::make_shared<EmbedCall>(dimensions, response);
+  unary->Start(*context_, front_, call, [&] { return ToInput(*request, all); });
+  return unary.get();
+}
+
 grpc::ServerUnaryReactor* GenerationServiceImpl::GetModel(grpc::CallbackServerContext* call,
                                                           const v1::GetModelRequest*,
                                                           v1::GetModelResponse* response) {
@@ -108,6 +140,7 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GetModel(grpc::CallbackServerCo
   response->set_max_context_tokens(context_->max_context_tokens);
   response->set_has_chat_template(context_->chat_template != nullptr);
   response->set_server_version(kVersion);
+  response->set_hidden_size(context_->hidden_size);
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

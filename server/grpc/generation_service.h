@@ -14,7 +14,9 @@ namespace lorikeet {
 class GenerationServiceImpl final
     : public v1::GenerationService::WithRawCallbackMethod_Generate<
           v1::GenerationService::WithRawCallbackMethod_GenerateUnary<
-              v1::GenerationService::WithCallbackMethod_GetModel<v1::GenerationService::Service>>> {
+              v1::GenerationService::WithCallbackMethod_Embed<
+                  v1::GenerationService::WithCallbackMethod_GetModel<
+                      v1::GenerationService::Service>>>> {
  public:
   // Both outlive the server this is registered with.
   GenerationServiceImpl(const ServingContext* context, FrontThread* front)
@@ -25,6 +27,9 @@ class GenerationServiceImpl final
   grpc::ServerUnaryReactor* GenerateUnary(grpc::CallbackServerContext* call,
                                           const grpc::ByteBuffer* request,
                                           grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Embed(grpc::CallbackServerContext* call,
+                                  const v1::EmbedRequest* request,
+                                  v1::EmbedResponse* response) override;
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* call,
                                      const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) override;

@@ -38,11 +38,12 @@ class InferCall final : public UnaryGeneration {
   }
 
  private:
-  void Take(const GenerationDelta& delta) override {
+  absl::Status Take(const GenerationDelta& delta) override {
     texts_.resize(std::max<size_t>(texts_.size(), delta.choice + 1));
     texts_[delta.choice] += delta.text;
     if (delta.end) SetEnd(*delta.end, response_);
     if (delta.last) SetTexts(texts_, response_);
+    return absl::OkStatus();
   }
 
   inference::ModelInferResponse* const response_;  // gRPC's, valid until Finish

@@ -3,6 +3,7 @@
 #include <netinet/tcp.h>
 
 #include <array>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/http.hpp>
@@ -76,6 +77,13 @@ class Connection final : public HttpConnection,
     asio::post(stream_.get_executor(), [self = this->shared_from_this()] { self->Abandon(); });
   }
 
+  void OnWake() override {
+    asio::dispatch(stream_.get_executor(), [self = this->shared_from_this()] {
+      self->woken_ = false;
+      self->Pump();
+    });
+  }
+
   void Reply(HttpResponse response) override {
     LK_CHECK(answer_ != nullptr && !streaming_);
     const bool length_only = head_;
@@ -130,6 +138,8 @@ class Connection final : public HttpConnection,
   }
 
   void Begin() {
+    ErrorCode ignored;
+    socket().non_blocking(true, ignored);
     SetDeadline(shared_->limits.read_s);
     if constexpr (std::is_same_v<Stream, TlsStream>) {
       stream_.async_handshake(asio::ssl::stream_base::server,
@@ -288,17 +298,25 @@ class Connection final : public HttpConnection,
   }
 
   void Wake(Self self) {
-    if (woken_.exchange(true)) return;
-    asio::post(stream_.get_executor(), [self = std::move(self)] {
-      self->woken_ = false;
-      self->Pump();
-    });
+    if (!woken_.exchange(true)) shared_->wakes.Push(std::move(self));
   }
 
   void Pump() {
-    if (answer_ == nullptr || writing_ || answered_ || closed_) return;
-    answer_->Pump(*this);
-    if (!out_.empty()) Flush();
+    while (answer_ != nullptr && !writing_ && !answered_ && !closed_) {
+      answer_->Pump(*this);
+      if (out_.empty()) return;
+      // The last piece is left to Flush: what follows it may be the next of many requests, which
+      // must not nest.
+      if (answered_ || !SendNow()) return Flush();
+    }
+  }
+
+  // Whether all that is to be written left at once. An error is left to Flush as well.
+  bool SendNow() {
+    if constexpr (std::is_same_v<Stream, TlsStream>) return false;
+    ErrorCode error;
+    out_.erase(0, socket().write_some(asio::buffer(out_), error));
+    return out_.empty();
   }
 
   void Flush() {

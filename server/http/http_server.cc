@@ -43,6 +43,7 @@ struct HttpServer::Impl {
     shared->stopping = true;
     asio::post(strand, [this] { Stop(); });
     for (std::thread& thread : threads) thread.join();
+    shared->wakes.Close();
   }
 
   // Everything ends by itself once the sockets are closed, so no handler is left behind.
@@ -108,8 +109,8 @@ struct HttpServer::Impl {
     });
   }
 
-  const std::shared_ptr<HttpShared> shared = std::make_shared<HttpShared>();
   asio::io_context io;
+  const std::shared_ptr<HttpShared> shared = std::make_shared<HttpShared>(&io);
   asio::strand<asio::io_context::executor_type> strand;  // tls, acceptor, sweep and the list
   std::shared_ptr<asio::ssl::context> tls;  // nullptr: plain
   tcp::acceptor acceptor;

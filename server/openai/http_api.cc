@@ -282,7 +282,8 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
   const ServingContext& context = *context_;
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   Fields fields(body);
-  std::string model, prompt;
+  std::string model;
+  std::optional<std::string> prompt;
   bool add_special = true, add_generation_prompt = true;
   fields.Read("model", &model);
   fields.Read("prompt", &prompt);
@@ -290,6 +291,9 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
   fields.Read("add_generation_prompt", &add_generation_prompt);
   const Json* messages = fields.Take("messages");
   LK_RETURN_IF_ERROR(fields.Finish());
+  if (prompt.has_value() == (messages != nullptr)) {
+    return FieldError("prompt", "one of prompt and messages is needed, not both");
+  }
   LK_RETURN_IF_ERROR(ResolveModel(context, *call.client.caller, model).status());
   std::vector<int32_t> ids;
   if (messages != nullptr) {
@@ -298,7 +302,7 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
     LK_ASSIGN_OR_RETURN(chat.messages_json, TemplateMessages(*messages));
     LK_ASSIGN_OR_RETURN(ids, EncodeChat(context, chat));
   } else {
-    LK_ASSIGN_OR_RETURN(ids, context.tokenizer->Encode(prompt, add_special));
+    LK_ASSIGN_OR_RETURN(ids, context.tokenizer->Encode(*prompt, add_special));
   }
   return RespondJson({{"tokens", ids},
                       {"count", ids.size()},
@@ -309,14 +313,15 @@ HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   Fields fields(body);
   std::string model;
-  std::vector<int32_t> ids;
+  std::optional<std::vector<int32_t>> ids;
   fields.Read("model", &model);
   fields.Read("tokens", &ids);
   LK_RETURN_IF_ERROR(fields.Finish());
+  if (!ids) return FieldError("tokens", "missing");
   LK_RETURN_IF_ERROR(ResolveModel(*context_, *call.client.caller, model).status());
-  LK_RETURN_IF_ERROR(ValidateTokenIds(ids, "tokens", context_->vocab_size));
+  LK_RETURN_IF_ERROR(ValidateTokenIds(*ids, "tokens", context_->vocab_size));
   LK_ASSIGN_OR_RETURN(const std::string text,
-                      context_->tokenizer->Decode(ids, /*skip_special=*/false));
+                      context_->tokenizer->Decode(*ids, /*skip_special=*/false));
   return RespondJson({{"prompt", text}});
 }
 

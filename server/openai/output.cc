@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,17 @@ int64_t UnixSeconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
+}
+
+// Appends what stands between the quotes of a JSON string; `text`: valid UTF-8.
+void AppendQuoted(const std::string& text, std::string* out) {
+  const auto as_it_is = [](unsigned char c) { return c >= 0x20 && c != '"' && c != '\\'; };
+  if (std::ranges::all_of(text, as_it_is)) {
+    out->append(text);
+  } else {
+    const std::string quoted = Dump(text);
+    out->append(quoted, 1, quoted.size() - 2);
+  }
 }
 
 // As valid UTF-8.
@@ -68,7 +80,8 @@ OutputWriter::OutputWriter(OutputOptions options, const Tokenizer& tokenizer, in
       id_(absl::StrCat(options_.chat ? "chatcmpl-" : "cmpl-", options_.request_id)),
       created_(UnixSeconds()),
       text_offset_(choices, 0),
-      begun_(choices, false) {
+      begun_(choices, false),
+      text_events_(choices) {
   if (!options_.tools.names.empty()) finders_.assign(choices, ToolCallFinder(&options_.tools));
 }
 
@@ -94,6 +107,7 @@ void OutputWriter::Count(const GenerationEnd& end, bool first_of_prompt) {
   if (first_of_prompt) cached_tokens_ += end.cached_tokens;
   completion_tokens_ += end.completion_tokens;
   fingerprint_ = end.adapter_version.substr(0, kFingerprintDigits);
+  std::ranges::fill(text_events_, TextEvent());  // which say it
 }
 
 std::string OutputWriter::TokenText(int32_t id) const {
@@ -223,7 +237,38 @@ void OutputWriter::AppendChunk(int32_t index, Json choice, std::string* out) con
   AppendEvent(Dump(chunk), out);
 }
 
+bool OutputWriter::IsText(int32_t index, const GenerationDelta& delta) const {
+  return !delta.text.empty() && !delta.end && !delta.prompt && finders_.empty() &&
+         !options_.logprobs && (begun_[index] || !options_.chat);
+}
+
+const OutputWriter::TextEvent& OutputWriter::TextEventOf(int32_t index) {
+  TextEvent& cut = text_events_[index];
+  if (!cut.before.empty()) return cut;
+  Json choice;
+  if (options_.chat) {
+    choice["delta"] = {{"content", ""}};
+  } else {
+    choice["text"] = "";
+  }
+  for (const char* name : {"logprobs", "finish_reason", "stop_reason"}) choice[name] = nullptr;
+  std::string event;
+  AppendChunk(index, std::move(choice), &event);
+  // Nowhere else: quotes inside of a string are escaped.
+  const std::string_view hole = options_.chat ? R"("content":"")" : R"("text":"")";
+  const size_t end_quote = event.find(hole) + hole.size() - 1;
+  cut = {event.substr(0, end_quote), event.substr(end_quote)};
+  return cut;
+}
+
 void OutputWriter::AppendEvents(int32_t index, const GenerationDelta& delta, std::string* out) {
+  if (IsText(index, delta)) {  // nearly always: not made anew each time
+    const TextEvent& event = TextEventOf(index);
+    out->append(event.before);
+    AppendQuoted(delta.text, out);
+    out->append(event.after);
+    return;
+  }
   if (options_.chat && !begun_[index]) {
     begun_[index] = true;
     AppendChunk(index,

@@ -33,6 +33,14 @@ class OutputWriter {
   void AppendEnd(std::string* out) const;
 
  private:
+  // An event that holds nothing but text, cut where the text goes.
+  struct TextEvent {
+    std::string before, after;
+  };
+
+  // Whether nothing but the text of the delta is to be told.
+  bool IsText(int32_t index, const GenerationDelta& delta) const;
+  const TextEvent& TextEventOf(int32_t index);
   ToolCallFinder::Found TextAndCalls(int32_t index, const GenerationDelta& delta);
   Json FinishWord(int32_t index, const GenerationDelta& delta) const;
   Json Envelope(bool chunk) const;
@@ -51,6 +59,7 @@ class OutputWriter {
   std::string fingerprint_;         // of the weights that answer
   std::vector<size_t> text_offset_;  // [choices] for completions' log-probabilities
   std::vector<bool> begun_;          // [choices] the role was sent
+  std::vector<TextEvent> text_events_;   // [choices] empty until one is needed
   std::vector<ToolCallFinder> finders_;  // [choices] if there are tools to call
   int64_t prompt_tokens_ = 0;
   int64_t cached_tokens_ = 0;

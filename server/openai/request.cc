@@ -249,22 +249,36 @@ absl::StatusOr<std::string> ContentText(const Json& content, const std::string& 
   return text;
 }
 
-// Templates write a call's arguments themselves; clients send them as a string of JSON.
-absl::Status ParseArguments(Json* calls, const std::string& field) {
+// One call of an earlier answer. Templates write its arguments themselves; clients send them as a
+// string of JSON.
+absl::Status ParseCall(Json* call, const std::string& field) {
+  if (!call->is_object() || !call->contains("function") || !(*call)["function"].is_object()) {
+    return FieldError(field + ".function", "missing");
+  }
+  if (call->value("type", Json("function")) != "function") {
+    return FieldError(field + ".type", "only \"function\" is supported");
+  }
+  Json& function = (*call)["function"];
+  if (!function.value("name", Json()).is_string()) {
+    return FieldError(field + ".function.name", "missing, or not a string");
+  }
+  const Json given = function.value("arguments", Json());
+  if (given.is_object()) return absl::OkStatus();
+  if (!given.is_string()) {
+    return FieldError(field + ".function.arguments", "missing, or not a string of JSON");
+  }
+  absl::StatusOr<Json> arguments = ParseOrderedJson(given.get<std::string>());
+  if (!arguments.ok()) {
+    return FieldError(field + ".function.arguments", std::string(arguments.status().message()));
+  }
+  function["arguments"] = *std::move(arguments);
+  return absl::OkStatus();
+}
+
+absl::Status ParseCalls(Json* calls, const std::string& field) {
   if (!calls->is_array()) return FieldError(field, "not an array");
   for (size_t i = 0; i < calls->size(); ++i) {
-    const std::string name = absl::StrCat(field, "[", i, "].function");
-    Json& call = (*calls)[i];
-    if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) {
-      return FieldError(name, "missing");
-    }
-    Json& function = call["function"];
-    if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
-    absl::StatusOr<Json> arguments = ParseOrderedJson(function["arguments"].get<std::string>());
-    if (!arguments.ok()) {
-      return FieldError(name + ".arguments", std::string(arguments.status().message()));
-    }
-    function["arguments"] = *std::move(arguments);
+    LK_RETURN_IF_ERROR(ParseCall(&(*calls)[i], absl::StrCat(field, "[", i, "]")));
   }
   return absl::OkStatus();
 }
@@ -283,6 +297,12 @@ absl::StatusOr<std::string> TemplateMessages(const Json& messages) {
     if (!message.contains("role") || !message["role"].is_string()) {
       return FieldError(field + ".role", "missing; \"system\", \"user\", \"assistant\", ...");
     }
+    for (const char* name : {"name", "tool_call_id"}) {
+      const Json given = message.value(name, Json());
+      if (!given.is_null() && !given.is_string()) {
+        return FieldError(absl::StrCat(field, ".", name), "not a string");
+      }
+    }
     if (message.contains("content") && !message["content"].is_null()) {
       LK_ASSIGN_OR_RETURN(message["content"], ContentText(message["content"], field + ".content"));
     } else if (message.contains("tool_calls")) {
@@ -291,7 +311,7 @@ absl::StatusOr<std::string> TemplateMessages(const Json& messages) {
       return FieldError(field + ".content", "missing");
     }
     if (message.contains("tool_calls") && !message["tool_calls"].is_null()) {
-      LK_RETURN_IF_ERROR(ParseArguments(&message["tool_calls"], field + ".tool_calls"));
+      LK_RETURN_IF_ERROR(ParseCalls(&message["tool_calls"], field + ".tool_calls"));
     }
     out.push_back(std::move(message));
   }

@@ -1,5 +1,6 @@
 """The openai package and LangChain against a running server: BASE_URL MODEL, with adapter `pirate`."""
 
+import concurrent.futures
 import json
 import sys
 
@@ -67,6 +68,27 @@ def test_openai(base_url, model):
     assert suffix.param == "suffix"
 
 
+def test_seeds(base_url, model):
+    """Drawn answers are the same alone and beside others, which come and go at their own times."""
+    client = openai.OpenAI(base_url=base_url + "/v1", api_key="unused")
+
+    def draw(seed, tokens, name=model):
+        answer = client.completions.create(
+            model=name, prompt="Once upon a time", max_tokens=tokens, temperature=1.0, seed=seed,
+            extra_body={"skip_prefix_cache": True, "ignore_eos": True})
+        return answer.choices[0].text
+
+    seeds = range(4)
+    alone = [draw(seed, 48) for seed in seeds]
+    assert len(set(alone)) == len(alone), alone
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        others = [pool.submit(draw, 100 + i, 5 + 7 * i, "pirate" if i % 2 else model)
+                  for i in range(12)]
+        together = list(pool.map(lambda seed: draw(seed, 48), seeds))
+        assert all(other.result() for other in others)
+    assert together == alone, (together, alone)
+
+
 def test_langchain(base_url, model):
     chat = ChatOpenAI(
         base_url=base_url + "/v1", api_key="unused", model=model, temperature=0, max_tokens=10)
@@ -89,5 +111,6 @@ def test_langchain(base_url, model):
 
 if __name__ == "__main__":
     test_openai(*sys.argv[1:])
+    test_seeds(*sys.argv[1:])
     test_langchain(*sys.argv[1:])
     print("openai and LangChain: everything as it should be")

@@ -33,6 +33,22 @@ class EmbeddingsTest : public ServiceTest {
     EXPECT_EQ(result.status, status) << result.body;
     return result.json();
   }
+  v1::EmbedResponse Embed(const v1::EmbedRequest& request) {
+    grpc::ClientContext context;
+    v1::EmbedResponse response;
+    const grpc::Status status = generation().Embed(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  }
+  // What is said of the request once `spoil` has changed it.
+  std::string Refused(v1::EmbedRequest request, void (*spoil)(v1::EmbedRequest*)) {
+    spoil(&request);
+    grpc::ClientContext context;
+    v1::EmbedResponse response;
+    const grpc::Status status = generation().Embed(&context, request, &response);
+    EXPECT_FALSE(status.ok());
+    return status.error_message();
+  }
   static json Cases() {
     std::ifstream file("tests/golden/embeddings.json");
     EXPECT_TRUE(file.good()) << "run from the source root";
@@ -124,6 +140,32 @@ TEST_F(EmbeddingsTest, ShareBatchesWithGeneration) {
   generation.join();
   ASSERT_THAT(answers, SizeIs(4));
   for (const json& text : answers) EXPECT_EQ(text, alone);
+}
+
+TEST_F(EmbeddingsTest, GrpcGivesTheSame) {
+  Serve();
+  for (const json& one : Cases()) {
+    v1::EmbedRequest request;
+    for (const int32_t id : one["input"]) request.mutable_token_ids()->add_ids(id);
+    if (!one["adapter"].is_null()) request.set_adapter(one["adapter"].get<std::string>());
+    for (const v1::Pooling pooling : {v1::POOLING_LAST, v1::POOLING_MEAN}) {
+      request.set_pooling(pooling);
+      const v1::EmbedResponse response = Embed(request);
+      EXPECT_EQ(response.usage().prompt_tokens(), one["input"].size());
+      EXPECT_EQ(response.adapter_version().empty(), one["adapter"].is_null());
+      const json values(std::vector<float>(response.values().begin(), response.values().end()));
+      ExpectNear(values, one[pooling == v1::POOLING_LAST ? "last" : "mean"], ModelOf(one));
+    }
+  }
+  v1::EmbedRequest few;
+  few.set_text("hello");
+  few.set_dimensions(5);
+  EXPECT_EQ(Embed(few).values_size(), 5);
+  EXPECT_EQ(Refused(few, [](auto* r) { r->set_dimensions(65); }), "dimensions: 65 is not in [0, 64]");
+  EXPECT_EQ(Refused(few, [](auto* r) { r->set_dimensions(-1); }), "dimensions: -1 is not in [0, 64]");
+  EXPECT_THAT(Refused(few, [](auto* r) { r->clear_prompt(); }), HasSubstr("text or token_ids"));
+  EXPECT_THAT(Refused(few, [](auto* r) { r->set_pooling(v1::Pooling(9)); }), HasSubstr("9"));
+  EXPECT_THAT(Refused(few, [](auto* r) { r->set_adapter("nobody"); }), HasSubstr("nobody"));
 }
 
 TEST_F(EmbeddingsTest, RefusalsNameTheFieldAndTheBound) {

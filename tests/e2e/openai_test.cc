@@ -326,10 +326,33 @@ TEST_F(OpenAiTest, WhatIsNotHonouredIsNamed) {
                                R"({"messages": [{"content": "x"}]})",
                                R"({"messages": [{"role": "user", "content": [{"type": "image_url",
                                    "image_url": {"url": "x"}}]}]})",
+                               R"({"messages": [{"role": "tool", "content": "x",
+                                   "tool_call_id": 7}]})",
                                R"({"top_logprobs": 2})", R"({"audio": {}})"};
   for (const std::string& chat : chats) {
     Post("/v1/chat/completions", Chat(json::parse(chat)), 400);
   }
+  const BadField calls[] = {
+      {R"({})", {"missing"}, "messages[0].tool_calls[0].function"},
+      {R"({"function": {"name": "f"}})", {"missing"}, "messages[0].tool_calls[0].function.arguments"},
+      {R"({"function": {"arguments": "{}"}})", {"missing"},
+       "messages[0].tool_calls[0].function.name"},
+      {R"({"function": {"name": "f", "arguments": "{"}})", {},
+       "messages[0].tool_calls[0].function.arguments"},
+      {R"({"type": "custom", "function": {"name": "f", "arguments": "{}"}})", {"function"},
+       "messages[0].tool_calls[0].type"},
+  };
+  for (const BadField& bad : calls) {
+    const json message = {{"role", "assistant"}, {"tool_calls", json::array({json::parse(bad.body)})}};
+    const json body = {{"model", "llama"}, {"messages", json::array({message})}};
+    const json error = Post("/v1/chat/completions", body, 400)["error"];
+    EXPECT_EQ(error["param"], bad.param) << error;
+    for (const std::string& part : bad.parts) {
+      EXPECT_THAT(error["message"].get<std::string>(), HasSubstr(part)) << bad.body;
+    }
+  }
+  EXPECT_EQ(Post("/tokenize", json::object(), 400)["error"]["param"], "prompt");
+  EXPECT_EQ(Post("/detokenize", json::object(), 400)["error"]["param"], "tokens");
   EXPECT_EQ(Metric("lorikeet_generated_tokens_total"), 0);
 }
 

@@ -96,6 +96,7 @@ TEST_F(RestTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(Refused("GET", "/v1/adapters?size=1", nullptr), HasSubstr("size"));
   EXPECT_THAT(Refused("GET", "/v1/adapters?in_host_only=1", nullptr), HasSubstr("true or false"));
   EXPECT_THAT(Refused("DELETE", "/v1/adapters/x?drain_ms=%zz", nullptr), HasSubstr("%"));
+  EXPECT_THAT(Refused("DELETE", "/v1/adapters/x?drain_ms=-1", nullptr), HasSubstr("-1 is not in [0, "));
   EXPECT_THAT(Refused("POST", "/v1/adapters", {{"name", "y"}, {"path", "/etc"}}, 403),
               HasSubstr("/etc"));
   EXPECT_THAT(Refused("POST", "/v1/adapters", {{"name", "x"}, {"path", "dora"}}, 409),

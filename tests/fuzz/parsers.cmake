@@ -17,7 +17,7 @@ if(TARGET lorikeet_server)
     LIBS request_properties)
 endif()
 
-# With clang: build/<preset>/gguf_fuzz -max_total_time=60 CORPUS_DIR
+# With clang: the preset `fuzz`, and tests/fuzz/run, which runs all of these.
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
   foreach(instrumented parser_properties lorikeet_tensor lorikeet_model)
     target_compile_options(${instrumented} PRIVATE -fsanitize=fuzzer-no-link)
@@ -40,4 +40,9 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND LORIKEET_SANITIZE STREQUAL "address")
   endforeach()
   add_executable(adapter_fuzz ${PROJECT_SOURCE_DIR}/tests/fuzz/adapter_fuzz.cc)
   target_link_libraries(adapter_fuzz PRIVATE adapter_properties -fsanitize=fuzzer)
+
+  add_custom_target(fuzz_targets DEPENDS safetensors_fuzz gguf_fuzz hf_config_fuzz adapter_fuzz)
+  if(TARGET lorikeet_server)
+    add_dependencies(fuzz_targets request_body_fuzz query_fuzz keys_fuzz tool_calls_fuzz http_fuzz)
+  endif()
 endif()

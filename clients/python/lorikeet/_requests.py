@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from lorikeet.v1 import adapters_pb2, generation_pb2
 
@@ -49,8 +49,7 @@ def generate(
             raise TypeError(f"there is no option {name!r}")
     request = generation_pb2.GenerateRequest(
         adapter=adapter or "",
-        adapters=[generation_pb2.WeightedAdapter(id=name, weight=weight)
-                  for name, weight in (adapters or {}).items()],
+        adapters=_weighted(adapters),
         sampling=generation_pb2.SamplingParams(**sampling),
         stop=generation_pb2.StopConditions(**stop),
         form=generation_pb2.Form(**form) if form else None,
@@ -58,6 +57,31 @@ def generate(
     )
     _set_prompt(request, prompt)
     return request
+
+
+def embed(
+    prompt: Union[str, Sequence[int]],
+    adapter: Optional[str],
+    adapters: Optional[Mapping[str, float]],
+    pooling: str,
+    dimensions: int,
+) -> generation_pb2.EmbedRequest:
+    """ValueError: no such pooling."""
+    request = generation_pb2.EmbedRequest(
+        adapter=adapter or "",
+        adapters=_weighted(adapters),
+        pooling=generation_pb2.Pooling.Value(f"POOLING_{pooling.upper()}"),
+        dimensions=dimensions)
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+    return request
+
+
+def _weighted(adapters: Optional[Mapping[str, float]]) -> List[generation_pb2.WeightedAdapter]:
+    return [generation_pb2.WeightedAdapter(id=name, weight=weight)
+            for name, weight in (adapters or {}).items()]
 
 
 def _form_value(name: str, value: Any) -> Any:

@@ -71,6 +71,23 @@ class Client:
             return Answer.of(await self._generation.GenerateUnary(
                 request, timeout=timeout, metadata=self._metadata))
 
+    async def embed(
+        self,
+        prompt: Union[str, Sequence[int]],
+        *,
+        adapter: Optional[str] = None,
+        adapters: Optional[Mapping[str, float]] = None,
+        pooling: str = "last",
+        dimensions: int = 0,
+        timeout: Optional[float] = None,
+    ) -> Sequence[float]:
+        """Text or token ids as a vector of length 1. `pooling`: "last" or "mean"."""
+        request = _requests.embed(prompt, adapter, adapters, pooling, dimensions)
+        with _common.errors():
+            response = await self._generation.Embed(
+                request, timeout=timeout, metadata=self._metadata)
+        return list(response.values)
+
     def stream(
         self,
         prompt: Prompt,

@@ -67,6 +67,16 @@ def test_options_reach_the_server(client):
         client.generate("Hi", temprature=1)
 
 
+def test_embeddings_are_vectors_of_length_1(client, adapter):
+    for name in None, adapter.name:
+        values = client.embed("What is the weather like?", adapter=name)
+        assert len(values) == client.model().hidden_size
+        assert abs(sum(value * value for value in values) - 1) < 1e-4
+    assert len(client.embed([1, 2, 3], pooling="mean", dimensions=8)) == 8
+    with pytest.raises(ValueError, match="POOLING_MAX"):
+        client.embed("Hi", pooling="max")
+
+
 def test_errors_name_what_is_wrong(client):
     with pytest.raises(LorikeetError, match="top_p") as bad:
         client.generate("Hi", top_p=7)

@@ -1,5 +1,6 @@
 #include "engine/kernels/cpu/cpu_backend.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -49,12 +50,18 @@ void SwiGluRow(const float* gate, const float* up, int32_t width, float* out) {
   }
 }
 
+// __builtin_cpu_supports does not know it in every compiler.
+bool HasF16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const BackendOptions& options) {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c")) {
+      !HasF16c()) {
     return absl::FailedPreconditionError(
         "this processor lacks AVX2, FMA or F16C; the CPU backend needs all three");
   }
