@@ -177,6 +177,53 @@ TEST_F(Tiers, FilesThatChangedOrWentSinceTheLoadFailTheirRequestsAlone) {
   EXPECT_TRUE(registry_->Acquire("a0").ok());
 }
 
+TEST_F(Tiers, AVersionIsReadFromWhereverANameStillHasItsBytes) {
+  options_.host_bytes = each_;
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(2);
+  for (const char* twin : {"twin", "uploaded"}) Write(twin, 0);  // a0's bytes
+  fs::rename(Root() / "uploaded", dir_.path() / "uploaded");
+  ASSERT_TRUE(registry_->Load("uploaded", dir_.path() / "uploaded",
+                              {.origin = AdapterRegistry::Origin::kOperator}).ok());
+  ASSERT_TRUE(Load("twin", "twin").ok());
+  Write("twin", 50);  // other bytes
+  fs::remove_all(Root() / "a0");
+  for (int restart = 0; restart < 2; ++restart) {
+    for (const char* name : {"a0", "twin", "uploaded"}) {
+      ASSERT_TRUE(registry_->Acquire("a1").ok()) << "a0's bytes made room";
+      const auto lease = registry_->Acquire(name);
+      ASSERT_TRUE(lease.ok()) << name << ": " << lease.status();
+      EXPECT_EQ(lease->version(), registry_->Get(name)->version);
+    }
+    Open();
+  }
+  EXPECT_EQ(registry_->Reload("a0").status().code(), absl::StatusCode::kNotFound)
+      << "a name's own place stays its own";
+  fs::remove_all(dir_.path() / "uploaded");
+  ASSERT_TRUE(registry_->Acquire("a1").ok());
+  EXPECT_FALSE(registry_->Acquire("a0").ok());
+  EXPECT_EQ(registry_->stats().host_bytes, 0) << "a1 made room, and no read keeps it";
+  Write("a0", 0);
+  EXPECT_TRUE(registry_->Acquire("uploaded").ok());
+}
+
+// What a client loads stays within the roots, whatever another name of the same bytes may do.
+TEST_F(Tiers, ARestartGivesNoNameAnothersRights) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  Write("a", 1);
+  fs::copy(Root() / "a", dir_.path() / "outside");
+  ASSERT_TRUE(registry_->Load("uploaded", dir_.path() / "outside",
+                              {.origin = AdapterRegistry::Origin::kOperator}).ok());
+  ASSERT_TRUE(Load("client", "a").ok());
+  Open();
+  EXPECT_TRUE(registry_->Reload("uploaded").ok());
+  fs::remove_all(Root() / "a");
+  fs::create_directory_symlink(dir_.path() / "outside", Root() / "a");
+  EXPECT_EQ(registry_->Reload("client").status().code(), absl::StatusCode::kPermissionDenied);
+}
+
 TEST_F(Tiers, ManyRequestsForOneColdAdapterReadItOnce) {
   options_.host_bytes = each_;
   Open();
