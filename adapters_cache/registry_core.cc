@@ -59,12 +59,11 @@ void AdapterRegistry::Core::RestoreNames(const RegistryRecords& records) {
   for (const auto& [name, record] : records.names) {
     std::vector<Target> targets;
     for (const auto& [id, weight] : record.targets) targets.push_back({versions_.at(id), weight});
-    const bool any_path = targets.front().version->record.any_path;
     for (const Target& target : targets) {
       if (target.version->names == 0) target.version->tenant = record.tenant;
     }
     PointName(name, std::move(targets), record.location,
-              any_path ? Origin::kOperator : Origin::kClient, /*kept=*/true, record.tenant);
+              record.any_path ? Origin::kOperator : Origin::kClient, /*kept=*/true, record.tenant);
     Name& entry = names_[name];
     entry.pinned = record.pinned;
     entry.loaded_at_unix_us = record.loaded_at_unix_us;
@@ -479,6 +478,7 @@ void AdapterRegistry::Core::Record(const std::string& name, const Name& entry,
                                    RegistryRecords* records) const {
   NameRecord& record = records->names[name];
   record.location = entry.location;
+  record.any_path = entry.origin == Origin::kOperator;
   record.pinned = entry.pinned;
   record.loaded_at_unix_us = entry.loaded_at_unix_us;
   record.hits = entry.hits;

@@ -77,6 +77,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     int64_t leases = 0;
     int32_t pins = 0;      // names that pin it
     bool reading = false;  // a job will bring it into host memory
+    std::set<std::string> tried;  // locations that did not have its bytes, in this read
     bool retired = false;  // in `retired_`
     std::vector<LeaseDone> waiting;  // for that job
     std::vector<std::shared_ptr<Drain>> drains;
@@ -163,6 +164,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);
   void QueueRead(const VersionPtr& version);
+  bool ReadElsewhere(const VersionPtr& version);
   bool QueueReadAhead();
   void ListReadAhead();
   bool CanEverFit(const Version& version) const;

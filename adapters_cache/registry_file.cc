@@ -46,6 +46,7 @@ Json ToJson(const RegistryRecords& records) {
   for (const auto& [name, n] : records.names) {
     names[name] = {{"targets", n.targets},
                    {"location", n.location},
+                   {"any_path", n.any_path},
                    {"pinned", n.pinned},
                    {"loaded_at", n.loaded_at_unix_us},
                    {"hits", n.hits},
@@ -72,15 +73,16 @@ RegistryRecords FromJson(const Json& json) {
   for (const auto& [name, n] : json.at("names").items()) {
     NameRecord& record = records.names[name];
     record = {.targets = n.at("targets"),
-              .location = n.value("location", ""),  // younger than version 1, as are the last two
+              // Younger than version 1, as are hits and tenant.
+              .location = n.value("location", ""),
               .pinned = n.at("pinned"),
               .loaded_at_unix_us = n.at("loaded_at"),
               .hits = n.value("hits", int64_t{0}),
               .tenant = n.value("tenant", "")};
     for (const auto& [version, weight] : record.targets) json.at("versions").at(version);
-    if (record.location.empty()) {
-      record.location = records.versions.at(record.targets.at(0).first).location();
-    }
+    const VersionRecord& first = records.versions.at(record.targets.at(0).first);
+    record.any_path = n.value("any_path", first.any_path);
+    if (record.location.empty()) record.location = first.location();
   }
   return records;
 }

@@ -35,11 +35,18 @@ struct VersionRecord {
   std::vector<std::string> warnings;
 
   const std::string& location() const { return source.empty() ? path : source; }
+  // What is read by a loader without the lock, the id, stays as it is.
+  void MoveTo(std::string new_path, std::string new_source, bool new_any_path) {
+    path = std::move(new_path);
+    source = std::move(new_source);
+    any_path = new_any_path;
+  }
 };
 
 struct NameRecord {
   std::vector<std::pair<std::string, int32_t>> targets;  // version and weight
   std::string location;  // directory or URL that a reload reads
+  bool any_path = false;  // of that reload
   bool pinned = false;
   int64_t loaded_at_unix_us = 0;
   int64_t hits = 0;  // requests that asked for it

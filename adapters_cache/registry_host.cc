@@ -111,6 +111,29 @@ void AdapterRegistry::Core::QueueRead(const VersionPtr& version) {
   jobs_changed_.notify_one();
 }
 
+// Reads it from where another name that leads to it was loaded from: those files may still have its
+// bytes when the last place has not. False if there is no place that was not tried.
+bool AdapterRegistry::Core::ReadElsewhere(const VersionPtr& version) {
+  constexpr size_t kMostPlaces = 8;
+  VersionRecord& record = version->record;
+  version->tried.insert(record.location());
+  if (version->tried.size() >= kMostPlaces) return false;
+  for (const auto& [name, entry] : names_) {
+    const auto leads_here = [&](const Target& target) { return target.version == version; };
+    if (version->tried.contains(entry.location) ||
+        std::ranges::none_of(entry.targets, leads_here)) {
+      continue;
+    }
+    const bool remote = options_.sources != nullptr && AdapterSources::Takes(entry.location);
+    record.MoveTo(remote ? "" : entry.location, remote ? entry.location : "",
+                  entry.origin == Origin::kOperator);
+    version->reading = false;
+    QueueRead(version);
+    return true;
+  }
+  return false;
+}
+
 // The version that was asked for most often of those not in memory, if there is room as it is; one
 // at a time, so that other loads find a thread.
 bool AdapterRegistry::Core::QueueReadAhead() {

@@ -86,12 +86,13 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
     LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, files.version));
     const auto known = versions_.find(files.version);
     if (known != versions_.end()) {
+      const bool any_path = origin == Origin::kOperator;
       VersionRecord record = known->second->record;
-      record.path = directory.string();
-      record.source = job.source;
-      record.any_path = origin == Origin::kOperator;
+      record.MoveTo(directory.string(), job.source, any_path);
       // Read again from where it surely is.
-      if (known->second->adapter == nullptr) known->second->record = record;
+      if (known->second->adapter == nullptr) {
+        known->second->record.MoveTo(record.path, record.source, any_path);
+      }
       if (!named) return Publish(job, {.record = record});
       Name& entry = names_.find(job.name)->second;
       entry.location = record.location();
@@ -226,6 +227,11 @@ void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Lo
   std::vector<absl::StatusOr<AdapterLease>> leases;
   {
     std::lock_guard lock(mutex_);
+    if (!loaded.ok() && has_room) CountHost(*version, -1);
+    jobs_changed_.notify_all();
+    const bool misplaced = !loaded.ok() && !absl::IsResourceExhausted(loaded.status());
+    if (misplaced && !stopping_ && ReadElsewhere(version)) return;
+    version->tried.clear();
     version->reading = false;
     waiting.swap(version->waiting);
     waiting_requests_ -= static_cast<int64_t>(waiting.size());
@@ -233,9 +239,7 @@ void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Lo
       Admit(version.get(), std::move(loaded->adapter));
     } else {
       ++stats_.read_failures;
-      if (has_room) CountHost(*version, -1);
     }
-    jobs_changed_.notify_all();
     for (size_t i = 0; i < waiting.size(); ++i) {
       leases.push_back(loaded.ok() ? absl::StatusOr<AdapterLease>(Lease(version))
                                    : loaded.status());

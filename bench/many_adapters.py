@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """What 10,000 registered adapters cost a server on a CPU, over its HTTP port and `lorikeet bench`.
 
-usage: many_adapters.py LORIKEET MODEL FOLDER [--adapters N] [--soak MINUTES]
+usage: many_adapters.py LORIKEET MODEL FOLDER WHAT... [--adapters N] [--minutes M]
 
 MODEL is SmolLM2-135M's GGUF file. FOLDER gets N adapters (LoRA of rank 8, 16, 32 or 64 on q and v of
 two layers, all different) and the server's state, some 1.5 GB for 10,000, and is used again. Needs
-nothing but Python 3. Figures go to standard output as Markdown rows; with --soak, instead, loads,
-unloads, reloads, cancels and kill -9 under traffic, one row a minute, and a failure ends it.
+nothing but Python 3. Figures go to standard output as Markdown rows. WHAT is any of
+  costs   loads, memory, scrapes, lists, tokens beside loads, restarts, cold adapters
+  zipf    throughput over all adapters beside that over five, all in host memory
+  tiers   the same where host memory has room for some, and the rest is read from disk
+  soak    M minutes of loads, unloads, reloads, cancels and restarts, one of them kill -9, under
+          traffic; what fails, or memory that grows, ends it with an error
 """
 import argparse
 import http.client
@@ -170,48 +174,38 @@ def at_once(threads, count, call):
         worker.join()
 
 
-def first_token(result):
-    ttft = result["ttft_ms"]
-    return f"first token median {ttft['p50']:.1f} ms, 99 % {ttft['p99']:.1f} ms"
-
-
 def output_rate(result):
     return result["completion_tokens"] / result["wall_s"]
 
 
-def traffic(server, count):
+def traffic(server, count, seed):
     names = ",".join(name_of(i) for i in range(count))
-    return server.bench("--concurrency", "8", "--requests", "400", "--warmup", "100", "--max-tokens",
-                        "32", "--adapters", names, "--zipf", "1")
+    return server.bench("--concurrency", "8", "--requests", "300", "--warmup", "60", "--max-tokens",
+                        "32", "--adapters", names, "--zipf", "1", "--seed", str(seed))
 
 
-def measure(args):
-    server = Server(args)
-    empty_mb = server.rss_mb()
+def load_all(server, args):
     begin = time.monotonic()
     at_once(4, args.adapters, lambda i: server.load(name_of(i), args.folder + "/" + name_of(i)))
-    took = time.monotonic() - begin
+    return time.monotonic() - begin
+
+
+def costs(args):
+    server = Server(args)
+    empty_mb = server.rss_mb()
+    took = load_all(server, args)
     row(f"{args.adapters:,} adapters loaded over HTTP", f"{took:.0f} s, {args.adapters / took:.0f}/s")
-    row("memory, all of them in host memory", f"{server.rss_mb():.0f} MB")
+    row("memory, all of them in host memory",
+        f"{server.rss_mb():.0f} MB, {empty_mb:.0f} MB without any")
     row("scrape of /metrics", spread(timed(lambda: server.call("/metrics"), 200)))
     row("/v1/models, all of them", spread(timed(lambda: server.call("/v1/models"), 20)))
-    few, many = traffic(server, 5), traffic(server, args.adapters)
-    row("8 streams over 5 adapters, Zipf 1.0", f"{output_rate(few):.0f} tokens/s; {first_token(few)}")
-    row(f"8 streams over {args.adapters:,}, all in host memory", f"{output_rate(many):.0f} tokens/s, "
-        f"{100 * output_rate(many) / output_rate(few):.0f} % of that; {first_token(many)}")
     churn(server, args)
     server.stop()
-
     server = Server(args)
     row("start with all of them registered", f"{server.start_s:.2f} s")
-    time.sleep(5)
     server.stop()
     row("state file", f"{os.path.getsize(args.folder + '/state/registry') / 1e6:.1f} MB")
-    server = None
-    for percent in (25, 1):
-        if server is not None:
-            server.stop()
-        server = tight(args, percent, few, empty_mb)
+    server = Server(args, "--adapter-host-mib", str(mib_of(args, 1)))
     cold, warm = [], []
     rng = random.Random(7)
     for _ in range(200):
@@ -226,21 +220,42 @@ def measure(args):
     server.stop()
 
 
-def tight(args, percent, few, empty_mb):
-    """A server whose host memory takes `percent` of all adapters' bytes, after Zipf's traffic."""
-    mib = max(1, sum(RANKS[i % 4] * 2 * LAYERS * (3 * HIDDEN + KV)
-                     for i in range(args.adapters)) * percent // 100 >> 20)
-    server = Server(args, "--adapter-host-mib", str(mib))
-    time.sleep(10)  # reads ahead
-    row(f"memory, {mib} MiB of adapters allowed ({percent} %)", f"{server.rss_mb():.0f} MB "
-        f"({empty_mb:.0f} MB without any registered)")
-    hits, misses = server.metric(HITS), server.metric(MISSES)
-    result = traffic(server, args.adapters)
-    hits, misses = server.metric(HITS) - hits, server.metric(MISSES) - misses
-    row(f"8 streams, {100 * misses / (hits + misses):.0f} % of the requests read from disk",
-        f"{output_rate(result):.0f} tokens/s, {100 * output_rate(result) / output_rate(few):.0f} %; "
-        f"{first_token(result)}")
-    return server
+def zipf(args):
+    """In turn, so that what else the machine does falls on both."""
+    server = Server(args)
+    load_all(server, args)
+    rates = {5: [], args.adapters: []}
+    for seed in range(3):
+        for count, measured in rates.items():
+            measured.append(output_rate(traffic(server, count, seed)))
+    few, many = (statistics.median(measured) for measured in rates.values())
+    row("8 streams over 5 adapters, Zipf 1.0", f"{few:.0f} tokens/s")
+    row(f"8 streams over {args.adapters:,}, all in host memory",
+        f"{many:.0f} tokens/s, {100 * many / few:.0f} % of that")
+    server.stop()
+
+
+def mib_of(args, percent):
+    """Of all adapters' bytes."""
+    return max(1, sum(RANKS[i % 4] * 2 * LAYERS * (3 * HIDDEN + KV)
+                      for i in range(args.adapters)) * percent // 100 >> 20)
+
+
+def tiers(args):
+    server = Server(args)
+    load_all(server, args)
+    few = output_rate(traffic(server, 5, 0))
+    for percent in (25, 10, 1):
+        server.stop()
+        server = Server(args, "--adapter-host-mib", str(mib_of(args, percent)))
+        traffic(server, args.adapters, 1)  # until what is asked for often is there
+        hits, misses = server.metric(HITS), server.metric(MISSES)
+        rate = output_rate(traffic(server, args.adapters, 2))
+        hits, misses = server.metric(HITS) - hits, server.metric(MISSES) - misses
+        row(f"8 streams, host memory for {percent} %, {100 * misses / (hits + misses):.0f} % of the "
+            "requests read from disk", f"{rate:.0f} tokens/s, {100 * rate / few:.0f} % of 5 adapters'; "
+            f"{server.rss_mb():.0f} MB")
+    server.stop()
 
 
 def churn(server, args):
@@ -278,7 +293,7 @@ def soak(args):
     lock = threading.Lock()
     failures, counts = [], {"requests": 0, "loads": 0, "cancels": 0, "kills": 0}
     down = threading.Event()  # a restart: what fails now fails for a reason
-    end = time.monotonic() + 60 * args.soak
+    end = time.monotonic() + 60 * args.minutes
     allowed = (404, 400, 409, 429, 503)
 
     def attempt(kind, call):
@@ -326,29 +341,36 @@ def soak(args):
         thread.start()
     print("| minute | memory, MB | adapters | in host | requests | cancels | loads | restarts |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    minute = 0
-    while time.monotonic() < end - 1:
-        time.sleep(min(60, max(0, end - time.monotonic() - 1)))
-        minute += 1
+    restarts = {2: signal.SIGKILL, 4: signal.SIGTERM}  # of fifteen parts of the time
+    memory = []  # since the last of them
+    for part in range(1, 16):
+        time.sleep(max(0, min(end - 1, end - args.minutes * 4 * (15 - part)) - time.monotonic()))
         try:
-            print(f"| {minute} | {server.rss_mb():.0f} | {server.metric('lorikeet_adapters'):.0f} "
+            memory.append(server.rss_mb())
+            print(f"| {args.minutes * part / 15:.1f} | {memory[-1]:.0f} "
+                  f"| {server.metric('lorikeet_adapters'):.0f} "
                   f"| {server.metric(RESIDENT):.0f} | {counts['requests']} | "
                   f"{counts['cancels']} | {counts['loads']} | {counts['kills'] // 2} |", flush=True)
-        except (OSError, FileNotFoundError) as error:
+        except OSError as error:
             failures.append(f"the server: {error}")
         if failures:
             break
-        if minute % 5 == 0 and time.monotonic() < end - 30:  # dies under traffic
+        if part in restarts:
             down.set()
             counts["kills"] += 1
-            server.stop(signal.SIGKILL)
+            server.stop(restarts[part])
             server.start()
             counts["kills"] += 1  # for calls that began while it was away
             down.clear()
+            memory.clear()
     end = 0
     for thread in threads:
         thread.join()
     server.stop()
+    grown = memory[-1] / memory[len(memory) // 3] - 1 if len(memory) > 3 else 0
+    print(f"memory grew by {100 * grown:.1f} % in the last two thirds since the last restart")
+    if grown > 0.03:
+        failures.append("memory grows")
     for failure in failures:
         print(failure)
     if failures or server.process.returncode != 0:
@@ -356,21 +378,21 @@ def soak(args):
 
 
 def main():
+    whats = {"costs": costs, "zipf": zipf, "tiers": tiers, "soak": soak}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lorikeet")
     parser.add_argument("model")
     parser.add_argument("folder")
+    parser.add_argument("what", nargs="+", choices=whats)
     parser.add_argument("--adapters", type=int, default=10_000)
-    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
+    parser.add_argument("--minutes", type=float, default=15)
     args = parser.parse_args()
     args.folder = os.path.abspath(args.folder)
     for index in range(args.adapters):
         write_adapter(f"{args.folder}/{name_of(index)}", index)
-    subprocess.run(["rm", "-rf", args.folder + "/state"], check=True)
-    if args.soak:
-        soak(args)
-    else:
-        measure(args)
+    for what in args.what:
+        subprocess.run(["rm", "-rf", args.folder + "/state"], check=True)
+        whats[what](args)
 
 
 if __name__ == "__main__":

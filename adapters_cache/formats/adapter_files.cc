@@ -52,17 +52,24 @@ std::string JoinPaths(std::span<const fs::path> paths) {
   return all;
 }
 
-// The real path of an existing regular file under `roots`, within `max_bytes`.
-absl::StatusOr<fs::path> ResolveFile(const fs::path& path, std::span<const fs::path> roots,
-                                     int64_t max_bytes) {
+// `real`: what `path` leads to.
+absl::Status CheckUnder(const fs::path& path, const fs::path& real,
+                        std::span<const fs::path> roots) {
+  if (roots.empty() || IsUnder(real, roots)) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat(path.string(), " leads to ", real.string(),
+                                                  ", outside the allowed roots: ",
+                                                  JoinPaths(roots)));
+}
+
+// An existing regular file under `roots`, within `max_bytes`. Links may be changed at any time, so what
+// was opened is asked for its place once more.
+absl::StatusOr<std::shared_ptr<const MappedFile>> ReadFile(const fs::path& path,
+                                                           std::span<const fs::path> roots,
+                                                           int64_t max_bytes) {
   std::error_code error;
-  fs::path real = fs::canonical(path, error);
+  const fs::path real = fs::canonical(path, error);
   if (error) return absl::NotFoundError(absl::StrCat(path.string(), ": ", error.message()));
-  if (!roots.empty() && !IsUnder(real, roots)) {
-    return absl::PermissionDeniedError(
-        absl::StrCat(path.string(), " leads to ", real.string(),
-                     ", outside the allowed roots: ", JoinPaths(roots)));
-  }
+  LK_RETURN_IF_ERROR(CheckUnder(path, real, roots));
   if (!fs::is_regular_file(real, error)) {
     return absl::InvalidArgumentError(absl::StrCat(path.string(), " is not a regular file"));
   }
@@ -71,13 +78,14 @@ absl::StatusOr<fs::path> ResolveFile(const fs::path& path, std::span<const fs::p
     return absl::ResourceExhaustedError(
         absl::StrCat(path.string(), " has ", bytes, " bytes; at most ", max_bytes));
   }
-  return real;
+  LK_ASSIGN_OR_RETURN(auto file, MappedFile::Open(real, FileAccess::kCopy));
+  LK_RETURN_IF_ERROR(CheckUnder(path, file->real_path(), roots));
+  return file;
 }
 
-absl::StatusOr<Json> ReadConfig(const fs::path& path) {
-  LK_ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path, FileAccess::kCopy));
-  const std::string_view text(reinterpret_cast<const char*>(file->bytes().data()),
-                              file->bytes().size());
+absl::StatusOr<Json> ParseConfig(const MappedFile& file, const fs::path& path) {
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                              file.bytes().size());
   // Bounds the depth and refuses repeated keys; what passes parses again without surprises.
   LK_RETURN_IF_ERROR(ParseJson(text, path.string()).status());
   Json config = Json::parse(text.begin(), text.end());
@@ -121,16 +129,16 @@ absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
   if (!fs::exists(directory / kConfigName, error)) {
     return absl::NotFoundError(absl::StrCat("no ", kConfigName, " in ", directory.string()));
   }
-  LK_ASSIGN_OR_RETURN(const fs::path config,
-                      ResolveFile(directory / kConfigName, roots, kMaxConfigBytes));
-  LK_ASSIGN_OR_RETURN(files.config, ReadConfig(config));
+  LK_ASSIGN_OR_RETURN(const auto config,
+                      ReadFile(directory / kConfigName, roots, kMaxConfigBytes));
+  LK_ASSIGN_OR_RETURN(files.config, ParseConfig(*config, directory / kConfigName));
 
   fs::path weights_path = directory / kWeightsName;
   if (!fs::exists(weights_path, error)) weights_path = directory / kHubWeightsName;
   if (!fs::exists(weights_path, error)) return NoWeights(directory);
-  LK_ASSIGN_OR_RETURN(const fs::path weights,
-                      ResolveFile(weights_path, roots, Limits::kMaxAdapterFileBytes));
-  LK_ASSIGN_OR_RETURN(files.tensors, ReadSafetensors(weights, FileAccess::kCopy));
+  LK_ASSIGN_OR_RETURN(auto weights, ReadFile(weights_path, roots, Limits::kMaxAdapterFileBytes));
+  LK_ASSIGN_OR_RETURN(auto tensors, ParseSafetensors(weights->bytes(), weights_path.string()));
+  files.tensors = TensorFile({std::move(weights)}, std::move(tensors));
   files.version = Identity(files.config, files.tensors);
   return files;
 }

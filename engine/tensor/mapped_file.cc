@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -35,6 +36,22 @@ absl::Status ReadAll(int fd, const std::filesystem::path& path, std::byte* out, 
   return absl::OkStatus();
 }
 
+std::filesystem::path RealPath(int fd) {
+  std::error_code error;
+  return std::filesystem::read_symlink(absl::StrCat("/proc/self/fd/", fd), error);
+}
+
+// Someone wrote to the file between the two: what was copied may be half old and half new.
+absl::Status CheckUnchanged(int fd, const struct stat& before, const std::filesystem::path& path) {
+  struct stat now;
+  if (fstat(fd, &now) != 0) return ErrnoError(path);
+  const auto same = [](const timespec& a, const timespec& b) {
+    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+  };
+  if (now.st_size == before.st_size && same(now.st_mtim, before.st_mtim)) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(path.string(), ": changed while it was read"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(
@@ -48,7 +65,9 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(
     return absl::InvalidArgumentError(absl::StrCat(path.string(), " is not a regular file"));
   }
   const size_t size = static_cast<size_t>(info.st_size);
-  if (size == 0) return std::shared_ptr<const MappedFile>(new MappedFile(nullptr, 0));
+  if (size == 0) {
+    return std::shared_ptr<const MappedFile>(new MappedFile(nullptr, 0, RealPath(fd.get())));
+  }
 
   const bool copy = access == FileAccess::kCopy;
   void* data = copy
@@ -56,8 +75,10 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(
                    : mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
   if (data == MAP_FAILED) return ErrnoError(path);
   auto* bytes = static_cast<std::byte*>(data);
-  std::shared_ptr<const MappedFile> file(new MappedFile(bytes, size));
-  if (copy) LK_RETURN_IF_ERROR(ReadAll(fd.get(), path, bytes, size));
+  std::shared_ptr<const MappedFile> file(new MappedFile(bytes, size, RealPath(fd.get())));
+  if (!copy) return file;
+  LK_RETURN_IF_ERROR(ReadAll(fd.get(), path, bytes, size));
+  LK_RETURN_IF_ERROR(CheckUnchanged(fd.get(), info, path));
   return file;
 }
 

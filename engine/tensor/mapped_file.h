@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include "absl/status/statusor.h"
 
@@ -22,7 +23,7 @@ enum class FileAccess : uint8_t {
 
 class MappedFile {
  public:
-  // NOT_FOUND, PERMISSION_DENIED; INVALID_ARGUMENT: not a regular file; DATA_LOSS: the file shrank
+  // NOT_FOUND, PERMISSION_DENIED; INVALID_ARGUMENT: not a regular file; DATA_LOSS: the file changed
   // while it was copied.
   static absl::StatusOr<std::shared_ptr<const MappedFile>> Open(const std::filesystem::path& path,
                                                                 FileAccess access);
@@ -33,12 +34,16 @@ class MappedFile {
 
   // Starts at a page boundary.
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  // Where the file lay that was opened, whatever links the path went through; empty: unknown.
+  const std::filesystem::path& real_path() const { return real_path_; }
 
  private:
-  MappedFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
+  MappedFile(const std::byte* data, size_t size, std::filesystem::path real_path)
+      : data_(data), size_(size), real_path_(std::move(real_path)) {}
 
   const std::byte* data_;
   size_t size_;
+  std::filesystem::path real_path_;
 };
 
 }  // namespace lorikeet

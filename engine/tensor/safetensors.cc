@@ -255,8 +255,8 @@ absl::StatusOr<TensorMap> ParseSafetensors(std::span<const std::byte> bytes,
   return HeaderReader(bytes, name).Read();
 }
 
-absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path, FileAccess access) {
-  LK_ASSIGN_OR_RETURN(auto file, MappedFile::Open(path, access));
+absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path) {
+  LK_ASSIGN_OR_RETURN(auto file, MappedFile::Open(path, FileAccess::kMap));
   LK_ASSIGN_OR_RETURN(TensorMap tensors, ParseSafetensors(file->bytes(), path.string()));
   return TensorFile({std::move(file)}, std::move(tensors));
 }

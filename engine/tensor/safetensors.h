@@ -14,11 +14,10 @@
 
 namespace lorikeet {
 
-// One file. DATA_LOSS: truncated, overlapping or out-of-range offsets, duplicate names, malformed
+// One file, mapped. DATA_LOSS: truncated, overlapping or out-of-range offsets, duplicate names, malformed
 // header (with the offset); INVALID_ARGUMENT: a dtype this server does not read, named with its
 // tensor.
-absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path,
-                                           FileAccess access = FileAccess::kMap);
+absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path);
 
 // `directory`/model.safetensors, or the shards of model.safetensors.index.json as one file.
 // Tensors of a shard that the index leaves out are there too.

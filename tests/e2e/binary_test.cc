@@ -9,7 +9,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "tests/e2e/certificates.h"
@@ -106,6 +110,7 @@ class BinaryTest : public ::testing::Test {
       args.insert(args.end(), {"--adapter", absl::StrCat(name, "=", kAdapters, name)});
     }
     args.insert(args.end(), more.begin(), more.end());
+    std::filesystem::remove(Path("serve_out"));  // of a server before
     server_ = Spawn(args, Path("serve_out"), Path("serve_err"));
     std::string out;
     while ((out = ReadFile(Path("serve_out"))).find(" adapters\n") == std::string::npos) {
@@ -377,6 +382,87 @@ TEST_F(BinaryTest, WithoutAGpuTheServerSaysWhy) {
   if (access("/dev/nvidia0", F_OK) == 0) GTEST_SKIP() << "there is a GPU";
   Serve({"--device", "auto"});
   EXPECT_THAT(ReadFile(Path("serve_out")), HasSubstr("\nno GPU: "));
+}
+
+// Clients that load, upload and unload until the server is gone; what they were told stays true.
+class Changes {
+ public:
+  // Names begin with `prefix`; outputs go to files of that path.
+  Changes(std::string prefix, std::string outputs, std::string server)
+      : prefix_(std::move(prefix)), outputs_(std::move(outputs)), server_(std::move(server)) {
+    for (int t = 0; t < 3; ++t) threads_.emplace_back([this, t] { Run(t); });
+  }
+  // Until so many loads were answered.
+  void WaitFor(size_t loads) {
+    for (bool there = false; !there; usleep(1000)) {
+      const std::lock_guard lock(mutex_);
+      there = loaded.size() >= loads || !unknown.empty();
+    }
+  }
+  void Join() {
+    for (std::thread& thread : threads_) thread.join();
+  }
+  std::set<std::string> loaded, unknown;  // unknown: the answer did not come
+
+ private:
+  bool Call(int t, std::vector<std::string> args) {
+    args.insert(args.begin(), "adapters");
+    args.insert(args.end(), {"--server", server_});
+    const std::string output = absl::StrCat(outputs_, t);
+    return Wait(Spawn(args, output, output)) == 0;
+  }
+  void Run(int t) {
+    for (int i = 0;; ++i) {
+      const std::string name = absl::StrCat(prefix_, ".", t, ".", i);
+      const bool upload = i % 2 == 0;
+      const bool done = Call(t, upload ? std::vector<std::string>{"upload", name, kAdapters + "lora"}
+                                       : std::vector<std::string>{"load", name, "dora"});
+      const bool gone = done && i % 3 == 0 && Call(t, {"unload", name});
+      const std::lock_guard lock(mutex_);
+      if (done && !gone && i % 3 != 0) loaded.insert(name);
+      if (!done || (i % 3 == 0 && !gone)) unknown.insert(name);
+      if (!unknown.empty()) return;
+    }
+  }
+
+  const std::string prefix_, outputs_, server_;
+  std::mutex mutex_;
+  std::vector<std::thread> threads_;
+};
+
+TEST_F(BinaryTest, KilledInTheMiddleOfChangesItKnowsWhatItSaid) {
+  std::set<std::string> loaded, unknown;
+  for (const int loads : {1, 2, 4}) {
+    Serve({"--adapter-dir", Path("kept")});
+    const std::string prefix = absl::StrCat("n", loads);
+    Changes changes(prefix, Path("change"), grpc_);
+    changes.WaitFor(loads);
+    usleep(5000 * loads);
+    kill(server_, SIGKILL);
+    Wait(server_);
+    server_ = -1;
+    changes.Join();
+    loaded.merge(changes.loaded);
+    unknown.merge(changes.unknown);
+
+    Serve({"--adapter-dir", Path("kept")});
+    const std::string list = Client({"adapters", "list", "n"}).out;
+    std::set<std::string> there;
+    std::istringstream lines(list);
+    for (std::string line; std::getline(lines, line);) {
+      if (line.starts_with("n")) there.insert(line.substr(0, line.find(' ')));
+    }
+    for (const std::string& name : loaded) EXPECT_TRUE(there.contains(name)) << name << "\n" << list;
+    for (const std::string& name : there) {
+      EXPECT_TRUE(loaded.contains(name) || unknown.contains(name)) << name;
+      if (!name.starts_with(prefix)) continue;
+      EXPECT_EQ(Client({"generate", "--prompt", "x", "--max-tokens", "1", "--adapter", name}).code, 0);
+    }
+    kill(server_, SIGTERM);
+    EXPECT_EQ(Wait(server_), 0);
+    server_ = -1;
+  }
+  EXPECT_GE(loaded.size(), 7u);
 }
 
 TEST_F(BinaryTest, SigtermEndsItCleanly) {

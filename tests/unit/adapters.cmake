@@ -6,7 +6,8 @@ lorikeet_test(adapters_load_test unit/adapters_load_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
 lorikeet_test(adapters_registry_test unit/adapters_registry_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
-lorikeet_test(adapters_tiers_test unit/adapters_tiers_test.cc ${adapters_support}
+lorikeet_test(adapters_tiers_test unit/adapters_tiers_test.cc unit/adapters_registry_file_test.cc
+  ${adapters_support}
   LIBS lorikeet_adapters_cache)
 
 # Not a test: prints how long calls to a large registry take.

@@ -1,14 +1,17 @@
 // The registry's promises: names, versions, roots, leases and memory, alone and under concurrency.
 #include "adapters_cache/registry.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <filesystem>
 #include <future>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -246,6 +249,27 @@ TEST_F(Registry, PathsOutsideTheRootsAreRefusedByName) {
   fs::create_directory_symlink(Root() / "inside", Root() / "link2");
   EXPECT_TRUE(Load("link", Root() / "link2").ok());
   EXPECT_TRUE(registry_->Load("operator", dir_.path() / "outside", Origin::kOperator).ok());
+}
+
+// A directory may become a link between the look at it and the reading: what was read decides.
+TEST_F(Registry, ADirectoryThatTurnsIntoALinkLeadsNowhereElse) {
+  const fs::path inside = Write("inside", 1), link = Root() / "link";
+  TestAdapter::Lora(base_, {"q_proj", "up_proj"}, 4, 2).Write(dir_.path() / "outside");
+  fs::create_directory_symlink(dir_.path() / "outside", link);
+  const std::string allowed = Load("one", inside)->version;
+  std::atomic<bool> stop = false;
+  std::thread turner([&] {
+    while (!stop) renameat2(AT_FDCWD, inside.c_str(), AT_FDCWD, link.c_str(), RENAME_EXCHANGE);
+  });
+  std::map<absl::StatusCode, int> ends;
+  while (ends[absl::StatusCode::kOk] < 300 || ends[absl::StatusCode::kPermissionDenied] < 300) {
+    const auto info = Load("one", inside);
+    ++ends[info.status().code()];
+    EXPECT_TRUE(info.ok() || absl::IsPermissionDenied(info.status())) << info.status();
+    if (info.ok()) EXPECT_EQ(info->version, allowed);
+  }
+  stop = true;
+  turner.join();
 }
 
 // As someone types it who stands where the server was started.

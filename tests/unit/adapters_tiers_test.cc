@@ -2,17 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <malloc.h>
-#include <sys/ptrace.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <future>
 #include <map>
 #include <optional>
@@ -175,6 +171,53 @@ TEST_F(Tiers, FilesThatChangedOrWentSinceTheLoadFailTheirRequestsAlone) {
   Write("elsewhere", 0);  // a0's bytes
   ASSERT_TRUE(Load("a0", "elsewhere").ok());
   EXPECT_TRUE(registry_->Acquire("a0").ok());
+}
+
+TEST_F(Tiers, AVersionIsReadFromWhereverANameStillHasItsBytes) {
+  options_.host_bytes = each_;
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  LoadMany(2);
+  for (const char* twin : {"twin", "uploaded"}) Write(twin, 0);  // a0's bytes
+  fs::rename(Root() / "uploaded", dir_.path() / "uploaded");
+  ASSERT_TRUE(registry_->Load("uploaded", dir_.path() / "uploaded",
+                              {.origin = AdapterRegistry::Origin::kOperator}).ok());
+  ASSERT_TRUE(Load("twin", "twin").ok());
+  Write("twin", 50);  // other bytes
+  fs::remove_all(Root() / "a0");
+  for (int restart = 0; restart < 2; ++restart) {
+    for (const char* name : {"a0", "twin", "uploaded"}) {
+      ASSERT_TRUE(registry_->Acquire("a1").ok()) << "a0's bytes made room";
+      const auto lease = registry_->Acquire(name);
+      ASSERT_TRUE(lease.ok()) << name << ": " << lease.status();
+      EXPECT_EQ(lease->version(), registry_->Get(name)->version);
+    }
+    Open();
+  }
+  EXPECT_EQ(registry_->Reload("a0").status().code(), absl::StatusCode::kNotFound)
+      << "a name's own place stays its own";
+  fs::remove_all(dir_.path() / "uploaded");
+  ASSERT_TRUE(registry_->Acquire("a1").ok());
+  EXPECT_FALSE(registry_->Acquire("a0").ok());
+  EXPECT_EQ(registry_->stats().host_bytes, 0) << "a1 made room, and no read keeps it";
+  Write("a0", 0);
+  EXPECT_TRUE(registry_->Acquire("uploaded").ok());
+}
+
+// What a client loads stays within the roots, whatever another name of the same bytes may do.
+TEST_F(Tiers, ARestartGivesNoNameAnothersRights) {
+  options_.state_file = dir_.path() / "registry";
+  Open();
+  Write("a", 1);
+  fs::copy(Root() / "a", dir_.path() / "outside");
+  ASSERT_TRUE(registry_->Load("uploaded", dir_.path() / "outside",
+                              {.origin = AdapterRegistry::Origin::kOperator}).ok());
+  ASSERT_TRUE(Load("client", "a").ok());
+  Open();
+  EXPECT_TRUE(registry_->Reload("uploaded").ok());
+  fs::remove_all(Root() / "a");
+  fs::create_directory_symlink(dir_.path() / "outside", Root() / "a");
+  EXPECT_EQ(registry_->Reload("client").status().code(), absl::StatusCode::kPermissionDenied);
 }
 
 TEST_F(Tiers, ManyRequestsForOneColdAdapterReadItOnce) {
@@ -392,77 +435,6 @@ TEST_F(Tiers, ADamagedStateFileIsRefused) {
   testing::WriteFile(options_.state_file, "2" + std::string(70, '0'));
   EXPECT_EQ(AdapterRegistry::Create(base_, options_).status().code(),
             absl::StatusCode::kUnimplemented);
-}
-
-RegistryRecords RecordsOf(int names) {
-  RegistryRecords records;
-  records.versions["v"] = {.id = "v", .variant = "lora", .path = "/somewhere"};
-  for (int i = 0; i < names; ++i) records.names["n" + std::to_string(i)].targets = {{"v", 1}};
-  return records;
-}
-
-// Kills a process that does what `change` does at its n-th system call, for every n there is.
-void KillAtEveryCall(const fs::path& path, const std::function<absl::Status()>& change) {
-  bool ended = false;
-  int old_files = 0, new_files = 0;
-  for (int kill_at = 1; !ended; ++kill_at) {
-    ASSERT_TRUE(WriteRegistryFile(path, RecordsOf(1)).ok());
-    const pid_t child = fork();
-    if (child == 0) {
-      ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-      raise(SIGSTOP);
-      _exit(change().ok() ? 0 : 1);
-    }
-    int status = 0;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    for (int stop = 0; stop < kill_at && !ended; ++stop) {
-      ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);  // to the next entry or exit of a call
-      ASSERT_EQ(waitpid(child, &status, 0), child);
-      ended = WIFEXITED(status);
-    }
-    if (!ended) {
-      kill(child, SIGKILL);
-      waitpid(child, &status, 0);
-    }
-    const auto records = ReadRegistryFile(path);
-    ASSERT_TRUE(records.ok()) << "killed at stop " << kill_at << ": " << records.status();
-    ASSERT_TRUE(records->names.size() == 1 || records->names.size() == 500) << kill_at;
-    ++(records->names.size() == 1 ? old_files : new_files);
-  }
-  EXPECT_GT(old_files, 5);
-  EXPECT_GT(new_files, 1);
-}
-
-TEST_F(Tiers, ACrashAtAnyPointLeavesWhatWasOrWhatIsToBe) {
-  const fs::path path = dir_.path() / "registry";
-  KillAtEveryCall(path, [&] { return WriteRegistryFile(path, RecordsOf(500)); });
-  KillAtEveryCall(path, [&] { return AppendToRegistryLog(path, RecordsOf(500), {}); });
-}
-
-TEST_F(Tiers, TheLogAddsReplacesAndRemovesAndATornLineIsNone) {
-  const fs::path path = dir_.path() / "registry";
-  ASSERT_TRUE(WriteRegistryFile(path, RecordsOf(3)).ok());
-  RegistryRecords changed;
-  changed.versions["w"] = {.id = "w", .variant = "dora", .path = "/elsewhere"};
-  changed.names["n1"] = {.targets = {{"w", 2}}, .pinned = true};
-  ASSERT_TRUE(AppendToRegistryLog(path, changed, {"n0", "n2", "unknown"}).ok());
-  const auto read = ReadRegistryFile(path);
-  ASSERT_TRUE(read.ok()) << read.status();
-  EXPECT_EQ(read->names.size(), 1u);
-  EXPECT_TRUE(read->names.at("n1").pinned);
-  EXPECT_EQ(read->versions.size(), 1u) << "nothing leads to the other";
-  fs::path log;
-  for (const auto& file : fs::directory_iterator(dir_.path())) {
-    if (file.path().string().starts_with(path.string() + ".log-")) log = file.path();
-  }
-  std::ofstream(log, std::ios::app) << std::string(64, 'a') << "{\"half";
-  EXPECT_EQ(ReadRegistryFile(path)->names.size(), 1u);
-  std::ofstream(log, std::ios::app) << "\n";
-  const absl::Status damaged = ReadRegistryFile(path).status();
-  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(damaged.message()), HasSubstr(log.string() + " at byte "));
-  ASSERT_TRUE(WriteRegistryFile(path, RecordsOf(3)).ok());
-  EXPECT_FALSE(fs::exists(log));
 }
 
 TEST_F(Tiers, AStormOfReloadsEndsWellAndLeavesOneVersion) {

@@ -3,7 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <thread>
+
 #include "engine/tensor/json.h"
+#include "engine/tensor/mapped_file.h"
 #include "tests/support/checkpoint_bytes.h"
 
 namespace lorikeet {
@@ -168,27 +174,55 @@ TEST(SafetensorsTest, DeepHeadersAreRefusedWithoutRecursion) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("nested deeper than 32"));
 }
 
-TEST(SafetensorsFileTest, BothWaysOfReadingGiveTheSame) {
+TEST(SafetensorsFileTest, AFileIsReadAndItsTensorsFound) {
+  const TempDir dir;
+  const auto file = ReadSafetensors(dir.Write("adapter.safetensors", TwoTensors()));
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_NE(file->Find("b"), nullptr);
+  EXPECT_EQ(file->Find("b")->bytes.size(), 6u);
+  EXPECT_EQ(file->Find("c"), nullptr);
+}
+
+TEST(MappedFileTest, BothWaysOfReadingGiveTheSameAndSayWhereTheFileLies) {
   const TempDir dir;
   const auto path = dir.Write("adapter.safetensors", TwoTensors());
+  std::filesystem::create_symlink(path, dir.path() / "link");
   for (const FileAccess access : {FileAccess::kMap, FileAccess::kCopy}) {
-    const auto file = ReadSafetensors(path, access);
+    const auto file = MappedFile::Open(dir.path() / "link", access);
     ASSERT_TRUE(file.ok()) << file.status();
-    ASSERT_NE(file->Find("b"), nullptr);
-    EXPECT_EQ(file->Find("b")->bytes.size(), 6u);
-    EXPECT_EQ(file->Find("c"), nullptr);
+    EXPECT_EQ(std::memcmp((*file)->bytes().data(), TwoTensors().data(), TwoTensors().size()), 0);
+    EXPECT_EQ((*file)->real_path(), std::filesystem::canonical(path));
   }
 }
 
-TEST(SafetensorsFileTest, ACopyOutlivesTheFile) {
+TEST(MappedFileTest, ACopyOutlivesTheFile) {
   const TempDir dir;
   const auto path = dir.Write("adapter.safetensors", TwoTensors());
-  const auto file = ReadSafetensors(path, FileAccess::kCopy);
+  const auto file = MappedFile::Open(path, FileAccess::kCopy);
   ASSERT_TRUE(file.ok()) << file.status();
   std::filesystem::resize_file(path, 0);  // reading a mapping would now end the process
-  float first;
-  std::memcpy(&first, file->Find("a")->bytes.data(), sizeof(first));
-  EXPECT_EQ(first, 1.0f);
+  EXPECT_EQ(std::memcmp((*file)->bytes().data(), TwoTensors().data(), TwoTensors().size()), 0);
+}
+
+// Half of the old bytes and half of the new are no adapter that anyone made.
+TEST(MappedFileTest, AFileThatIsWrittenToWhileItIsCopiedIsRefused) {
+  const TempDir dir;
+  const auto path = dir.Write("large", std::string(32 << 20, 'x'));
+  std::atomic<bool> stop = false;
+  std::thread writer([&] {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    for (int64_t i = 0; !stop; ++i) {
+      file.seekp((i * 4096) % (32 << 20));
+      file.put('y').flush();
+    }
+  });
+  absl::Status status;
+  while (status.ok()) status = MappedFile::Open(path, FileAccess::kCopy).status();
+  stop = true;
+  writer.join();
+  EXPECT_EQ(status.code(), kDataLoss);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("large: changed while it was read"));
+  EXPECT_TRUE(MappedFile::Open(path, FileAccess::kCopy).ok()) << "once nobody writes";
 }
 
 TEST(SafetensorsFileTest, WhatIsNotAFileIsRefused) {
