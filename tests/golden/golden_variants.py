@@ -72,7 +72,7 @@ CASES = {
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         modules_to_save=["embed_tokens", "input_layernorm", "post_attention_layernorm"]), 0.1),
     "trainable_tokens_lora": ("qwen2", lambda: lora(trainable_token_indices=[5, 17, 40]), 0.2),
-    "lora_xs": ("llama", lambda: lora(target_modules=MIX), 0.3),
+    "lora_xs": ("llama", lambda: lora(target_modules=MIX), 0.05),
     "qlora": ("llama-nf4", lambda: lora(target_modules="all-linear"), 0.2),
     "qdora": ("llama-nf4", lambda: lora(use_dora=True, target_modules=MIX), 0.2),
     "qlora_qwen2": ("qwen2-nf4", lambda: lora(use_rslora=True, target_modules=MIX), 0.2),
