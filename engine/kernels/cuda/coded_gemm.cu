@@ -299,7 +299,7 @@ cudaError_t LaunchTyped(const CodedArgs& args, Matrix x, cudaStream_t stream) {
 
 }  // namespace
 
-bool CanMultiplyCoded() { return StartsEarly(); }
+bool CanMultiplyCoded() { return HasHopperCode(); }
 
 cudaError_t LaunchEncode(const void* rows, DType dtype, int32_t first, int32_t count,
                          const CodedPart& part, int32_t width, cudaStream_t stream) {

@@ -471,7 +471,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& o
   LK_ASSIGN_OR_RETURN(const cudaDeviceProp device, cuda::FindDevice());
   if (options.quantization != Quantization::kNone && !cuda::CanMultiplyCoded()) {
     return absl::FailedPreconditionError(
-        absl::StrFormat("quantization fp8 needs compute capability 9.0; %s has %d.%d", device.name,
+        absl::StrFormat("quantization fp8 needs compute capability 9.0 and a build for 90a; %s has %d.%d", device.name,
                         device.major, device.minor));
   }
   cudaStream_t stream = nullptr;

@@ -13,6 +13,21 @@ int Attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Of fewer threads where all that compute capability 9.0 has is there when it is compiled: which of a
+// build's codes the device took shows in its attributes.
+constexpr int kHopperThreads = 64;
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__global__ void __launch_bounds__(kHopperThreads) Probe() {}
+#else
+__global__ void __launch_bounds__(2 * kHopperThreads) Probe() {}
+#endif
+
+cudaFuncAttributes ProbeAttributes() {
+  cudaFuncAttributes attributes = {};
+  cudaFuncGetAttributes(&attributes, Probe);
+  return attributes;
+}
+
 }  // namespace
 
 int32_t Multiprocessors() {
@@ -21,8 +36,13 @@ int32_t Multiprocessors() {
 }
 
 bool StartsEarly() {
-  static const bool can = Attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  static const bool can = ProbeAttributes().ptxVersion >= 90;
   return can;
+}
+
+bool HasHopperCode() {
+  static const bool has = ProbeAttributes().maxThreadsPerBlock == kHopperThreads;
+  return has;
 }
 
 }  // namespace lorikeet::cuda

@@ -14,8 +14,11 @@ struct LaunchShape {
   int32_t cluster = 1;  // blocks that reach each other's shared memory
 };
 
-// Whether the current device can start a kernel while the one before it ends.
+// Whether kernels, as the current device runs them, wait for the one before where they must: only then
+// may they start while that one ends. What is translated for the device from code for 8.0 does not.
 bool StartsEarly();
+// Whether they are compiled for 9.0a: hopper.cuh is theirs.
+bool HasHopperCode();
 
 template <typename... Params, typename... Args>
 cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,

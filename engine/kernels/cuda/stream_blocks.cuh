@@ -49,6 +49,18 @@ __device__ void StorePartial(float* partial, const float (&sums)[kColumns * 4]) 
   });
 }
 
+// Four columns of a row of y at a time.
+template <typename Y>
+__device__ void StoreFour(Y* to, const float4& v) {
+  if constexpr (std::is_same_v<Y, float>) {
+    *reinterpret_cast<float4*>(to) = v;
+  } else {
+    *reinterpret_cast<uint2*>(to) = {Pack2<Y>(v.x, v.y), Pack2<Y>(v.z, v.w)};
+  }
+}
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
 // Blocks of a cluster have the same rows of the weight, and each a part of the columns; `threads` of
 // each add up a part of the rows over all of them, in their order, and call put(row of the block, row
 // of y, sums of four rows). What others added up is there before, and stays until all are done: the
@@ -71,18 +83,6 @@ __device__ void AddOverCluster(const cooperative_groups::cluster_group& cluster,
     put(row, column, sum);
   }
 }
-
-// Four columns of a row of y at a time.
-template <typename Y>
-__device__ void StoreFour(Y* to, const float4& v) {
-  if constexpr (std::is_same_v<Y, float>) {
-    *reinterpret_cast<float4*>(to) = v;
-  } else {
-    *reinterpret_cast<uint2*>(to) = {Pack2<Y>(v.x, v.y), Pack2<Y>(v.z, v.w)};
-  }
-}
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // One thread's: fills a ring of `stages` with `units`, in order, as stages become empty. The weight's
 // are asked for before the kernel before has ended. The kernel after may start when all but a ring's

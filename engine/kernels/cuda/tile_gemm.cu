@@ -266,7 +266,7 @@ bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 bool CanTile(const void* weight, Matrix x, Matrix y) {
   const bool narrow = x.dtype == DType::kBF16 || x.dtype == DType::kF16;
   return narrow && y.dtype == x.dtype && x.width % 8 == 0 && x.stride % 8 == 0 && y.width % 8 == 0 &&
-         y.stride % 8 == 0 && Aligned(weight) && Aligned(x.data) && Aligned(y.data) && StartsEarly();
+         y.stride % 8 == 0 && Aligned(weight) && Aligned(x.data) && Aligned(y.data) && HasHopperCode();
 }
 
 cudaError_t LaunchTileGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
