@@ -125,9 +125,9 @@ class Cluster:
             require(status == 201, f"{path.name}: {status} {text}")
         for _ in range(300):
             items = self.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
-            kinds = {(c["type"], c["status"]) for i in items
-                     for c in i.get("status", {}).get("conditions", [])}
-            if items and ("Established", "False") not in kinds and all("status" in i for i in items):
+            if all(("Established", "True") in {(c["type"], c["status"]) for c in
+                                               item.get("status", {}).get("conditions") or []}
+                   for item in items):
                 break
             time.sleep(0.1)
         print(f"{len(items)} kinds defined")
