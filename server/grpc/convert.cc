@@ -23,16 +23,29 @@ SamplingParams ToSampling(const v1::SamplingParams& proto) {
   return params;
 }
 
+std::vector<int32_t> ToIds(const v1::TokenIds& tokens) {
+  return std::vector<int32_t>(tokens.ids().begin(), tokens.ids().end());
+}
+
+// What both kinds of request say of adapters and of the prefix cache.
+template <typename Request>
+void SetShared(const Request& request, GenerationInput* input) {
+  input->model = request.adapter();
+  for (const v1::WeightedAdapter& term : request.adapters()) {
+    input->adapters.push_back({term.id(), term.weight()});
+  }
+  input->cache_salt = request.cache_salt();
+  input->skip_prefix_cache = request.skip_prefix_cache();
+}
+
 absl::Status SetPrompt(v1::GenerateRequest& request, GenerationInput* input) {
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kText:
       input->prompt = std::move(*request.mutable_text());
       return absl::OkStatus();
-    case v1::GenerateRequest::kTokenIds: {
-      const auto& ids = request.token_ids().ids();
-      input->prompt = std::vector<int32_t>(ids.begin(), ids.end());
+    case v1::GenerateRequest::kTokenIds:
+      input->prompt = ToIds(request.token_ids());
       return absl::OkStatus();
-    }
     case v1::GenerateRequest::kChat: {
       std::vector<ChatMessage> messages;
       for (v1::ChatMessage& message : *request.mutable_chat()->mutable_messages()) {
@@ -124,11 +137,9 @@ absl::StatusOr<GenerationInput> ToInput(const v1::EmbedRequest& request, int32_t
     case v1::EmbedRequest::kText:
       input.prompt = request.text();
       break;
-    case v1::EmbedRequest::kTokenIds: {
-      const auto& ids = request.token_ids().ids();
-      input.prompt = std::vector<int32_t>(ids.begin(), ids.end());
+    case v1::EmbedRequest::kTokenIds:
+      input.prompt = ToIds(request.token_ids());
       break;
-    }
     case v1::EmbedRequest::PROMPT_NOT_SET:
       return absl::InvalidArgumentError("prompt: not set; send text or token_ids");
   }
@@ -137,23 +148,15 @@ absl::StatusOr<GenerationInput> ToInput(const v1::EmbedRequest& request, int32_t
                                                    " is not in [0, ", hidden_size, "]"));
   }
   LK_ASSIGN_OR_RETURN(input.pooling, ToPooling(request.pooling()));
-  input.model = request.adapter();
-  for (const v1::WeightedAdapter& term : request.adapters()) {
-    input.adapters.push_back({term.id(), term.weight()});
-  }
+  SetShared(request, &input);
   input.max_tokens = 1;  // for its checks: none is made
-  input.cache_salt = request.cache_salt();
-  input.skip_prefix_cache = request.skip_prefix_cache();
   return input;
 }
 
 absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   GenerationInput input;
   LK_RETURN_IF_ERROR(SetPrompt(request, &input));
-  input.model = std::move(*request.mutable_adapter());
-  for (const v1::WeightedAdapter& term : request.adapters()) {
-    input.adapters.push_back({term.id(), term.weight()});
-  }
+  SetShared(request, &input);
   input.sampling = ToSampling(request.sampling());
   if (request.has_logprobs()) {
     if (request.logprobs() < 0 || request.logprobs() > Limits::kMaxTopLogprobs) {
@@ -176,8 +179,6 @@ absl::StatusOr<GenerationInput> ToInput(v1::GenerateRequest request) {
   input.best_of = request.best_of();
   LK_RETURN_IF_ERROR(SetForm(request.form(), &input.grammar));
   if (input.echo && request.has_logprobs()) input.prompt_logprobs = request.logprobs();
-  input.cache_salt = std::move(*request.mutable_cache_salt());
-  input.skip_prefix_cache = request.skip_prefix_cache();
   return input;
 }
 

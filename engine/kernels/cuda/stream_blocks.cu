@@ -4,6 +4,11 @@
 
 namespace lorikeet::cuda {
 
+bool CanMakeBoxMap(const void* data, DType dtype, int64_t stride) {
+  const bool narrow = dtype == DType::kBF16 || dtype == DType::kF16;
+  return narrow && stride % 8 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 && HasHopperCode();
+}
+
 cudaError_t MakeBoxMap(const void* data, DType dtype, int64_t rows, int64_t width, int64_t stride,
                     int32_t box_rows, CUtensorMap* map) {
   using Encode = decltype(&cuTensorMapEncodeTiled);

@@ -105,6 +105,9 @@ __device__ void FillRing(int32_t units, int32_t stages, PhaseBarrier* empty,
 
 #endif
 
+// Whether there can be such a map on this device of rows that begin `stride` elements apart.
+bool CanMakeBoxMap(const void* data, DType dtype, int64_t stride);
+
 // The map of [rows, width] of a 16-bit type in boxes of kBoxWidth columns and `box_rows` rows. What
 // lies outside comes as zeros.
 cudaError_t MakeBoxMap(const void* data, DType dtype, int64_t rows, int64_t width, int64_t stride,

@@ -168,10 +168,8 @@ cudaError_t LaunchTyped(const void* weight, Matrix x, Matrix y, cudaStream_t str
 }  // namespace
 
 bool CanStream(const void* weight, Matrix x) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  const bool narrow = x.dtype == DType::kBF16 || x.dtype == DType::kF16;
-  return narrow && x.rows <= kMaxStreamedRows && x.width % 8 == 0 && x.stride % 8 == 0 &&
-         aligned(weight) && aligned(x.data) && HasHopperCode();
+  return x.rows <= kMaxStreamedRows && CanMakeBoxMap(weight, x.dtype, x.width) &&
+         CanMakeBoxMap(x.data, x.dtype, x.stride);
 }
 
 cudaError_t LaunchStreamGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {

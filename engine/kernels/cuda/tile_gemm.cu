@@ -259,14 +259,12 @@ cudaError_t LaunchFor(const void* weight, Matrix x, TileArgs args, int32_t block
                 stream, weight_map, x_map, args);
 }
 
-bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
+// y is stored as it could be brought: by sixteen bytes.
 bool CanTile(const void* weight, Matrix x, Matrix y) {
-  const bool narrow = x.dtype == DType::kBF16 || x.dtype == DType::kF16;
-  return narrow && y.dtype == x.dtype && x.width % 8 == 0 && x.stride % 8 == 0 && y.width % 8 == 0 &&
-         y.stride % 8 == 0 && Aligned(weight) && Aligned(x.data) && Aligned(y.data) && HasHopperCode();
+  return y.dtype == x.dtype && y.width % 8 == 0 && CanMakeBoxMap(weight, x.dtype, x.width) &&
+         CanMakeBoxMap(x.data, x.dtype, x.stride) && CanMakeBoxMap(y.data, y.dtype, y.stride);
 }
 
 cudaError_t LaunchTileGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
