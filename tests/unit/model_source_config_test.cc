@@ -60,9 +60,32 @@ TEST(HfConfigTest, MeansWhatTransformersMakesOfIt) {
       windows.push_back(uses ? config->sliding_window : 0);
     }
     EXPECT_EQ(json(windows), want["windows"]);
+    std::vector<int> experts;
+    for (int i = 0; i < config->layers; ++i) experts.push_back(config->has_experts(i) ? config->experts : 0);
+    EXPECT_EQ(json(experts), want.value("experts", json(std::vector<int>(config->layers))));
+    EXPECT_EQ(config->experts_per_token, want.value("experts_per_token", 0));
+    EXPECT_EQ(config->expert_ffn, want.value("expert_ffn", 0));
+    EXPECT_EQ(config->normalise_experts, want.value("normalise_experts", false));
     ExpectFrequencies(config->rope_inverse_frequencies,
                       want["inverse_frequencies"].get<std::vector<float>>());
   }
+}
+
+TEST(HfConfigTest, SettingsOfExpertsAreChecked) {
+  const auto error = [](json change) {
+    json config = {{"architectures", {"Qwen3MoeForCausalLM"}}, {"model_type", "qwen3_moe"},
+                   {"hidden_size", 64}, {"intermediate_size", 96}, {"num_attention_heads", 4},
+                   {"num_hidden_layers", 2}, {"vocab_size", 100}, {"max_position_embeddings", 256}};
+    config.update(change);
+    return std::string(ParseHfConfig(config, json(), "config.json").status().message());
+  };
+  EXPECT_EQ(error(json::object()), "");
+  EXPECT_THAT(error({{"num_experts", 0}}), HasSubstr("num_experts is 0; it must be an integer from 1 to 1024"));
+  EXPECT_THAT(error({{"num_experts", 4}}), HasSubstr("8 experts a token, but only 4 of them"));
+  EXPECT_THAT(error({{"moe_intermediate_size", "x"}}), HasSubstr("moe_intermediate_size is \"x\""));
+  EXPECT_THAT(error({{"mlp_only_layers", {2}}}), HasSubstr("mlp_only_layers is 2"));
+  EXPECT_THAT(error({{"mlp_only_layers", 1}}), HasSubstr("must be a list of layers"));
+  EXPECT_THAT(error({{"decoder_sparse_step", 0}}), HasSubstr("decoder_sparse_step is 0"));
 }
 
 json Llama() {
