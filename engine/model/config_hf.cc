@@ -234,7 +234,7 @@ class HfConfigReader {
         config_.head_dim,
         Int("head_dim", family_->head_dim != 0 ? family_->head_dim : config_.hidden / config_.heads,
             1 << 14));
-    LK_ASSIGN_OR_RETURN(config_.norm_eps, Positive(json_, "rms_norm_eps", 1e-6));
+    LK_ASSIGN_OR_RETURN(config_.norm_eps, Positive(json_, "rms_norm_eps", Is("mixtral") ? 1e-5 : 1e-6));
     return absl::OkStatus();
   }
 
