@@ -79,8 +79,9 @@ constexpr ExpertNames kMixtralExperts = {
 constexpr ExpertNames kGgufExperts = {"ffn_gate_inp",
                                       {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}};
 
+// GGUF calls Mixtral llama.
 const ExpertNames& HfExperts(const ModelConfig& config) {
-  return config.family == "mixtral" ? kMixtralExperts : kQwenExperts;
+  return config.family == "mixtral" || config.family == "llama" ? kMixtralExperts : kQwenExperts;
 }
 
 std::string WithNumber(std::string_view name, int expert) {

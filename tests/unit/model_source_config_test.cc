@@ -310,6 +310,21 @@ TEST(GgufConfigTest, RopeFactorsEqualTheScalingTheyWereMadeFrom) {
   }
 }
 
+TEST(GgufConfigTest, ExpertsOfQwen3MoeHaveAWidthOfTheirOwn) {
+  const auto config = Parse(LlamaGguf("qwen3moe")
+                                .Uint("qwen3moe.expert_count", 16)
+                                .Uint("qwen3moe.expert_used_count", 4)
+                                .Uint("qwen3moe.expert_feed_forward_length", 40));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->experts, 16);
+  EXPECT_EQ(config->experts_per_token, 4);
+  EXPECT_EQ(config->expert_ffn, 40);
+  EXPECT_TRUE(config->normalise_experts && config->qk_norm);
+  EXPECT_TRUE(config->has_experts(0) && config->has_experts(config->layers - 1));
+  EXPECT_EQ(Parse(LlamaGguf("qwen3moe")).status().message(),
+            "m.gguf: qwen3moe.expert_count is missing");
+}
+
 TEST(GgufConfigTest, LinearScalingHasTwoNames) {
   const auto plain = Parse(LlamaGguf());
   ASSERT_TRUE(plain.ok()) << plain.status();
@@ -337,7 +352,10 @@ TEST(GgufConfigTest, WhatItDoesNotKnowIsRefusedByKeyAndValue) {
       {[] { return GgufBytes().Uint("general.architecture", 1); }, "general.architecture 1"},
       {[] { return LlamaGguf().Text("general.type", "adapter"); }, "\"adapter\", not a model"},
       {[] { return LlamaGguf().Value("split.count", 2, Raw(uint16_t{3})); }, "split.count"},
-      {[] { return LlamaGguf().Uint("llama.expert_count", 8); }, "llama.expert_count = 8"},
+      {[] { return LlamaGguf().Uint("llama.expert_count", 8); }, "llama.expert_used_count is missing"},
+      {[] { return LlamaGguf().Uint("llama.expert_count", 8).Uint("llama.expert_used_count", 9); },
+       "9 experts a token, but only 8 of them"},
+      {[] { return LlamaGguf("qwen2").Uint("qwen2.expert_count", 8); }, "qwen2.expert_count = 8"},
       {[] { return LlamaGguf().Float("llama.attn_logit_softcapping", 50); },
        "llama.attn_logit_softcapping = 50"},
       {[] { return LlamaGguf().Float("llama.attention.scale", 0.1f); }, "llama.attention.scale"},
