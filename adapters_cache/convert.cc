@@ -64,10 +64,10 @@ class LoraWriter {
   LoraWriter(const BaseModel& base, std::span<const Term> terms) : base_(base), terms_(terms) {}
 
   absl::Status Write(const std::filesystem::path& out) {
-    for (ModuleId m = 0; m < ModuleCount(base_.layers()); ++m) {
+    for (const ModuleId m : base_.modules()) {
       const auto [in, width] = base_.shape(m);
-      LK_RETURN_IF_ERROR(Stack(ModulePath(m, base_.layers()), in, width,
-                               [m](const Adapter& a) { return a.modules[m].low_rank; }));
+      LK_RETURN_IF_ERROR(Stack(base_.path(m), in, width,
+                               [m](const Adapter& a) { return a.module(m).low_rank; }));
     }
     LK_RETURN_IF_ERROR(Stack(kEmbedding, base_.vocab_size(), base_.hidden(),
                              [](const Adapter& a) { return a.embedding.low_rank; }));

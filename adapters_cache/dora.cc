@@ -46,7 +46,7 @@ absl::Status DoraOutScale(const BaseModel& base, ModuleId id, const std::vector<
       const float value = static_cast<float>(magnitude[first + r] / norm);
       if (!std::isfinite(value)) {
         return absl::InvalidArgumentError(
-            absl::StrCat(ModulePath(id, base.layers()), ": DoRA's scale of output ", first + r,
+            absl::StrCat(base.path(id), ": DoRA's scale of output ", first + r,
                          " is not finite: magnitude ", magnitude[first + r], ", row norm ", norm));
       }
       out_scale[first + r] = value;

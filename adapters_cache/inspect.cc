@@ -35,6 +35,27 @@ std::pair<std::optional<int>, std::string> SplitLayer(const std::string& path) {
   return {layer, path.substr(dot + 1)};
 }
 
+// "mlp.experts.3.up_proj" -> "mlp.experts.*.up_proj", a router's name as it is; empty for anything
+// else below a layer.
+std::string ExpertLinear(const std::string& name) {
+  std::string_view rest = name;
+  const bool old_mixtral = rest.starts_with("block_sparse_moe.");
+  if (!old_mixtral && !rest.starts_with("mlp.")) return "";
+  rest.remove_prefix(rest.find('.') + 1);
+  if (rest == "gate") return name;
+  constexpr std::string_view kExperts = "experts.";
+  if (!rest.starts_with(kExperts)) return "";
+  rest.remove_prefix(kExperts.size());
+  const size_t digits = rest.find_first_not_of("0123456789");
+  if (digits == 0 || digits == std::string_view::npos || rest[digits] != '.') return "";
+  rest.remove_prefix(digits + 1);
+  const auto is_rest = [rest](std::string_view linear) { return rest == linear; };
+  const std::string_view old_names[] = {"w1", "w2", "w3"};
+  const std::string_view names[] = {"gate_proj", "up_proj", "down_proj"};
+  if (std::ranges::none_of(old_mixtral ? old_names : names, is_rest)) return "";
+  return absl::StrCat(old_mixtral ? "block_sparse_moe." : "mlp.", "experts.*.", std::string(rest));
+}
+
 // What a server checks against its base model, as far as the file alone can tell: layers up to the
 // highest in the file, and one shape for each kind of linear.
 class Inspector {
@@ -42,17 +63,25 @@ class Inspector {
   Inspector(const RawAdapter& raw, InspectReport* report) : raw_(raw), report_(report) {}
 
   void Run() {
+    std::set<int> with_experts;
     for (const auto& [path, module] : raw_.modules) {
-      layers_ = std::max(layers_, SplitLayer(path).first.value_or(-1) + 1);
+      const auto [layer, name] = SplitLayer(path);
+      layers_ = std::max(layers_, layer.value_or(-1) + 1);
+      if (!layer || ExpertLinear(name).empty()) continue;
+      with_experts.insert(*layer);
+      known_.insert(path);
     }
     for (ModuleId id = 0; id < ModuleCount(layers_); ++id) {
       const std::string path = ModulePath(id, layers_);
+      const bool feed_forward = id % kLinearsPerLayer >= static_cast<int>(Linear::kGate);
+      if (feed_forward && with_experts.contains(id / kLinearsPerLayer)) continue;
       known_.insert(path);
       const auto it = raw_.modules.find(path);
       const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (raw_.targets && raw_.targets(path) && !has_factors) missing_.push_back(path);
     }
     for (const auto& [path, module] : raw_.modules) AddModule(path, module);
+    for (const auto& [path, pair] : raw_.parameters.pairs) AddPair(path, pair);
     for (auto& [name, group] : groups_) report_->groups.push_back(group);
     Refuse("no linear of a served model is called ", unknown_);
     Refuse("target_modules asks for modules that the file has no tensors for: ", missing_);
@@ -65,11 +94,17 @@ class Inspector {
 
   void AddModule(const std::string& path, const RawModule& module) {
     if (!known_.contains(path)) unknown_.push_back(path);
+    AddPair(path, module);
+  }
+
+  void AddPair(const std::string& path, const RawModule& module) {
     if (!module.a || !module.b) return;
     const std::vector<int64_t>& a = module.a->view.shape;
     const std::vector<int64_t>& b = module.b->view.shape;
     if (a.size() != 2 || b.size() != 2) return;  // refused already, for its rank
-    const std::string name = SplitLayer(path).second;
+    const std::string in_layer = SplitLayer(path).second;
+    const std::string of_expert = ExpertLinear(in_layer);
+    const std::string& name = of_expert.empty() ? in_layer : of_expert;
     const auto rank = static_cast<int32_t>(a[0]);
     auto [it, fresh] = groups_.try_emplace(name);
     InspectGroup& group = it->second;

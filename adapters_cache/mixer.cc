@@ -58,8 +58,12 @@ class Mix {
     }
     adapter_->version = VersionOf(terms_, leases_);
     adapter_->variant = "mixture";
-    adapter_->modules.resize(At(0).modules.size());
-    for (ModuleId m = 0; m < ModuleCount(base_.layers()); ++m) LK_RETURN_IF_ERROR(Module(m));
+    size_t modules = 0;
+    for (const AdapterLease& lease : leases_) modules = std::max(modules, lease.get()->modules.size());
+    adapter_->modules.resize(modules);
+    for (const ModuleId m : base_.modules()) {
+      if (m < static_cast<ModuleId>(modules)) LK_RETURN_IF_ERROR(Module(m));
+    }
     LK_RETURN_IF_ERROR(Stack([](const Adapter& a) -> const LowRank& { return a.embedding.low_rank; },
                              &adapter_->embedding.low_rank));
     for (const AdapterLease& lease : leases_) adapter_->cacheable &= lease.get()->cacheable;
@@ -81,14 +85,14 @@ class Mix {
     const auto [in, out] = base_.shape(m);
     ModuleDelta& delta = adapter_->modules[m];
     LK_RETURN_IF_ERROR(
-        Stack([m](const Adapter& a) -> const LowRank& { return a.modules[m].low_rank; },
+        Stack([m](const Adapter& a) -> const LowRank& { return a.module(m).low_rank; },
               &delta.low_rank));
-    delta.bias = Sum(out, [m](const Adapter& a) { return a.modules[m].bias; });
+    delta.bias = Sum(out, [m](const Adapter& a) { return a.module(m).bias; });
     LK_RETURN_IF_ERROR(SumScales(
-        m, out, [m](const Adapter& a) { return a.modules[m].output_rotation.scale; },
+        m, out, [m](const Adapter& a) { return a.module(m).output_rotation.scale; },
         &delta.output_rotation.scale));
     LK_RETURN_IF_ERROR(
-        SumScales(m, in, [m](const Adapter& a) { return a.modules[m].input_rotation.r; },
+        SumScales(m, in, [m](const Adapter& a) { return a.module(m).input_rotation.r; },
                   &delta.input_rotation.r));
     delta.input_rotation.block = delta.input_rotation.r != nullptr ? 1 : 0;
     return absl::OkStatus();
@@ -102,7 +106,7 @@ class Mix {
     });
     if (scaled != 0 && scaled != static_cast<int64_t>(leases_.size())) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "the mixture's adapters do not all scale ", ModulePath(m, base_.layers())));
+          "the mixture's adapters do not all scale ", base_.path(m)));
     }
     *out = Sum(width, scale_of);
     return absl::OkStatus();

@@ -110,9 +110,9 @@ class PartsPacker {
       return packer_->Rows(tensor.name, rows, &Head().rows.rows);
     }
     if (path.ends_with("norm.weight")) return Norm(path, tensor);
-    for (ModuleId id = 0; id < ModuleCount(base_.layers()); ++id) {
-      if (path == ModulePath(id, base_.layers()) + ".weight") return Linear(id, tensor);
-      if (path == ModulePath(id, base_.layers()) + ".bias") return Bias(id, tensor);
+    for (const ModuleId id : base_.modules()) {
+      if (path == base_.path(id) + ".weight") return Linear(id, tensor);
+      if (path == base_.path(id) + ".bias") return Bias(id, tensor);
     }
     return absl::NotFoundError(absl::StrCat("the base model has no ", path, " that could be "
                                             "replaced, as ", tensor.name, " wants"));
@@ -155,7 +155,7 @@ class PartsPacker {
     for (size_t i = 0; i < weight.values.size(); ++i) lowered.dense.values[i] -= weight.values[i];
     ModuleDelta delta;
     LK_RETURN_IF_ERROR(
-        packer_->Module(ModulePath(id, base_.layers()), std::move(lowered), &delta));
+        packer_->Module(base_.path(id), std::move(lowered), &delta));
     adapter_->modules[id].dense = delta.dense;
     return absl::OkStatus();
   }

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/dora.h"
+#include "adapters_cache/expert_parameters.h"
 #include "adapters_cache/formats/module_tensors.h"
 #include "adapters_cache/formats/problems.h"
 #include "adapters_cache/model_parts.h"
@@ -56,7 +57,7 @@ class Normaliser {
     auto adapter = std::make_shared<Adapter>();
     adapter->version = raw_.version;
     adapter->variant = raw_.variant;
-    adapter->modules.resize(ModuleCount(base_.layers()));
+    adapter->modules.resize(ModuleCount(base_.layers(), base_.experts()));
     adapter->storage = AlignedBuffer(StorageBytes());
     adapter->bytes = static_cast<int64_t>(adapter->storage.size());
     next_ = adapter->storage.data();
@@ -70,11 +71,21 @@ class Normaliser {
     if (raw_.lower_model != nullptr) {
       LK_RETURN_IF_ERROR(raw_.lower_model(raw_, base_, adapter.get()));
     }
+    LK_RETURN_IF_ERROR(PackExpertParameters(raw_, base_, &packer, adapter.get()));
     LK_RETURN_IF_ERROR(PackModelParts(raw_, base_, &packer, adapter.get()));
+    DropUntouchedExperts(adapter.get());
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }
 
  private:
+  // Most adapters leave the experts alone, of which a model may have thousands.
+  void DropUntouchedExperts(Adapter* adapter) const {
+    const auto experts = adapter->modules.begin() + ModuleCount(base_.layers());
+    if (!std::all_of(experts, adapter->modules.end(), [](const auto& m) { return m.empty(); })) return;
+    adapter->modules.erase(experts, adapter->modules.end());
+    adapter->modules.shrink_to_fit();
+  }
+
   // Pairs the file's modules with the base's linears, both ways.
   absl::Status MatchModules() {
     std::set<std::string_view> unknown;
@@ -82,9 +93,9 @@ class Normaliser {
       if (path != kEmbeddingPath || raw_.lower != nullptr) unknown.insert(path);
     }
     std::vector<std::string> missing;
-    for (ModuleId id = 0; id < ModuleCount(base_.layers()); ++id) {
-      const std::string path = ModulePath(id, base_.layers());
-      const auto it = raw_.modules.find(path);
+    for (const ModuleId id : base_.modules()) {
+      const std::string path = base_.path(id);
+      const auto it = FindModule(path);
       if (it != raw_.modules.end()) {
         unknown.erase(it->first);
         matched_.push_back(MakeMatched(id, it->first, it->second));
@@ -103,6 +114,15 @@ class Normaliser {
           ListNames(missing));
     }
     return absl::OkStatus();
+  }
+
+  // By its path; Transformers 5 has `mlp` where Mixtral's files have `block_sparse_moe`.
+  auto FindModule(const std::string& path) const -> decltype(RawAdapter::modules)::const_iterator {
+    const auto it = raw_.modules.find(path);
+    constexpr std::string_view kOld = ".block_sparse_moe.";
+    const size_t at = path.find(kOld);
+    if (it != raw_.modules.end() || at == std::string::npos) return it;
+    return raw_.modules.find(std::string(path).replace(at, kOld.size(), ".mlp."));
   }
 
   Matched MakeMatched(ModuleId id, const std::string& path, const RawModule& raw) const {

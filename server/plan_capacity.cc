@@ -30,10 +30,11 @@ absl::StatusOr<Adapter> ShapedLike(const v1::PlanCapacityRequest& request, const
   LK_ASSIGN_OR_RETURN(const DType dtype, ElementType(request.bytes_per_value()));
   static constexpr std::byte kNoWeights{};
   Adapter adapter;
-  adapter.modules.resize(ModuleCount(base.layers()));
+  adapter.modules.resize(ModuleCount(base.layers(), base.experts()));
   std::vector<std::string> unknown(request.linears().begin(), request.linears().end());
-  for (ModuleId id = 0; id < HeadModule(base.layers()); ++id) {
-    const std::string path = ModulePath(id, base.layers());
+  for (const ModuleId id : base.modules()) {
+    if (id == HeadModule(base.layers())) continue;
+    const std::string path = base.path(id);
     const std::string linear = path.substr(path.rfind('.') + 1);
     std::erase(unknown, linear);
     if (!request.linears().empty() && std::ranges::count(request.linears(), linear) == 0) continue;

@@ -32,7 +32,7 @@ ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, int ordinal, in
                              std::set<std::string>* used_shared)
     : base_(base),
       id_(id),
-      path_(ModulePath(id, base.layers())),
+      path_(base.path(id)),
       shape_(base.shape(id)),
       ordinal_(ordinal),
       count_(count),

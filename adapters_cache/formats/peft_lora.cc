@@ -28,7 +28,6 @@ struct RefusedOption {
 };
 constexpr RefusedOption kRefusedOptions[] = {
     {"arrow_config", "Arrow routes every token among several adapters"},
-    {"target_parameters", "it adapts expert parameters, which are no linears"},
     {"megatron_config", "it is laid out for Megatron"},
 };
 
@@ -66,6 +65,7 @@ constexpr std::array kKnownOptions = std::to_array<std::string_view>({
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "trainable_token_indices",
     "use_bdlora",
@@ -160,6 +160,9 @@ LoraOptions ReadOptions(const Json& config, Problems* problems) {
   return options;
 }
 
+// As Transformers 5 calls them, in the order of its modules.
+constexpr const char* kExpertParameters[] = {"gate_up_proj", "down_proj"};
+
 class LoraReader {
  public:
   LoraReader(const AdapterFiles& files, RawAdapter* raw, Problems* problems)
@@ -170,6 +173,7 @@ class LoraReader {
 
   void Read() {
     ReadInvocation();
+    ReadTargetParameters();
     CheckOptions(files_.config, &raw_->warnings, problems_);
     options_ = ReadOptions(files_.config, problems_);
     raw_->variant = !raw_->parts.invocation_tokens.empty() ? "alora"
@@ -182,10 +186,11 @@ class LoraReader {
       problems_->Invalid(absl::StrCat(
           unused_.size(), " tensors have no place in this adapter: ", ListNames(unused_)));
     }
-    if (raw_->modules.empty() && problems_->empty()) {
+    if (raw_->modules.empty() && raw_->parameters.pairs.empty() && problems_->empty()) {
       problems_->Invalid("the file holds no LoRA tensors");
     }
-    for (auto& [path, module] : raw_->modules) Complete(path, &module);
+    for (auto& [path, module] : raw_->modules) Complete(path, &module, false);
+    for (auto& [path, pair] : raw_->parameters.pairs) Complete(path, &pair, true);
     FindRelative();
     NoteTargets(std::move(targets));
   }
@@ -219,12 +224,42 @@ class LoraReader {
 
   void Put(std::string_view path, std::optional<RawTensor> RawModule::*field,
            const std::string& name, const TensorView& view) {
-    std::optional<RawTensor>& tensor = raw_->modules[std::string(path)].*field;
+    const std::string parameter = ExpertParameter(path);
+    RawModule& module = parameter.empty() ? raw_->modules[std::string(path)]
+                                          : raw_->parameters.pairs[parameter];
+    std::optional<RawTensor>& tensor = module.*field;
     if (tensor.has_value()) {
       problems_->Invalid(absl::StrCat("two tensors for one place: ", tensor->name, " and ", name));
       return;
     }
     tensor = RawTensor{name, view};
+  }
+
+  // The parameter of a layer's experts whose pair PEFT stores at `path`; empty: it is none. PEFT wraps
+  // one after the other round the module, in the module's order: each further one puts a base_layer
+  // into the names of those before it.
+  std::string ExpertParameter(std::string_view path) const {
+    int wrappers_outside = 0;
+    while (StripSuffix(&path, ".base_layer")) ++wrappers_outside;
+    if (!path.ends_with(".experts")) return "";
+    std::vector<std::string> wrapped;
+    for (const char* name : kExpertParameters) {
+      const std::string parameter = absl::StrCat(std::string(path), ".", name);
+      if (raw_->parameters.Target(parameter)) wrapped.push_back(parameter);
+    }
+    const int index = static_cast<int>(wrapped.size()) - 1 - wrappers_outside;
+    return index < 0 ? "" : wrapped[index];
+  }
+
+  void ReadTargetParameters() {
+    const auto names = files_.config.find("target_parameters");
+    if (names == files_.config.end() || !IsSet(*names)) return;
+    const auto is_name = [](const Json& name) { return name.is_string(); };
+    if (!names->is_array() || !std::all_of(names->begin(), names->end(), is_name)) {
+      problems_->Invalid("target_parameters is " + names->dump() + ", no list of names");
+      return;
+    }
+    raw_->parameters.targets = names->get<std::vector<std::string>>();
   }
 
   void PutRelative(std::string_view path, const char* parameter, const std::string& name,
@@ -272,7 +307,7 @@ class LoraReader {
     raw_->parts.invocation_tokens = tokens->get<std::vector<int32_t>>();
   }
 
-  // The module's rank as the configuration states it; 0 after reporting.
+  // The rank of a module or a parameter as the configuration states it; 0 after reporting.
   int64_t StatedRank(const std::string& path) {
     const std::optional<double> rank = options_.rank_pattern.Find(path);
     if (!rank.has_value()) return options_.rank;
@@ -285,7 +320,10 @@ class LoraReader {
     return 0;
   }
 
-  void Complete(const std::string& path, RawModule* module) {
+  // `of_experts`: the pair has the ranks of all experts.
+  void Complete(const std::string& stored, RawModule* module, bool of_experts) {
+    const std::string weight = stored + ".weight";
+    const std::string& path = raw_->parameters.Target(weight) ? weight : stored;
     if (!module->a && !module->b && !module->lora_bias && !module->magnitude &&
         !module->base_weight) {
       return;  // a bias alone (bias: all)
@@ -296,9 +334,10 @@ class LoraReader {
     if (options_.dora) CheckPresent(path, module->magnitude, "lora_magnitude_vector");
     const int64_t rank = StatedRank(path);
     if (rank == 0) return;
-    if (module->a) CheckRank(*module->a, 0, rank);
+    module->rank = rank;
+    if (module->a) CheckRank(*module->a, 0, rank, of_experts);
     const bool blocks = files_.config.contains("use_bdlora") && IsSet(files_.config["use_bdlora"]);
-    if (module->b && !blocks) CheckRank(*module->b, 1, rank);
+    if (module->b && !blocks) CheckRank(*module->b, 1, rank, of_experts);
 
     const double alpha = options_.alpha_pattern.Find(path).value_or(options_.alpha);
     const double divisor = options_.rslora ? std::sqrt(static_cast<double>(rank)) : rank;
@@ -315,23 +354,27 @@ class LoraReader {
         absl::StrCat(path, " has no ", absl::string_view(parameter.data(), parameter.size())));
   }
 
-  void CheckRank(const RawTensor& tensor, int dimension, int64_t rank) {
+  void CheckRank(const RawTensor& tensor, int dimension, int64_t rank, bool of_experts) {
     const TensorView& view = tensor.view;
-    if (view.shape.size() == 2 && view.shape[dimension] == rank) return;
+    const int64_t found = view.shape.size() == 2 ? view.shape[dimension] : 0;
+    if (found == rank || (of_experts && found > 0 && found % rank == 0)) return;
     problems_->Invalid(absl::StrCat(
         tensor.name, " is ", ShapeString(view.shape),
         ", but the configuration's rank (r, rank_pattern) asks for ",
-        dimension == 0 ? absl::StrCat("[", rank, ", in]") : absl::StrCat("[out, ", rank, "]")));
+        dimension == 0 ? absl::StrCat("[", rank, ", in]") : absl::StrCat("[out, ", rank, "]"),
+        of_experts ? " for each expert" : ""));
   }
 
   void NoteTargets(PeftTargets targets) {
     if (!targets.stated()) {
+      if (!raw_->parameters.targets.empty()) return;
       raw_->warnings.push_back("target_modules is not stated: whatever the file holds is applied");
       return;
     }
     std::vector<std::string> extra;
     for (const auto& [path, module] : raw_->modules) {
-      if (module.has_delta() && !targets.Match(path)) extra.push_back(path);
+      const bool asked = targets.Match(path) || raw_->parameters.Target(path + ".weight");
+      if (module.has_delta() && !asked) extra.push_back(path);
     }
     if (!extra.empty()) {
       raw_->warnings.push_back(

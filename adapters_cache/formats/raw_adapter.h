@@ -2,6 +2,7 @@
 // nothing yet checked against a base model. Views point into the files, which it keeps in memory.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <optional>
@@ -37,6 +38,7 @@ struct RawModule {
   std::optional<RawTensor> base_bias;    // [out]; replaces the base's bias
   std::optional<RawTensor> base_weight;  // [out, in]; a copy of the base's weight, used for nothing
   float scale = 1.0f;
+  int64_t rank = 0;  // as the configuration states it; 0: it does not
   // Of variants other than LoRA's own: by parameter, read by RawAdapter::lower.
   std::map<std::string, RawTensor, std::less<>> tensors;
 
@@ -52,6 +54,25 @@ struct RawModelParts {
   std::vector<int32_t> invocation_tokens;
 };
 
+// Whether `name` is `path` or its last parts.
+inline bool IsNamed(std::string_view path, std::string_view name) {
+  return path == name || (path.size() > name.size() && path.ends_with(name) &&
+                          path[path.size() - name.size() - 1] == '.');
+}
+
+// PEFT's target_parameters: LoRA on tensors of a module that is no linear.
+struct RawParameters {
+  // By path, "model.layers.3.mlp.experts.gate_up_proj": a linear of all experts of a layer, a
+  // [experts · rank, in], b [out, rank · experts], the expert fastest.
+  std::map<std::string, RawModule, std::less<>> pairs;
+  std::vector<std::string> targets;  // what is asked for, by path or its last parts
+
+  bool Target(std::string_view path) const {
+    return std::any_of(targets.begin(), targets.end(),
+                       [path](const std::string& target) { return IsNamed(path, target); });
+  }
+};
+
 struct RawAdapter {
   std::string variant;                                    // "lora", "rslora", "dora", ...
   std::string base_model;                                 // as the configuration names it
@@ -61,6 +82,7 @@ struct RawAdapter {
   // `modules`. Empty: the configuration does not say.
   std::function<bool(std::string_view path)> targets;
   RawModelParts parts;
+  RawParameters parameters;
   LowerFn lower = nullptr;                              // of variants other than LoRA's own
   std::map<std::string, RawTensor, std::less<>> shared;  // of all modules, for `lower`
   nlohmann::ordered_json config;

@@ -160,7 +160,8 @@ struct Adapter {
   bool cacheable = true;
   int32_t max_rank = 0;
   int64_t bytes = 0;                 // of `storage` and `blocks`
-  std::vector<ModuleDelta> modules;  // [ModuleCount(layers)], by ModuleId
+  // By ModuleId: ModuleCount(layers) of them, and the experts' behind those when any is changed.
+  std::vector<ModuleDelta> modules;
   EmbeddingDelta embedding;
   std::vector<const float*> norms;   // [FinalNorm(layers) + 1] of [D] or nullptr; or empty
   VirtualTokens virtual_tokens;
@@ -169,6 +170,10 @@ struct Adapter {
   // Rows before the last of these sequences in the prompt are the base's (activated LoRA, Greenewald
   // et al. 2025). Empty: all rows are the adapter's.
   std::vector<int32_t> invocation_tokens;
+  const ModuleDelta& module(ModuleId id) const {
+    static const ModuleDelta kNone;
+    return static_cast<size_t>(id) < modules.size() ? modules[id] : kNone;
+  }
   AlignedBuffer storage;             // with `blocks` owns everything the deltas point to
   std::vector<std::shared_ptr<const AlignedBuffer>> blocks;
 

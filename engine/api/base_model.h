@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "engine/api/adapter.h"
 #include "engine/api/module.h"
@@ -24,6 +26,14 @@ class BaseModel {
 
   virtual int layers() const = 0;
   virtual int32_t vocab_size() const = 0;
+  // Every linear, layer by layer, the head last; what Hugging Face calls one of them.
+  virtual std::vector<ModuleId> modules() const {
+    std::vector<ModuleId> all(ModuleCount(layers()));
+    std::iota(all.begin(), all.end(), 0);
+    return all;
+  }
+  virtual std::string path(ModuleId id) const { return ModulePath(id, layers()); }
+  virtual int experts() const { return 0; }  // of a layer that has any
   virtual LinearShape shape(ModuleId id) const = 0;
 
   // Rows [first_row, first_row + rows) of the linear's weight as the GEMM uses them, dequantised,

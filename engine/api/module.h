@@ -1,7 +1,9 @@
 // Which linear of the model: the vocabulary shared by adapters, weights and kernels.
 //
-// A model has kLinearsPerLayer linears a layer and one head. ModuleId numbers them densely, so a
-// per-module table is a plain vector of ModuleCount(layers) entries.
+// ModuleId numbers them: kLinearsPerLayer a layer, one head, and where there are experts a router and
+// kLinearsPerExpert linears an expert of every layer, behind the head so that nothing before it moves.
+// A per-module table is a plain vector of ModuleCount entries. A layer has either a feed-forward block
+// (kGate, kUp, kDown) or a router and experts; the other's numbers are nobody's.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +21,23 @@ constexpr ModuleId LayerModule(int layer, Linear linear) {
   return layer * kLinearsPerLayer + static_cast<int>(linear);
 }
 constexpr ModuleId HeadModule(int layers) { return layers * kLinearsPerLayer; }
-constexpr int ModuleCount(int layers) { return layers * kLinearsPerLayer + 1; }
+
+inline constexpr int kLinearsPerExpert = 3;  // kGate, kUp, kDown
+
+constexpr int ModuleCount(int layers, int experts = 0) {
+  const int of_experts = experts == 0 ? 0 : layers * (1 + experts * kLinearsPerExpert);
+  return layers * kLinearsPerLayer + 1 + of_experts;
+}
+constexpr ModuleId RouterModule(int layers, int experts, int layer) {
+  return ModuleCount(layers) + layer * (1 + experts * kLinearsPerExpert);
+}
+constexpr ModuleId ExpertModule(int layers, int experts, int layer, int expert, Linear linear) {
+  return RouterModule(layers, experts, layer) + 1 + expert * kLinearsPerExpert +
+         static_cast<int>(linear) - static_cast<int>(Linear::kGate);
+}
 
 // The Hugging Face path below the model class: "model.layers.3.self_attn.q_proj", "lm_head".
+// REQUIRES: id < ModuleCount(layers), no router's or expert's.
 std::string ModulePath(ModuleId id, int layers);
 
 }  // namespace lorikeet

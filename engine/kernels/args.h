@@ -69,6 +69,7 @@ struct LinearSource {
   const TensorView* weight = nullptr;  // [out, in]
   const TensorView* bias = nullptr;    // [out] or nullptr
   bool quantize = true;                // as BackendOptions has it; else the weight keeps its type
+  bool feeds_softmax = false;          // its outputs are scores: rounding shows most there
 };
 
 // Linears that share their input (q, k, v or gate, up, or a single one) in the form the backend
@@ -98,6 +99,25 @@ struct LinearArgs {
   // The next and only operation to read y is RopeStore, SwiGlu or AddRmsNorm, in the same Run: the
   // backend may keep the adapters' part apart and leave it to that one to add.
   bool split = false;
+};
+
+// An expert of a layer: two linears.
+struct Expert {
+  const LinearWeight* gate_up = nullptr;
+  const LinearWeight* down = nullptr;
+};
+
+// Of each row the `chosen` experts with the largest score, the first where scores are equal; w their
+// shares of a softmax over all scores, or with `normalise` over theirs alone.
+//     out = Σ over the chosen e, ascending, of w_e · down_e(silu(gate_e x) ∘ up_e x)
+// with the adapters' deltas on their rows.
+struct ExpertsArgs {
+  std::span<const Expert> experts;  // [E]
+  Matrix scores;                    // [T, E] what the router's linear gives
+  int32_t chosen = 0;
+  bool normalise = false;
+  Matrix x;    // [T, D]
+  Matrix out;  // [T, D]
 };
 
 // x += delta (delta.data may be nullptr: nothing added); out = RMSNorm(x) ∘ weight

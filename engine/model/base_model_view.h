@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "engine/api/base_model.h"
 #include "engine/model/model_source.h"
@@ -13,6 +15,9 @@ class BaseModelView final : public BaseModel {
   explicit BaseModelView(std::shared_ptr<const ModelSource> source) : source_(std::move(source)) {}
 
   int layers() const override { return source_->config().layers; }
+  std::vector<ModuleId> modules() const override { return source_->modules(); }
+  std::string path(ModuleId id) const override { return source_->path(id); }
+  int experts() const override { return source_->config().experts; }
   int32_t vocab_size() const override { return source_->config().vocab; }
   LinearShape shape(ModuleId id) const override;
   void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const override;

@@ -23,6 +23,10 @@ absl::Status CheckConfig(const ModelConfig& config, std::string_view where) {
     return invalid("per-layer settings for ", config.layer_uses_rope.size(), " and ",
                    config.layer_uses_window.size(), " layers; the model has ", layers);
   }
+  if (config.experts_per_token > config.experts) {
+    return invalid(config.experts_per_token, " experts a token, but only ", config.experts,
+                   " of them");
+  }
   for (size_t i = 0; i < config.rope_inverse_frequencies.size(); ++i) {
     const float frequency = config.rope_inverse_frequencies[i];
     if (std::isfinite(frequency)) continue;

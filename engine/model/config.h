@@ -12,7 +12,7 @@
 namespace lorikeet {
 
 struct ModelConfig {
-  std::string family;  // "llama", "smollm3", "mistral", "qwen2", "qwen3"
+  std::string family;  // "llama", "smollm3", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"
   std::string name;    // for people: directory or file stem
   int32_t layers = 0;
   int32_t hidden = 0;
@@ -34,6 +34,15 @@ struct ModelConfig {
   bool mlp_bias = false;
   bool qk_norm = false;  // per-head RMS norm of q and k before rotary (Qwen3)
   bool tied_head = false;
+  // A layer with experts (Shazeer et al. 2017) sends each token through a few of them, those to which
+  // the router gives most: softmax over all, and with `normalise_experts` divided by what the chosen
+  // ones have together.
+  int32_t experts = 0;  // 0: none
+  int32_t experts_per_token = 0;
+  int32_t expert_ffn = 0;
+  bool normalise_experts = false;
+  std::vector<uint8_t> layer_has_experts;  // [layers], or empty without experts
+  bool has_experts(int layer) const { return experts > 0 && layer_has_experts[layer]; }
   std::vector<int32_t> eos_ids;  // ascending; of generation_config.json or the file; may be empty
 };
 

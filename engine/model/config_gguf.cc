@@ -20,9 +20,9 @@ struct Architecture {
   bool permuted_qk;
 };
 
-// Mistral's files call themselves llama.
+// Mistral's and Mixtral's files call themselves llama.
 constexpr Architecture kArchitectures[] = {
-    {"llama", true}, {"smollm3", true}, {"qwen2", false}, {"qwen3", false}};
+    {"llama", true}, {"smollm3", true}, {"qwen2", false}, {"qwen3", false}, {"qwen3moe", false}};
 
 std::string ValueText(const GgufValue& value) {
   return std::visit(
@@ -60,6 +60,7 @@ class GgufConfigReader {
   absl::StatusOr<ModelConfig> Read() {
     LK_RETURN_IF_ERROR(ReadArchitecture());
     LK_RETURN_IF_ERROR(ReadSizes());
+    LK_RETURN_IF_ERROR(ReadExperts());
     LK_RETURN_IF_ERROR(ReadRope());
     LK_RETURN_IF_ERROR(ReadWindow());
     LK_RETURN_IF_ERROR(RefuseUnknownKeys());
@@ -172,6 +173,24 @@ class GgufConfigReader {
     return absl::OkStatus();
   }
 
+  // In all layers; both architectures divide the chosen experts' weights by their sum.
+  absl::Status ReadExperts() {
+    const GgufValue* count = Find(Key("expert_count"));
+    const bool required = config_.family == "qwen3moe";
+    if (!required && (config_.family != "llama" || count == nullptr || IsOff(*count))) {
+      Take(Key("expert_used_count"));  // means nothing without experts
+      return absl::OkStatus();
+    }
+    constexpr int64_t kMaxExperts = 1024;
+    LK_ASSIGN_OR_RETURN(config_.experts, Int("expert_count", 0, 1, kMaxExperts));
+    LK_ASSIGN_OR_RETURN(config_.experts_per_token, Int("expert_used_count", 0, 1, kMaxExperts));
+    LK_ASSIGN_OR_RETURN(config_.expert_ffn,
+                        Int("expert_feed_forward_length", required ? 0 : config_.ffn, 1, 1 << 20));
+    config_.normalise_experts = true;
+    config_.layer_has_experts.assign(config_.layers, 1);
+    return absl::OkStatus();
+  }
+
   absl::Status ReadRope() {
     config_.layer_uses_rope.assign(config_.layers, 1);
     if (config_.family == "smollm3") {  // every fourth layer has none; the file does not say it
@@ -239,7 +258,6 @@ class GgufConfigReader {
 
   absl::Status RefuseUnknownKeys() {
     Take(Key("tensor_data_layout"));  // describes the q and k rows of the first converters
-    Take(Key("expert_used_count"));   // means nothing without experts, which are refused
     const std::string causal = Key("attention.causal");
     if (const GgufValue* value = Take(causal); value != nullptr && IsOff(*value)) {
       return Invalid(causal, " is false, which is not supported");
@@ -261,7 +279,7 @@ class GgufConfigReader {
     config_.qkv_bias = config_.family == "qwen2" || has("blk.0.attn_q.bias");
     config_.o_bias = has("blk.0.attn_output.bias");
     config_.mlp_bias = has("blk.0.ffn_up.bias");
-    config_.qk_norm = config_.family == "qwen3";
+    config_.qk_norm = config_.family == "qwen3" || config_.family == "qwen3moe";
     config_.tied_head = !has("output.weight");
   }
 

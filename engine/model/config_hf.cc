@@ -32,6 +32,8 @@ constexpr Family kFamilies[] = {
     {"MistralForCausalLM", "mistral", 8, 0, 10000.0, false, 2},
     {"Qwen2ForCausalLM", "qwen2", 32, 0, 10000.0, false, -1},
     {"Qwen3ForCausalLM", "qwen3", 32, 128, 10000.0, false, -1},
+    {"MixtralForCausalLM", "mixtral", 8, 0, 1000000.0, false, 2},
+    {"Qwen3MoeForCausalLM", "qwen3_moe", 4, 0, 10000.0, false, -1},
 };
 
 // Settings of related architectures that change the mathematics, with the value that does not.
@@ -55,8 +57,7 @@ constexpr NeutralSetting kNeutralSettings[] = {
     {"logit_softcapping", 0},
     {"logits_scaling", 1},
     {"n_routed_experts", 0},
-    {"num_experts", 0},
-    {"num_local_experts", 0},
+    {"n_shared_experts", 0},
     {"num_nextn_predict_layers", 0},
     {"parallel_attn", 0},
     {"partial_rotary_factor", 1},
@@ -73,6 +74,9 @@ constexpr NeutralSetting kNeutralSettings[] = {
     {"use_qk_norm", 0},
 };
 
+constexpr int32_t kMaxWidth = 1 << 20;
+constexpr int32_t kMaxExperts = 1024;
+
 class HfConfigReader {
  public:
   HfConfigReader(const json& config, const json& generation, std::string_view where)
@@ -83,6 +87,7 @@ class HfConfigReader {
     LK_RETURN_IF_ERROR(ReadFamily());
     LK_RETURN_IF_ERROR(RefuseUnknownMathematics());
     LK_RETURN_IF_ERROR(ReadSizes());
+    LK_RETURN_IF_ERROR(ReadExperts());
     LK_RETURN_IF_ERROR(ReadFlags());
     LK_RETURN_IF_ERROR(ReadRope());
     LK_RETURN_IF_ERROR(ReadRopeLayers());
@@ -140,6 +145,7 @@ class HfConfigReader {
   }
 
   bool Is(const char* family) const { return config_.family == family; }
+  bool IsQwen3() const { return Is("qwen3") || Is("qwen3_moe"); }
 
   absl::Status ReadFamily() {
     const json* architectures = Get(json_, "architectures");
@@ -208,7 +214,6 @@ class HfConfigReader {
   }
 
   absl::Status ReadSizes() {
-    constexpr int32_t kMaxWidth = 1 << 20;
     LK_ASSIGN_OR_RETURN(config_.layers, RequiredInt("num_hidden_layers", 4096));
     LK_ASSIGN_OR_RETURN(config_.hidden, RequiredInt("hidden_size", kMaxWidth));
     LK_ASSIGN_OR_RETURN(config_.ffn, RequiredInt("intermediate_size", kMaxWidth));
@@ -229,13 +234,59 @@ class HfConfigReader {
         config_.head_dim,
         Int("head_dim", family_->head_dim != 0 ? family_->head_dim : config_.hidden / config_.heads,
             1 << 14));
-    LK_ASSIGN_OR_RETURN(config_.norm_eps, Positive(json_, "rms_norm_eps", 1e-6));
+    LK_ASSIGN_OR_RETURN(config_.norm_eps, Positive(json_, "rms_norm_eps", Is("mixtral") ? 1e-5 : 1e-6));
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadExperts() {
+    if (!Is("mixtral") && !Is("qwen3_moe")) return RefuseExperts();
+    const bool mixtral = Is("mixtral");
+    // Transformers 5 writes the first name for both families, before it was Mixtral's.
+    const char* key = Get(json_, "num_local_experts") != nullptr ? "num_local_experts" : "num_experts";
+    LK_ASSIGN_OR_RETURN(config_.experts, Int(key, mixtral ? 8 : 128, kMaxExperts));
+    LK_ASSIGN_OR_RETURN(config_.experts_per_token,
+                        Int("num_experts_per_tok", mixtral ? 2 : 8, kMaxExperts));
+    config_.layer_has_experts.assign(config_.layers, 1);
+    if (mixtral) {
+      config_.expert_ffn = config_.ffn;
+      config_.normalise_experts = true;
+      return absl::OkStatus();
+    }
+    LK_ASSIGN_OR_RETURN(config_.expert_ffn, Int("moe_intermediate_size", 768, kMaxWidth));
+    LK_ASSIGN_OR_RETURN(config_.normalise_experts, Flag("norm_topk_prob", false));
+    return ReadDenseLayers();
+  }
+
+  absl::Status RefuseExperts() const {
+    for (const char* key : {"num_experts", "num_local_experts"}) {
+      const json* value = Get(json_, key);
+      if (value == nullptr || *value == 0) continue;
+      return Invalid(key, " = ", Text(*value), " is not supported for ", config_.family);
+    }
+    return absl::OkStatus();
+  }
+
+  // Qwen's layers with experts: every decoder_sparse_step-th but those of mlp_only_layers.
+  absl::Status ReadDenseLayers() {
+    LK_ASSIGN_OR_RETURN(const int32_t step, Int("decoder_sparse_step", 1, 4096));
+    for (int32_t i = 0; i < config_.layers; ++i) {
+      config_.layer_has_experts[i] = (i + 1) % step == 0;
+    }
+    const json* dense = Get(json_, "mlp_only_layers");
+    if (dense == nullptr) return absl::OkStatus();
+    if (!dense->is_array()) {
+      return Invalid("mlp_only_layers is ", Text(*dense), "; it must be a list of layers");
+    }
+    for (const json& layer : *dense) {
+      LK_ASSIGN_OR_RETURN(const int32_t index, ToInt("mlp_only_layers", layer, 0, config_.layers - 1));
+      config_.layer_has_experts[index] = 0;
+    }
     return absl::OkStatus();
   }
 
   absl::Status ReadFlags() {
     LK_ASSIGN_OR_RETURN(config_.tied_head, Flag("tie_word_embeddings", family_->tied_head));
-    if (Is("llama") || Is("smollm3") || Is("qwen3")) {
+    if (Is("llama") || Is("smollm3") || IsQwen3()) {
       LK_ASSIGN_OR_RETURN(config_.qkv_bias, Flag("attention_bias", false));
       config_.o_bias = config_.qkv_bias;
     }
@@ -243,7 +294,7 @@ class HfConfigReader {
       LK_ASSIGN_OR_RETURN(config_.mlp_bias, Flag("mlp_bias", false));
     }
     if (Is("qwen2")) config_.qkv_bias = true;
-    config_.qk_norm = Is("qwen3");
+    config_.qk_norm = IsQwen3();
     return absl::OkStatus();
   }
 
@@ -337,8 +388,8 @@ class HfConfigReader {
   absl::Status ReadWindow() {
     config_.layer_uses_window.assign(config_.layers, 0);
     int32_t window = 0;
-    if (Is("mistral")) {
-      const int32_t fallback = json_.contains("sliding_window") ? 0 : 4096;
+    if (Is("mistral") || Is("mixtral")) {
+      const int32_t fallback = Is("mixtral") || json_.contains("sliding_window") ? 0 : 4096;
       LK_ASSIGN_OR_RETURN(window, Int("sliding_window", fallback, 1 << 30));
       config_.layer_uses_window.assign(config_.layers, window > 0);
     } else if (!Is("llama")) {
@@ -356,11 +407,11 @@ class HfConfigReader {
   }
 
   // The layers with a window where no layer_types say: SmolLM3's layers without rotary embedding,
-  // Qwen's from max_window_layers on.
+  // Qwen's from max_window_layers on, all of Qwen's with experts.
   absl::Status ReadDefaultWindowLayers(int32_t window) {
     if (window == 0) return absl::OkStatus();
     int32_t first = 0;
-    if (!Is("smollm3")) {
+    if (!Is("smollm3") && !Is("qwen3_moe")) {
       const json* value = Get(json_, "max_window_layers");
       first = 28;
       if (value != nullptr) {
@@ -380,8 +431,8 @@ class HfConfigReader {
       return Invalid("layer_types is ", Text(*types), "; it must be a list of ", config_.layers,
                      " names");
     }
-    // Transformers' classes for these two do not look at layer_types.
-    const bool fixed = Is("llama") || Is("mistral");
+    // Transformers' classes for these do not look at layer_types.
+    const bool fixed = Is("llama") || Is("mistral") || Is("mixtral") || Is("qwen3_moe");
     for (int32_t i = 0; i < config_.layers; ++i) {
       const json& type = (*types)[i];
       const bool sliding = type == "sliding_attention";

@@ -57,6 +57,7 @@ void Model::AllocateRows() {
   projected_ = activations(config_.hidden);
   gate_up_ = activations(2 * config_.ffn);
   gated_ = activations(config_.ffn);
+  scores_ = activations(config_.experts);
   final_ = activations(config_.hidden);
   logits_ = allocate(backend_->max_logit_rows(), config_.vocab, DType::kF32);
 }
@@ -68,27 +69,45 @@ DeviceMemory Model::LoadVector(const TensorView* view) {
   return backend_->Upload(values);
 }
 
+// `parts` linears from `first` on as one product; `how` says all but where they lie.
+std::unique_ptr<LinearWeight> Model::LoadLinear(ModuleId first, int32_t parts, LinearSource how) {
+  std::vector<LinearSource> sources(parts, how);
+  for (int32_t i = 0; i < parts; ++i) {
+    sources[i].weight = &source_->weight(first + i);
+    sources[i].bias = source_->bias(first + i);
+  }
+  return backend_->LoadLinear(first, sources);
+}
+
+void Model::LoadExperts(int32_t index, Layer* layer) {
+  const int32_t layers = config_.layers, experts = config_.experts;
+  layer->router = LoadLinear(RouterModule(layers, experts, index), 1,
+                             {.quantize = false, .feeds_softmax = true});
+  for (int32_t e = 0; e < experts; ++e) {
+    const auto linear = [&](Linear first, int32_t parts) {
+      layer->expert_linears.push_back(
+          LoadLinear(ExpertModule(layers, experts, index, e, first), parts));
+      return layer->expert_linears.back().get();
+    };
+    const LinearWeight* gate_up = linear(Linear::kGate, 2);
+    layer->experts.push_back({gate_up, linear(Linear::kDown, 1)});
+  }
+}
+
 absl::Status Model::LoadWeights() {
   LK_RETURN_IF_ERROR(CheckWidth("hidden size", config_.hidden));
   LK_RETURN_IF_ERROR(CheckWidth("feed-forward width", config_.ffn));
+  LK_RETURN_IF_ERROR(CheckWidth("experts' width", config_.expert_ffn));
   LK_RETURN_IF_ERROR(CheckWidth("head dimension", config_.head_dim));
-  const auto source = [&](ModuleId id) {
-    return LinearSource{&source_->weight(id), source_->bias(id)};
-  };
   layers_.resize(config_.layers);
   // Layers pack independently: the widest part of start-up, spread over the threads.
   backend_->ParallelFor(config_.layers, [&](int32_t i, int32_t) {
     Layer& layer = layers_[i];
-    const auto linear = [&](Linear first, int32_t parts) {
-      const ModuleId module = LayerModule(i, first);
-      std::vector<LinearSource> sources;
-      for (int32_t p = 0; p < parts; ++p) sources.push_back(source(module + p));
-      return backend_->LoadLinear(module, sources);
-    };
-    layer.qkv = linear(Linear::kQ, 3);
-    layer.o = linear(Linear::kO, 1);
-    layer.gate_up = linear(Linear::kGate, 2);
-    layer.down = linear(Linear::kDown, 1);
+    layer.qkv = LoadLinear(LayerModule(i, Linear::kQ), 3, {.feeds_softmax = true});
+    layer.o = LoadLinear(LayerModule(i, Linear::kO), 1);
+    if (config_.has_experts(i)) return LoadExperts(i, &layer);
+    layer.gate_up = LoadLinear(LayerModule(i, Linear::kGate), 2);
+    layer.down = LoadLinear(LayerModule(i, Linear::kDown), 1);
   });
   for (int32_t i = 0; i < config_.layers; ++i) {
     const LayerNorms& norms = source_->norms(i);
@@ -97,10 +116,8 @@ absl::Status Model::LoadWeights() {
     layers_[i].q_norm = LoadVector(norms.q);
     layers_[i].k_norm = LoadVector(norms.k);
   }
-  const ModuleId head = HeadModule(config_.layers);
-  LinearSource head_source = source(head);
-  head_source.quantize = false;  // what all logits pass through is kept whole
-  head_ = backend_->LoadLinear(head, {&head_source, 1});
+  // What all logits pass through is kept whole.
+  head_ = LoadLinear(HeadModule(config_.layers), 1, {.quantize = false, .feeds_softmax = true});
   final_norm_ = LoadVector(&source_->final_norm());
   inverse_frequencies_ = backend_->Upload(config_.rope_inverse_frequencies);
   backend_->LoadEmbedding(source_->embedding());
@@ -154,17 +171,26 @@ void Model::RunLayer(int32_t index, int32_t rows) {
   multiply(layer.o, attended_.First(rows), projected);
   adapt(false);
   norm(projected, layer.attention_norm, true);
-  multiply(layer.gate_up, normed, gate_up_.First(rows));
-  backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
-  // The final norm, which reads the last layer's, is not among the operations given to Run.
-  multiply(layer.down, gated_.First(rows), projected, index + 1 < config_.layers);
+  if (layer.router) {
+    multiply(layer.router, normed, scores_.First(rows), false);
+    backend_->Experts({.experts = layer.experts, .scores = scores_.First(rows),
+                       .chosen = config_.experts_per_token,
+                       .normalise = config_.normalise_experts, .x = normed, .out = projected});
+  } else {
+    multiply(layer.gate_up, normed, gate_up_.First(rows));
+    backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
+    // The final norm, which reads the last layer's, is not among the operations given to Run.
+    multiply(layer.down, gated_.First(rows), projected, index + 1 < config_.layers);
+  }
   adapt(true);
 }
 
 int64_t Model::weight_bytes() const {
   int64_t bytes = head_->bytes;
   for (const Layer& layer : layers_) {
-    bytes += layer.qkv->bytes + layer.o->bytes + layer.gate_up->bytes + layer.down->bytes;
+    bytes += layer.qkv->bytes + layer.o->bytes;
+    bytes += layer.router ? layer.router->bytes : layer.gate_up->bytes + layer.down->bytes;
+    for (const auto& linear : layer.expert_linears) bytes += linear->bytes;
   }
   return bytes;
 }

@@ -29,12 +29,16 @@ class Model {
   // Final hidden states, after the last norm, of the same rows: [rows, D] into `out`.
   absl::Status Hidden(int32_t begin, int32_t rows, std::vector<float>* out);
 
-  // Of the linears, which every step reads once.
+  // Of the linears, which every step reads once; of experts at most, those that a row chose.
   int64_t weight_bytes() const;
 
  private:
   struct Layer {
-    std::unique_ptr<LinearWeight> qkv, o, gate_up, down;
+    std::unique_ptr<LinearWeight> qkv, o;
+    std::unique_ptr<LinearWeight> gate_up, down;  // or a router and experts
+    std::unique_ptr<LinearWeight> router;
+    std::vector<std::unique_ptr<LinearWeight>> expert_linears;
+    std::vector<Expert> experts;                  // of expert_linears
     DeviceMemory input_norm;      // [D]
     DeviceMemory attention_norm;  // [D]
     DeviceMemory q_norm;          // [head_dim] or null
@@ -50,8 +54,10 @@ class Model {
 
   Model(std::shared_ptr<const ModelSource> source, Backend* backend, int32_t max_rows);
   absl::Status LoadWeights();
+  std::unique_ptr<LinearWeight> LoadLinear(ModuleId first, int32_t parts, LinearSource how = {});
   void AllocateRows();
   DeviceMemory LoadVector(const TensorView* view);
+  void LoadExperts(int32_t index, Layer* layer);
   void RunLayer(int32_t index, int32_t rows);
   void Attend(const Layer& layer, int32_t index, int32_t rows);
 
@@ -72,6 +78,7 @@ class Model {
   Rows projected_;  // [max_rows, D] a block's output, not yet added to the residual stream
   Rows gate_up_;    // [max_rows, 2 F]
   Rows gated_;      // [max_rows, F]
+  Rows scores_;     // [max_rows, experts] of the router
   Rows final_;      // [max_rows, D] of the logit rows
   Rows logits_;     // [max_logit_rows, vocab] float32
 };

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "engine/base/aligned_buffer.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/config_gguf.h"
@@ -61,6 +62,32 @@ constexpr TensorNames kGgufNames = {
     "attn_k_norm.weight",
     "rope_freqs.weight",  // already part of the configuration
 };
+
+// The same of a layer's router and experts, "*" standing for an expert's number. Without one a tensor
+// holds that linear of all experts, [experts, out, in].
+struct ExpertNames {
+  const char* router;
+  std::array<const char*, kLinearsPerExpert> linears;  // gate, up, down
+};
+
+constexpr ExpertNames kQwenExperts = {
+    "mlp.gate", {"mlp.experts.*.gate_proj", "mlp.experts.*.up_proj", "mlp.experts.*.down_proj"}};
+constexpr ExpertNames kMixtralExperts = {
+    "block_sparse_moe.gate",
+    {"block_sparse_moe.experts.*.w1", "block_sparse_moe.experts.*.w3",
+     "block_sparse_moe.experts.*.w2"}};
+constexpr ExpertNames kGgufExperts = {"ffn_gate_inp",
+                                      {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}};
+
+// GGUF calls Mixtral llama.
+const ExpertNames& HfExperts(const ModelConfig& config) {
+  return config.family == "mixtral" || config.family == "llama" ? kMixtralExperts : kQwenExperts;
+}
+
+std::string WithNumber(std::string_view name, int expert) {
+  return absl::StrReplaceAll(absl::string_view(name.data(), name.size()),
+                             {{"*", absl::StrCat(expert)}});
+}
 
 std::vector<int64_t> LinearShape(const ModelConfig& config, Linear linear) {
   const int64_t q = int64_t{config.heads} * config.head_dim;
@@ -154,7 +181,7 @@ class FileSource final : public ModelSource {
     // "models/llama/" has its name before the last slash, "." in the path it stands for.
     const std::filesystem::path full = std::filesystem::absolute(path / "").lexically_normal();
     config_.name = full.parent_path().filename().string();
-    return Resolve(path.string(), kHfNames);
+    return Resolve(path.string(), kHfNames, HfExperts(config_));
   }
 
   absl::Status OpenGguf(const std::filesystem::path& path) {
@@ -164,20 +191,24 @@ class FileSource final : public ModelSource {
     metadata_ = std::move(file.metadata);
     gguf_ = &metadata_;
     tensors_ = std::move(file.tensors);
-    LK_RETURN_IF_ERROR(Resolve(path.string(), kGgufNames));
+    LK_RETURN_IF_ERROR(Resolve(path.string(), kGgufNames, kGgufExperts));
     if (GgufPermutesQk(config_)) RestoreRowOrder();
     return absl::OkStatus();
   }
 
  private:
-  absl::Status Resolve(const std::string& where, const TensorNames& names) {
+  absl::Status Resolve(const std::string& where, const TensorNames& names,
+                       const ExpertNames& experts) {
     TensorFinder finder(tensors_);
     embedding_ = finder.Find(names.embedding, {config_.vocab, config_.hidden});
     final_norm_ = finder.Find(names.final_norm, {config_.hidden});
-    weights_.resize(ModuleCount(config_.layers));
-    biases_.resize(ModuleCount(config_.layers));
+    weights_.resize(ModuleCount(config_.layers, config_.experts));
+    biases_.resize(weights_.size());
     norms_.resize(config_.layers);
-    for (int layer = 0; layer < config_.layers; ++layer) ResolveLayer(layer, names, finder);
+    for (int layer = 0; layer < config_.layers; ++layer) {
+      ResolveLayer(layer, names, finder);
+      if (config_.has_experts(layer)) ResolveExperts(layer, names, experts, finder);
+    }
 
     const bool own_head = !config_.tied_head || tensors_.Find(names.head) != nullptr;
     const TensorView* head =
@@ -201,6 +232,7 @@ class FileSource final : public ModelSource {
     const std::string prefix = absl::StrCat(names.layer, layer, ".");
     for (int i = 0; i < kLinearsPerLayer; ++i) {
       const Linear linear = static_cast<Linear>(i);
+      if (linear >= Linear::kGate && config_.has_experts(layer)) break;
       const ModuleId id = LayerModule(layer, linear);
       const std::vector<int64_t> shape = LinearShape(config_, linear);
       weights_[id] = finder.Find(absl::StrCat(prefix, names.linears[i], ".weight"), shape);
@@ -217,6 +249,36 @@ class FileSource final : public ModelSource {
     norms.k = finder.Find(absl::StrCat(prefix, names.k_norm), {config_.head_dim});
   }
 
+  void ResolveExperts(int layer, const TensorNames& names, const ExpertNames& experts,
+                      TensorFinder& finder) {
+    const std::string prefix = absl::StrCat(names.layer, layer, ".");
+    const int64_t count = config_.experts, ffn = config_.expert_ffn, hidden = config_.hidden;
+    weights_[RouterModule(config_.layers, config_.experts, layer)] =
+        finder.Find(absl::StrCat(prefix, experts.router, ".weight"), {count, hidden});
+    for (int i = 0; i < kLinearsPerExpert; ++i) {
+      const auto linear = static_cast<Linear>(static_cast<int>(Linear::kGate) + i);
+      const int64_t in = linear == Linear::kDown ? ffn : hidden;
+      const int64_t out = linear == Linear::kDown ? hidden : ffn;
+      const std::string_view name = experts.linears[i];
+      const bool each = name.find('*') != std::string_view::npos;
+      const TensorView* all =
+          each ? nullptr : finder.Find(absl::StrCat(prefix, experts.linears[i], ".weight"), {count, out, in});
+      for (int e = 0; e < config_.experts; ++e) {
+        weights_[ExpertModule(config_.layers, config_.experts, layer, e, linear)] =
+            each ? finder.Find(absl::StrCat(prefix, WithNumber(name, e), ".weight"), {out, in})
+                 : Slice(all, e);
+      }
+    }
+  }
+
+  // Matrix `index` of a three-dimensional tensor.
+  const TensorView* Slice(const TensorView* all, int64_t index) {
+    if (all == nullptr) return nullptr;
+    const size_t bytes = all->bytes.size() / all->shape[0];
+    views_.push_back({all->dtype, {all->shape[1], all->shape[2]}, all->bytes.subspan(index * bytes, bytes)});
+    return &views_.back();
+  }
+
   // Copies what the file holds at an address the type cannot be read from.
   void AlignAll() {
     auto align = [this](const TensorView*& view) {
@@ -227,9 +289,10 @@ class FileSource final : public ModelSource {
       std::memcpy(copy.data(), view->bytes.data(), view->bytes.size());
       view = Keep(*view, std::move(copy));
     };
-    const bool tied = weights_.back() == embedding_;
+    const TensorView*& head = weights_[HeadModule(config_.layers)];
+    const bool tied = head == embedding_;
     align(embedding_);
-    if (tied) weights_.back() = embedding_;
+    if (tied) head = embedding_;
     align(final_norm_);
     for (const TensorView*& view : weights_) align(view);
     for (const TensorView*& view : biases_) align(view);
@@ -281,6 +344,33 @@ class FileSource final : public ModelSource {
 };
 
 }  // namespace
+
+std::string ModelSource::path(ModuleId id) const {
+  const int first = ModuleCount(config_.layers);
+  if (id < first) return ModulePath(id, config_.layers);
+  const int in_layer = 1 + config_.experts * kLinearsPerExpert;
+  const int at = (id - first) % in_layer - 1;
+  const ExpertNames& names = HfExperts(config_);
+  const std::string name = at < 0 ? names.router
+                                  : WithNumber(names.linears[at % kLinearsPerExpert],
+                                               at / kLinearsPerExpert);
+  return absl::StrCat("model.layers.", (id - first) / in_layer, ".", name);
+}
+
+std::vector<ModuleId> ModelSource::modules() const {
+  std::vector<ModuleId> all;
+  const auto add = [&](ModuleId id) {
+    if (weights_[id] != nullptr) all.push_back(id);
+  };
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    for (int i = 0; i < kLinearsPerLayer; ++i) add(LayerModule(layer, static_cast<Linear>(i)));
+    if (!config_.has_experts(layer)) continue;
+    const ModuleId router = RouterModule(config_.layers, config_.experts, layer);
+    for (int i = 0; i <= config_.experts * kLinearsPerExpert; ++i) add(router + i);
+  }
+  add(HeadModule(config_.layers));
+  return all;
+}
 
 absl::StatusOr<std::unique_ptr<ModelSource>> ModelSource::Open(const std::filesystem::path& path) {
   auto source = std::make_unique<FileSource>();

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -37,8 +38,12 @@ class ModelSource {
   const ModelConfig& config() const { return config_; }
   // Weight [out, in] and bias [out] (nullptr: none) in Hugging Face row order: rows that the file
   // holds permuted (q and k in a llama GGUF) come back in order. A tied head is the embedding.
+  // REQUIRES: id is one of modules().
   const TensorView& weight(ModuleId id) const { return *weights_[id]; }
   const TensorView* bias(ModuleId id) const { return biases_[id]; }
+  // The linears there are, layer by layer, the head last; and what Hugging Face calls one.
+  std::vector<ModuleId> modules() const;
+  std::string path(ModuleId id) const;
   const TensorView& embedding() const { return *embedding_; }  // [vocab, hidden]
   const TensorView& final_norm() const { return *final_norm_; }
   const LayerNorms& norms(int layer) const { return norms_[layer]; }
@@ -47,7 +52,7 @@ class ModelSource {
 
  protected:
   ModelConfig config_;
-  std::vector<const TensorView*> weights_;  // [ModuleCount(layers)]
+  std::vector<const TensorView*> weights_;  // [ModuleCount(layers, experts)]; nullptr: no such linear
   std::vector<const TensorView*> biases_;
   std::vector<LayerNorms> norms_;  // [layers]
   const TensorView* embedding_ = nullptr;

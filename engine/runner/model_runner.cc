@@ -88,6 +88,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                                        .quantization = quantization,
                                        .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
                                        .threads = options.threads,
+                                       .experts = source->config().experts > 0,
                                        .max_rows = options.limits.max_batch_tokens,
                                        .pinned_bytes = options.pinned_bytes,
                                        .record = options.record};

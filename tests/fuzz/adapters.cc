@@ -58,10 +58,10 @@ void FuzzAdapter(const BaseModel& base, std::string_view config,
     LK_CHECK(!adapter.status().message().empty());
     return;
   }
-  LK_CHECK(static_cast<int>((*adapter)->modules.size()) == ModuleCount(base.layers()));
-  for (ModuleId id = 0; id < ModuleCount(base.layers()); ++id) {
-    CheckModule((*adapter)->modules[id], base.shape(id));
-  }
+  const auto count = static_cast<int>((*adapter)->modules.size());
+  LK_CHECK(count == ModuleCount(base.layers()) ||
+           count == ModuleCount(base.layers(), base.experts()));
+  for (const ModuleId id : base.modules()) CheckModule((*adapter)->module(id), base.shape(id));
 }
 
 }  // namespace lorikeet::testing

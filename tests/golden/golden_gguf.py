@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import gguf
 import numpy as np
@@ -17,18 +18,19 @@ from golden_tokenizers import CHATML, SPECIAL, STYLE, VOCAB
 
 FILES = [("llama", Type.F32), ("llama", Type.Q8_0), ("llama", Type.Q4_0), ("llama", Type.Q4_1),
          ("llama3", Type.BF16), ("smollm3", Type.Q8_0), ("qwen2", Type.F16), ("qwen3", Type.Q8_0),
-         ("wide", Type.Q4_K), ("wide", Type.Q5_K), ("wide", Type.Q6_K)]
+         ("wide", Type.Q4_K), ("wide", Type.Q5_K), ("wide", Type.Q6_K), ("mixtral", Type.Q8_0)]
 # K types hold 256 weights a block, so their model is wider. It exists as GGUF alone.
 WIDE = golden_tiny.base_config(
     "LlamaForCausalLM", "llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
 ADAPTED = {"llama-F32": ["lora", "dora", "lora_head"], "llama-Q8_0": ["rslora"],
            "llama-Q4_1": ["lora", "dora"], "llama3-BF16": ["lora"], "smollm3-Q8_0": ["lora"],
-           "qwen2-F16": ["dora", "lora_bias"], "qwen3-Q8_0": ["lora"]}
+           "qwen2-F16": ["dora", "lora_bias"], "qwen3-Q8_0": ["lora"], "mixtral-Q8_0": ["lora_qv"]}
 
 ARCH = {"llama": gguf.MODEL_ARCH.LLAMA, "llama3": gguf.MODEL_ARCH.LLAMA,
         "smollm3": gguf.MODEL_ARCH.SMOLLM3, "qwen2": gguf.MODEL_ARCH.QWEN2,
-        "qwen3": gguf.MODEL_ARCH.QWEN3, "wide": gguf.MODEL_ARCH.LLAMA}
-ROTATES_NEIGHBOURS = ("llama", "llama3", "smollm3", "wide")  # q, k rows stored in that order
+        "qwen3": gguf.MODEL_ARCH.QWEN3, "wide": gguf.MODEL_ARCH.LLAMA,
+        "mixtral": gguf.MODEL_ARCH.LLAMA}
+ROTATES_NEIGHBOURS = ("llama", "llama3", "smollm3", "wide", "mixtral")  # q, k rows stored in that order
 PRE_TOKENIZER = {"smollm": "smollm", "llama3": "llama-bpe", "qwen2": "qwen2"}
 
 
@@ -110,11 +112,37 @@ def stored_tensors(family, kind, config):
                 spread = 0.3 if "embed" in name else p.shape[1] ** -0.5
                 yield name, kind, random_k_blocks(tuple(p.shape), kind, spread, rng)
         return
-    for name, w in sorted(load_file(ROOT / "models" / family / "model.safetensors").items()):
+    tensors = stacked(load_file(ROOT / "models" / family / "model.safetensors"))
+    for name, w in sorted(tensors.items()):
         w, stored = w.numpy(), storable(name, w.shape, kind)
         heads = heads_of(name, family, config)
         w = to_neighbours(w, heads) if heads else w
         yield name, stored, (w if stored == Type.F32 else gguf.quants.quantize(w, stored))
+
+
+EXPERT = re.compile(r"(.*\.experts)\.\d+\.(w[123])\.weight")
+
+
+def stacked(tensors):
+    """One tensor of all experts in place of one each."""
+    out, experts = {}, {}
+    for name, w in tensors.items():
+        match = EXPERT.fullmatch(name)
+        if match:
+            experts.setdefault(".".join([*match.groups(), "weight"]), []).append(w)
+        else:
+            out[name] = w
+    return out | {name: torch.stack(each) for name, each in experts.items()}
+
+
+def as_transformers_has_them(weights):
+    """Transformers 5's names of Mixtral's block; gate and up are one tensor there."""
+    out = {name.replace("block_sparse_moe", "mlp"): w for name, w in weights.items()}
+    for name in [n for n in out if n.endswith("experts.w1.weight")]:
+        block = name.removesuffix("w1.weight")
+        out[block + "gate_up_proj"] = torch.cat([out.pop(name), out.pop(block + "w3.weight")], 1)
+        out[block + "down_proj"] = out.pop(block + "w2.weight")
+    return out
 
 
 def rope_factors(config):
@@ -149,6 +177,9 @@ def write_metadata(writer, family, config):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(VOCAB)
     writer.add_rope_dimension_count(head_dim(config))
+    if hasattr(config, "num_local_experts"):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
     if head_dim(config) * config.num_attention_heads != config.hidden_size:
         writer.add_key_length(head_dim(config))
         writer.add_value_length(head_dim(config))
@@ -201,7 +232,7 @@ def write_file(family, kind, config):
 def model_with(config, weights):
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing, unexpected = model.load_state_dict(as_transformers_has_them(weights), strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     model.tie_weights()
     return model

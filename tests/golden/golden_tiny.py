@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -48,7 +50,15 @@ FAMILIES = {
         "Qwen3ForCausalLM", "qwen3", head_dim=24, torch_dtype=None, dtype="float32",
         rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
         rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"}),
+    "mixtral": base_config("MixtralForCausalLM", "mixtral", rope_theta=1000000.0, intermediate_size=48,
+                           num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False),
+    "qwen3-moe": base_config(  # a dense layer between two with experts, whose weights do not sum to 1
+        "Qwen3MoeForCausalLM", "qwen3_moe", num_hidden_layers=3, head_dim=24, rope_theta=1000000.0,
+        rms_norm_eps=1e-6, moe_intermediate_size=32, num_experts=6, num_experts_per_tok=3,
+        norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1], attention_bias=False,
+        use_sliding_window=False),
 }
+WITH_EXPERTS = ("mixtral", "qwen3-moe")
 # The same weights rounded to a half-precision file; the oracle computes on them in fp32.
 HALF_COPIES = {"llama3-bf16": ("llama3", torch.bfloat16), "qwen2-f16": ("qwen2", torch.float16)}
 SHARDED = "mistral"
@@ -90,8 +100,19 @@ def write_model(family, config, directory, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = {name: random_weight(name, p.shape, generator)
                for name, p in model.named_parameters()}  # a tied head is not listed twice
+    if family in WITH_EXPERTS:
+        weights = as_published(model, weights)
     save_weights(directory, weights, sharded=family == SHARDED)
     write_tokenizer(family, directory)
+
+
+def as_published(model, weights):
+    """Transformers 5 has one tensor for all experts of a layer, published files one for each."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return load_file(Path(directory) / "model.safetensors")
 
 
 def save_weights(directory, weights, sharded):
@@ -158,6 +179,8 @@ def load_adapted(family, name, model_directory=None):
 
 
 def adapter_names(family):
+    if family in WITH_EXPERTS:
+        return ["lora_qv"]  # golden_moe.py has those on experts
     return [a for a in ADAPTERS if a != "lora_head" or family in HEAD_ADAPTED]
 
 

@@ -24,7 +24,7 @@ LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 STYLE = {"llama": "smollm", "llama3": "llama3", "smollm3": "llama3", "mistral": "spm",
-         "qwen2": "qwen2", "qwen3": "qwen2"}
+         "qwen2": "qwen2", "qwen3": "qwen2", "mixtral": "smollm", "qwen3-moe": "qwen2"}
 
 CHATML = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
           "{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"

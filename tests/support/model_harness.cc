@@ -13,7 +13,8 @@ ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precisi
   LK_CHECK_MSG(source.ok(), source.status().ToString());
   source_ = *std::move(source);
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeTestBackend(
-      {.precision = precision, .threads = threads, .max_rows = kMaxRows});
+      {.precision = precision, .threads = threads, .experts = source_->config().experts > 0,
+       .max_rows = kMaxRows});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   backend_ = *std::move(backend);
   absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(source_, backend_.get(), kMaxRows);

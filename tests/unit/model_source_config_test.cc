@@ -60,9 +60,32 @@ TEST(HfConfigTest, MeansWhatTransformersMakesOfIt) {
       windows.push_back(uses ? config->sliding_window : 0);
     }
     EXPECT_EQ(json(windows), want["windows"]);
+    std::vector<int> experts;
+    for (int i = 0; i < config->layers; ++i) experts.push_back(config->has_experts(i) ? config->experts : 0);
+    EXPECT_EQ(json(experts), want.value("experts", json(std::vector<int>(config->layers))));
+    EXPECT_EQ(config->experts_per_token, want.value("experts_per_token", 0));
+    EXPECT_EQ(config->expert_ffn, want.value("expert_ffn", 0));
+    EXPECT_EQ(config->normalise_experts, want.value("normalise_experts", false));
     ExpectFrequencies(config->rope_inverse_frequencies,
                       want["inverse_frequencies"].get<std::vector<float>>());
   }
+}
+
+TEST(HfConfigTest, SettingsOfExpertsAreChecked) {
+  const auto error = [](json change) {
+    json config = {{"architectures", {"Qwen3MoeForCausalLM"}}, {"model_type", "qwen3_moe"},
+                   {"hidden_size", 64}, {"intermediate_size", 96}, {"num_attention_heads", 4},
+                   {"num_hidden_layers", 2}, {"vocab_size", 100}, {"max_position_embeddings", 256}};
+    config.update(change);
+    return std::string(ParseHfConfig(config, json(), "config.json").status().message());
+  };
+  EXPECT_EQ(error(json::object()), "");
+  EXPECT_THAT(error({{"num_experts", 0}}), HasSubstr("num_experts is 0; it must be an integer from 1 to 1024"));
+  EXPECT_THAT(error({{"num_experts", 4}}), HasSubstr("8 experts a token, but only 4 of them"));
+  EXPECT_THAT(error({{"moe_intermediate_size", "x"}}), HasSubstr("moe_intermediate_size is \"x\""));
+  EXPECT_THAT(error({{"mlp_only_layers", {2}}}), HasSubstr("mlp_only_layers is 2"));
+  EXPECT_THAT(error({{"mlp_only_layers", 1}}), HasSubstr("must be a list of layers"));
+  EXPECT_THAT(error({{"decoder_sparse_step", 0}}), HasSubstr("decoder_sparse_step is 0"));
 }
 
 json Llama() {
@@ -287,6 +310,21 @@ TEST(GgufConfigTest, RopeFactorsEqualTheScalingTheyWereMadeFrom) {
   }
 }
 
+TEST(GgufConfigTest, ExpertsOfQwen3MoeHaveAWidthOfTheirOwn) {
+  const auto config = Parse(LlamaGguf("qwen3moe")
+                                .Uint("qwen3moe.expert_count", 16)
+                                .Uint("qwen3moe.expert_used_count", 4)
+                                .Uint("qwen3moe.expert_feed_forward_length", 40));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->experts, 16);
+  EXPECT_EQ(config->experts_per_token, 4);
+  EXPECT_EQ(config->expert_ffn, 40);
+  EXPECT_TRUE(config->normalise_experts && config->qk_norm);
+  EXPECT_TRUE(config->has_experts(0) && config->has_experts(config->layers - 1));
+  EXPECT_EQ(Parse(LlamaGguf("qwen3moe")).status().message(),
+            "m.gguf: qwen3moe.expert_count is missing");
+}
+
 TEST(GgufConfigTest, LinearScalingHasTwoNames) {
   const auto plain = Parse(LlamaGguf());
   ASSERT_TRUE(plain.ok()) << plain.status();
@@ -314,7 +352,10 @@ TEST(GgufConfigTest, WhatItDoesNotKnowIsRefusedByKeyAndValue) {
       {[] { return GgufBytes().Uint("general.architecture", 1); }, "general.architecture 1"},
       {[] { return LlamaGguf().Text("general.type", "adapter"); }, "\"adapter\", not a model"},
       {[] { return LlamaGguf().Value("split.count", 2, Raw(uint16_t{3})); }, "split.count"},
-      {[] { return LlamaGguf().Uint("llama.expert_count", 8); }, "llama.expert_count = 8"},
+      {[] { return LlamaGguf().Uint("llama.expert_count", 8); }, "llama.expert_used_count is missing"},
+      {[] { return LlamaGguf().Uint("llama.expert_count", 8).Uint("llama.expert_used_count", 9); },
+       "9 experts a token, but only 8 of them"},
+      {[] { return LlamaGguf("qwen2").Uint("qwen2.expert_count", 8); }, "qwen2.expert_count = 8"},
       {[] { return LlamaGguf().Float("llama.attn_logit_softcapping", 50); },
        "llama.attn_logit_softcapping = 50"},
       {[] { return LlamaGguf().Float("llama.attention.scale", 0.1f); }, "llama.attention.scale"},

@@ -80,7 +80,7 @@ void CpuBackend::PlanStructured(const LinearArgs& args) {
   plan_.structured = false;
   for (const AdapterSegment& segment : plan_.segments) {
     for (size_t i = 0; i < args.weight->out.size(); ++i) {
-      const ModuleDelta& delta = segment.adapter->modules[args.weight->first_module + i];
+      const ModuleDelta& delta = segment.adapter->module(args.weight->first_module + i);
       plan_.rotated |= delta.input_rotation.block > 0;
       plan_.structured |= delta.structured();
     }
@@ -96,7 +96,7 @@ void CpuBackend::ApplyStructured(const LinearArgs& args) {
       int32_t column = 0;
       for (size_t part = 0; part < args.weight->out.size(); ++part) {
         const int32_t out = args.weight->out[part];
-        const ModuleDelta& delta = segment.adapter->modules[args.weight->first_module + part];
+        const ModuleDelta& delta = segment.adapter->module(args.weight->first_module + part);
         float* y = args.y.row(row) + column;
         if (delta.adds()) AddStructured(delta, x, args.x.width, out, y);
         if (delta.output_rotation.scale) RotateOutput(delta.output_rotation, out, y);

@@ -152,17 +152,21 @@ double CpuBackend::MeasureBandwidth() {
 int32_t CpuBackend::BeginStep(const StepInput& step) {
   step_ = step;
   cos_.clear();
-  logit_segments_.clear();
+  logit_segments_ = SegmentsOf(step.logit_rows);
+  return static_cast<int32_t>(step.tokens.size());
+}
+
+std::vector<AdapterSegment> CpuBackend::SegmentsOf(std::span<const int32_t> rows) const {
+  std::vector<AdapterSegment> segments;
   const auto index_of = [&](int32_t row) {
-    const auto it = std::lower_bound(step.logit_rows.begin(), step.logit_rows.end(), row);
-    return static_cast<int32_t>(it - step.logit_rows.begin());
+    return static_cast<int32_t>(std::lower_bound(rows.begin(), rows.end(), row) - rows.begin());
   };
-  for (const AdapterSegment& segment : step.segments) {
+  for (const AdapterSegment& segment : step_.segments) {
     const int32_t begin = index_of(segment.row_begin);
     const int32_t end = index_of(segment.row_end);
-    if (begin < end) logit_segments_.push_back({begin, end, segment.adapter});
+    if (begin < end) segments.push_back({begin, end, segment.adapter});
   }
-  return static_cast<int32_t>(step.tokens.size());
+  return segments;
 }
 
 void CpuBackend::AddRmsNorm(const NormArgs& args) {

@@ -17,6 +17,10 @@
 
 namespace lorikeet {
 
+inline void Grow(AlignedBuffer* buffer, int64_t bytes) {
+  if (static_cast<int64_t>(buffer->size()) < bytes) *buffer = AlignedBuffer(bytes);
+}
+
 // Keys and values in host memory.
 struct KvPages {
   KvLayout layout;
@@ -61,6 +65,7 @@ class CpuBackend final : public Backend {
   void Attention(const AttentionArgs& args) override;
   void Bottlenecks(const BottleneckArgs& args) override;
   void SwiGlu(Matrix gate_up, Matrix out) override;
+  void Experts(const ExpertsArgs& args) override;
   absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                       std::span<SampledToken> out) override;
   absl::Status Download(const float* from, std::span<float> to) override;
@@ -93,6 +98,9 @@ class CpuBackend final : public Backend {
     return row < (after - 1)->row_end ? (after - 1)->adapter : nullptr;
   }
 
+  // The step's segments in indices of `rows`, which ascend.
+  std::vector<AdapterSegment> SegmentsOf(std::span<const int32_t> rows) const;
+
   static constexpr int32_t kMaxParts = 3;
 
   // Rows in the form that products take: int8 with scales, or bfloat16.
@@ -116,7 +124,9 @@ class CpuBackend final : public Backend {
     int32_t chunk_columns[kMaxParts] = {};        // by part
     int32_t chunk_begin[kMaxParts + 1] = {};      // first chunk of each part; last: their count
   };
-  void PlanInputs(const LinearArgs& args);
+  // LinearProducts on rows whose adapters are `segments`.
+  void Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments);
+  void PlanInputs(const LinearArgs& args, std::span<const AdapterSegment> segments);
   void PlanChunks(const LinearArgs& args);
   void GrowRounded(const LinearArgs& args, Rounded* rows);
   void RoundRow(const float* x, int32_t width, int32_t r, Rounded* rows);
@@ -130,6 +140,8 @@ class CpuBackend final : public Backend {
   void MultiplyRows(const LinearArgs& args, int32_t part, int32_t begin, int32_t end, int32_t thread,
                     Matrix y);
   void ApplyStructured(const LinearArgs& args);
+  void Route(const ExpertsArgs& args);
+  void ApplyExpert(const ExpertsArgs& args, int32_t expert);
   void EmbedRow(const Adapter* adapter, int32_t token, float* row, int32_t width);
   static void AdaptEmbedding(const Adapter& adapter, int32_t token, float* row, int32_t width);
   void StorePrefix(const RopeStoreArgs& args, int32_t row);
@@ -155,6 +167,14 @@ class CpuBackend final : public Backend {
   AlignedBuffer even_odd_;  // rows of x in even/odd order
   AlignedBuffer shrunk_;    // [parts][T][t_stride]
   std::vector<std::vector<float>> panels_;              // [threads] widened weights
+
+  // By expert, of the step's last Route: the rows it is chosen for, ascending, and its weight in each.
+  struct Routed {
+    std::vector<int32_t> rows;
+    std::vector<float> weights;
+  };
+  std::vector<Routed> routed_;
+  AlignedBuffer expert_in_, expert_gate_up_, expert_gated_, expert_out_;  // of one expert's rows
 
   // Rows [row, row + a few) of one sequence against one KV head.
   struct AttentionTask {

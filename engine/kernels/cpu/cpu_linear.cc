@@ -42,14 +42,10 @@ class CpuLinearWeight final : public LinearWeight {
     int32_t column_unit() const { return half ? kHalfColumns : kColumnUnit; }
   };
   std::vector<Part> parts;
+  // Of a quantised product's inputs. What feeds a softmax makes most of the change that rounding causes
+  // in a model's distributions, for a small part of the work.
+  int32_t input_planes = 1;
 };
-
-// Planes of a quantised product's inputs. What feeds a softmax, queries and keys and the logits, makes
-// most of the change that rounding causes in a model's distributions, for a small part of the work.
-// The head is numbered as q of a layer after the last (HeadModule).
-int32_t InputPlanes(ModuleId first_module) {
-  return first_module % kLinearsPerLayer == static_cast<int>(Linear::kQ) ? 2 : 1;
-}
 
 const CpuLinearWeight& Cpu(const LinearWeight* weight) {
   return *static_cast<const CpuLinearWeight*>(weight);
@@ -97,6 +93,7 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
     part.view = weight;
     if (options_.precision == Precision::kFast) Pack(weight, features_, &part);
     linear->bytes += static_cast<int64_t>(part.half ? part.half->data.size() : weight.bytes.size());
+    if (source.feeds_softmax) linear->input_planes = 2;
     if (source.bias) {
       part.bias.resize(out);
       Widen(source.bias->dtype, source.bias->bytes.data(), out, part.bias.data());
@@ -121,7 +118,7 @@ void CpuBackend::PrepareInputs(const LinearArgs& args) {
       ToEvenOdd(x.row(r), x.width, even_odd_.as<float>() + int64_t{r} * width);
     }
     for (size_t i = 0; i < args.weight->out.size(); ++i) {
-      const LowRank& pair = rows.adapter->modules[args.weight->first_module + i].low_rank;
+      const LowRank& pair = rows.adapter->module(args.weight->first_module + i).low_rank;
       if (pair.rank == 0) continue;
       float* t = shrunk_.as<float>() + (int64_t(i) * x.rows + rows.row_begin) * plan_.t_stride;
       LoraShrink(pair, x.width, x_pairs, width, rows.row_end - rows.row_begin, t, plan_.t_stride);
@@ -134,7 +131,7 @@ void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int
                              int32_t column_end) {
   const ModuleId module = args.weight->first_module + part;
   for (const AdapterSegment& segment : plan_.segments) {
-    const ModuleDelta& delta = segment.adapter->modules[module];
+    const ModuleDelta& delta = segment.adapter->module(module);
     if (delta.low_rank.rank > 0) {
       const float* t =
           shrunk_.as<float>() + (int64_t{part} * y.rows + segment.row_begin) * plan_.t_stride;
@@ -152,7 +149,7 @@ void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int
     for (int32_t c = column_begin; c < column_end; ++c) y.row(r)[c] += bias[c];
   }
   for (const AdapterSegment& segment : plan_.segments) {
-    const float* extra = segment.adapter->modules[module].bias;
+    const float* extra = segment.adapter->module(module).bias;
     for (int32_t r = segment.row_begin; extra && r < segment.row_end; ++r) {
       for (int32_t c = column_begin; c < column_end; ++c) y.row(r)[c] += extra[c];
     }
@@ -190,7 +187,7 @@ void CpuBackend::MultiplyRows(const LinearArgs& args, int32_t part, int32_t begi
   if (!plan_.rotated) return;
   const Matrix rotated(rotated_[part].data(), args.x.rows, args.x.width);
   for (const AdapterSegment& s : plan_.segments) {
-    if (s.adapter->modules[args.weight->first_module + part].input_rotation.block == 0) continue;
+    if (s.adapter->module(args.weight->first_module + part).input_rotation.block == 0) continue;
     multiply(rotated, rounded_rotated_[part], s.row_begin, s.row_end);
   }
 }
@@ -207,14 +204,14 @@ void CpuBackend::MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thr
   ApplyDeltas(args, i, y, begin, end);
 }
 
-void CpuBackend::PlanInputs(const LinearArgs& args) {
+void CpuBackend::PlanInputs(const LinearArgs& args, std::span<const AdapterSegment> segments) {
   plan_.quantize = plan_.round = false;
   for (const CpuLinearWeight::Part& part : Cpu(args.weight).parts) {
     if (part.quant) plan_.quantize = true;
     if (part.half && part.half->pairs) plan_.round = true;
   }
   plan_.segments.clear();
-  for (const AdapterSegment& s : args.rows == RowSet::kAll ? step_.segments : logit_segments_) {
+  for (const AdapterSegment& s : segments) {
     const int32_t begin = std::max(s.row_begin - args.first_row, 0);
     const int32_t end = std::min(s.row_end - args.first_row, args.x.rows);
     if (begin < end) plan_.segments.push_back({begin, end, s.adapter});
@@ -226,7 +223,7 @@ void CpuBackend::PlanInputs(const LinearArgs& args) {
   for (const AdapterSegment& segment : plan_.segments) {
     int32_t rank = 0;
     for (size_t i = 0; i < args.weight->out.size(); ++i) {
-      rank = std::max(rank, segment.adapter->modules[args.weight->first_module + i].low_rank.rank);
+      rank = std::max(rank, segment.adapter->module(args.weight->first_module + i).low_rank.rank);
     }
     if (rank == 0) continue;
     plan_.t_stride = std::max(plan_.t_stride, rank);
@@ -254,19 +251,11 @@ void CpuBackend::PlanChunks(const LinearArgs& args) {
   plan_.chunk_begin[parts.size()] = chunks;
 }
 
-namespace {
-
-void Grow(AlignedBuffer* buffer, int64_t bytes) {
-  if (static_cast<int64_t>(buffer->size()) < bytes) *buffer = AlignedBuffer(bytes);
-}
-
-}  // namespace
-
 void CpuBackend::GrowRounded(const LinearArgs& args, Rounded* rows) {
   const int64_t count = args.x.rows, width = args.x.width;
   if (plan_.quantize) {
     const int64_t groups = width / QuantRows::kGroup;
-    const int32_t planes = InputPlanes(args.weight->first_module);
+    const int32_t planes = Cpu(args.weight).input_planes;
     const int64_t plane_groups = planes * count * groups;
     Grow(&rows->quant_storage, plane_groups * (QuantRows::kGroup + 4 * sizeof(float)));
     float* floats = rows->quant_storage.as<float>();
@@ -310,7 +299,7 @@ void CpuBackend::RotateInputs(const LinearArgs& args) {
   for (const AdapterSegment& segment : plan_.segments) {
     for (size_t i = 0; i < args.weight->out.size(); ++i) {
       const InputRotation& rotation =
-          segment.adapter->modules[args.weight->first_module + i].input_rotation;
+          segment.adapter->module(args.weight->first_module + i).input_rotation;
       if (rotation.block == 0) continue;
       pool_.ParallelFor(segment.row_end - segment.row_begin, [&](int32_t n, int32_t) {
         const int32_t row = segment.row_begin + n;
@@ -323,7 +312,12 @@ void CpuBackend::RotateInputs(const LinearArgs& args) {
 }
 
 void CpuBackend::LinearProducts(const LinearArgs& args) {
-  PlanInputs(args);
+  const std::span<const AdapterSegment> of_logits = logit_segments_;
+  Multiply(args, args.rows == RowSet::kAll ? step_.segments : of_logits);
+}
+
+void CpuBackend::Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments) {
+  PlanInputs(args, segments);
   PlanStructured(args);
   PlanChunks(args);
   GrowScratch(args);

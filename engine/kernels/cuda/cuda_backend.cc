@@ -468,6 +468,10 @@ absl::Status CudaBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
 namespace lorikeet {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options) {
+  if (options.experts) {
+    return absl::FailedPreconditionError(
+        "the model has layers with experts, which only the CPU computes; set device to cpu");
+  }
   LK_ASSIGN_OR_RETURN(const cudaDeviceProp device, cuda::FindDevice());
   if (options.quantization != Quantization::kNone && !cuda::CanMultiplyCoded()) {
     return absl::FailedPreconditionError(

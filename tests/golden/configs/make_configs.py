@@ -20,7 +20,8 @@ LLAMA3_SCALING = {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0
 def config(model_type, **keys):
     architecture = {"llama": "LlamaForCausalLM", "smollm3": "SmolLM3ForCausalLM",
                     "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-                    "qwen3": "Qwen3ForCausalLM"}[model_type]
+                    "qwen3": "Qwen3ForCausalLM", "mixtral": "MixtralForCausalLM",
+                    "qwen3_moe": "Qwen3MoeForCausalLM"}[model_type]
     base = dict(architectures=[architecture], model_type=model_type, hidden_size=256,
                 intermediate_size=512, num_attention_heads=8, num_hidden_layers=3,
                 vocab_size=1000, max_position_embeddings=4096)
@@ -107,6 +108,23 @@ CASES = {
                          rope_parameters={"rope_theta": 5000000.0, "rope_type": "default"}),
     "qwen3_window": config("qwen3", num_key_value_heads=4, use_sliding_window=True,
                            sliding_window=16, max_window_layers=1),
+    "mixtral_bare": config("mixtral"),
+    "qwen3_moe_bare": config("qwen3_moe"),
+    "mixtral_8x7b": config("mixtral", hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
+                           num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2,
+                           rms_norm_eps=1e-5, rope_theta=1000000.0, sliding_window=None,
+                           output_router_logits=False, router_aux_loss_coef=0.02,
+                           max_position_embeddings=32768, vocab_size=32000),
+    "mixtral_window": config("mixtral", num_local_experts=4, sliding_window=64),
+    "qwen3_30b_a3b": config("qwen3_moe", hidden_size=2048, intermediate_size=6144, head_dim=128,
+                            num_attention_heads=32, num_key_value_heads=4, num_experts=128,
+                            num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True,
+                            decoder_sparse_step=1, mlp_only_layers=[], sliding_window=None,
+                            use_sliding_window=False, max_window_layers=48, rope_theta=1000000.0,
+                            rope_scaling=None, attention_bias=False),
+    "qwen3_moe_sparse": config("qwen3_moe", num_hidden_layers=6, num_key_value_heads=4,
+                               num_local_experts=16, decoder_sparse_step=2, mlp_only_layers=[3],
+                               use_sliding_window=True, sliding_window=32),
 }
 GENERATION = {"llama_3_2": {"eos_token_id": [128009, 128001]}, "qwen2_5": {"eos_token_id": [645, 643]},
               "smollm2": {"max_length": 20}}
@@ -115,9 +133,21 @@ GENERATION = {"llama_3_2": {"eos_token_id": [128009, 128001]}, "qwen2_5": {"eos_
 def layer_facts(model, layer):
     attention = layer.self_attn
     window = getattr(attention, "sliding_window", None)
-    if model.config.model_type == "mistral":
+    if model.config.model_type in ("mistral", "mixtral"):
         window = model.config.sliding_window
     return bool(getattr(attention, "use_rope", True)), window or 0
+
+
+def expert_facts(model):
+    blocks = [getattr(layer.mlp, "experts", None) for layer in model.model.layers]
+    if not any(blocks):
+        return {}
+    router = next(layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate"))
+    experts = next(block for block in blocks if block is not None)
+    return {"experts": [len(block.down_proj) if block else 0 for block in blocks],
+            "experts_per_token": router.top_k,
+            "expert_ffn": experts.down_proj.shape[-1],
+            "normalise_experts": getattr(router, "norm_topk_prob", True)}
 
 
 def facts(name, keys):
@@ -155,6 +185,7 @@ def facts(name, keys):
         "windows": [window for _, window in per_layer],
         "eos_ids": sorted(i for i in eos if i < hf.vocab_size),
         "inverse_frequencies": [float(f) for f in frequencies],
+        **expert_facts(model),
     }
 
 
