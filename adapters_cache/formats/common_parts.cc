@@ -122,6 +122,13 @@ bool CommonParts::PlaceSaved(std::string_view canonical, const std::string& name
   return named;
 }
 
+bool CommonParts::PlaceCopy(const std::string& name, const TensorView& view,
+                            std::optional<RawTensor>* copy) {
+  if (copy->has_value()) return false;
+  *copy = RawTensor{name, view};
+  return true;
+}
+
 bool CommonParts::Place(std::string_view canonical, const std::string& name,
                         const TensorView& view) {
   std::string_view path = canonical;
@@ -130,16 +137,14 @@ bool CommonParts::Place(std::string_view canonical, const std::string& name,
     raw_->parts.token_rows.emplace(std::string(path), RawTensor{name, view});
     return true;
   }
-  if (path == "lm_head.base_layer.weight") {
-    raw_->modules["lm_head"].base_weight = RawTensor{name, view};
-    return true;
-  }
-  if (path.ends_with("embed_tokens.base_layer.weight") ||
-      path.ends_with("embed_tokens.token_adapter.base_layer.weight")) {
-    raw_->parts.embedding_copy = RawTensor{name, view};
-    return true;
-  }
   if (PlaceSaved(canonical, name, view)) return true;
+  // Stored where a table is targeted or has more tokens than the base's.
+  for (const char* layer : {".base_layer.weight", ".token_adapter.base_layer.weight", ".weight"}) {
+    std::string_view table = path;
+    if (!StripSuffix(&table, layer)) continue;
+    if (table == "model.embed_tokens") return PlaceCopy(name, view, &raw_->parts.embedding_copy);
+    if (table == "lm_head") return PlaceCopy(name, view, &raw_->parts.head_copy);
+  }
   if (base_bias_ && (StripSuffix(&path, ".base_layer.bias") || StripSuffix(&path, ".bias"))) {
     raw_->modules[std::string(path)].base_bias = RawTensor{name, view};
     return true;

@@ -176,7 +176,18 @@ CASES = {
                                          num_frozen_tokens=1), 0.5),
     "adaption_prompt": ("llama", lambda: AdaptionPromptConfig(adapter_len=4, adapter_layers=1,
                                                               task_type="CAUSAL_LM"), 0.5),
+    "added_tokens": ("llama", lambda: lora(modules_to_save=["embed_tokens", "lm_head"]), 0.1),
+    "added_tokens_lora": ("llama", lambda: lora(target_modules=["embed_tokens", "lm_head", "q_proj"]),
+                          0.2),
+    "added_tokens_kept": ("llama", lambda: lora(), 0.2),
+    "added_tokens_tied": ("qwen2", lambda: lora(trainable_token_indices=[5, *range(320, 332)]), 0.2),
+    "added_tokens_tied_kept": ("qwen2", lambda: lora(), 0.2),
+    "fewer_tokens": ("llama", lambda: lora(), 0.2),
 }
+
+# Tokens more than the base has, before the adapter is made.
+RESIZED = {"added_tokens": 5, "added_tokens_lora": 3, "added_tokens_kept": 70, "added_tokens_tied": 12,
+           "added_tokens_tied_kept": 4, "fewer_tokens": -20}
 
 
 # name -> (base, {adapter: weight}): the sum of adapters made above
@@ -229,16 +240,29 @@ def block_diagonals_by_torch():
     boft.FastBlockDiag.apply = lambda blocks: torch.stack([torch.block_diag(*f) for f in blocks])
 
 
+def resize(model, name, spread):
+    """Gives the model its adapter's vocabulary; the rows of new tokens are larger than the others by `spread`."""
+    if name not in RESIZED:
+        return
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = tables[0].weight.shape[0]
+    model.resize_token_embeddings(before + RESIZED[name], mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = table.weight.data[before:]
+        rows.normal_(0, 1).mul_(spread * table.weight.data[:before].std())
+
+
 def build(name):
     base, config, spread = CASES[name]
     torch.manual_seed(SEED)
     numpy.random.seed(SEED)
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
+    resize(model, name, 3)
     model = get_peft_model(model, config())
     randomise(model, spread)
     directory = OUT / name
     shutil.rmtree(directory, ignore_errors=True)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, save_embedding_layers=True if name in RESIZED else "auto")
     if name == "lora_xs":
         add_latent_mappings(directory / "adapter_model.safetensors")
     path = directory / "adapter_config.json"
@@ -259,7 +283,9 @@ def float_base(base):
 
 
 def load(name, base):
-    model = PeftModel.from_pretrained(float_base(base), OUT / name).eval()
+    model = float_base(base)
+    resize(model, name, 0)  # the rows of new tokens are the file's
+    model = PeftModel.from_pretrained(model, OUT / name).eval()
     if name == "lora_xs":
         fold_latent_mappings(model, load_file(OUT / name / "adapter_model.safetensors"))
     return model
@@ -315,18 +341,24 @@ def case(name):
     generator = torch.Generator().manual_seed(SEED)
     prompts, seen = [], 0.0
     while len(prompts) < 3:
-        prompt = torch.randint(3, 320, (6 + 2 * len(prompts),), generator=generator).tolist()
+        prompt = torch.randint(3, 320 + min(RESIZED.get(name, 0), 0), (6 + 2 * len(prompts),),
+                               generator=generator).tolist()
         if name == "alora" and len(prompts) != 1:
             prompt[2:5] = INVOCATION
         if "tokens" in name:
             prompt[1:3] = [9, 17]
+        if RESIZED.get(name, 0) > 0:
+            prompt[3:5] = [320, 319 + RESIZED[name]]
         greedy, logprobs, margin = generate(model, prompt, name == "alora")
         if margin < MARGIN:
             continue
-        here = plain_model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+        known = torch.tensor([prompt]).clamp(max=319)
+        here = plain_model(input_ids=known, use_cache=False).logits[0, -1]
         here = torch.log_softmax(here, -1)
-        seen = max(seen, max(abs(float(here[i]) - v) for i, v in logprobs[0]))
+        seen = max(seen, max(abs(float(here[i]) - v) for i, v in logprobs[0] if i < 320))
         prompts.append(dict(prompt=prompt, greedy=greedy, logprobs=logprobs))
+    own = [token for p in prompts for token in p["greedy"] if token >= 320]
+    assert own or RESIZED.get(name, 0) <= 0, f"{name}: no token of its own was generated"
     assert seen > 1e-2, f"{name}: the adapter changes log-probabilities by {seen} alone"
     print(f"{name:24} differs from the base by {seen:.3f}", flush=True)
     mixture = {"adapters": MIXTURES[name][1]} if name in MIXTURES else {}

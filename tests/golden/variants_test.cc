@@ -1,5 +1,6 @@
 // Every adapter variant against PEFT, through the engine: all adapters of a base at once, so that each
 // runs in batches with many others (tests/golden/golden_variants.py makes the goldens).
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -189,8 +190,74 @@ TEST(Variants, ConvertedToLoraTheyGiveTheSame) {
     EXPECT_FALSE(refused.contains(name)) << name;
   }
   for (const char* name : {"dora", "ia3", "oft", "lokr", "bias_all", "prompt_tuning", "houlsby",
-                           "alora", "hira"}) {
+                           "alora", "hira", "added_tokens", "fewer_tokens"}) {
     EXPECT_TRUE(refused.contains(name)) << name;
+  }
+}
+
+// Tokens drawn from a row's own vocabulary, in one batch: the base's 320, more, fewer.
+TEST(Variants, RowsSampleFromVocabulariesOfTheirOwn) {
+  VariantServer server("llama", {.device = kTestDevice, .precision = "exact", .threads = 2, .kv_bytes = 64 << 20});
+  ASSERT_TRUE(server.Load("added_tokens_kept").ok());
+  ASSERT_TRUE(server.Load("fewer_tokens").ok());
+  const std::map<std::string, int32_t> vocabularies = {
+      {"", 320}, {"added_tokens_kept", 390}, {"fewer_tokens", 300}};
+  const auto request_of = [&](const std::string& name, uint64_t seed) {
+    Request request;
+    request.prompt = {5, 6, 7};
+    request.sampling = {.temperature = 4, .top_k = 200, .seed = seed, .top_logprobs = 20};
+    request.max_new_tokens = 24;
+    request.ignore_eos = true;
+    if (!name.empty()) request.adapter = server.Lease({{name, 1}});
+    request.adapter_name = name;
+    return request;
+  };
+  const auto submit = [&](Request request) {
+    auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
+    const auto id = server.engine()->Submit(std::move(request), sink);
+    return id.ok() ? absl::StatusOr<std::shared_ptr<TokenSink>>(sink) : id.status();
+  };
+  std::vector<std::pair<std::string, std::shared_ptr<TokenSink>>> sinks;
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    for (const auto& [name, vocabulary] : vocabularies) {
+      const auto sink = submit(request_of(name, seed));
+      ASSERT_TRUE(sink.ok()) << sink.status();
+      sinks.emplace_back(name, *sink);
+    }
+  }
+  std::map<std::string, int32_t> largest;
+  for (const auto& [name, sink] : sinks) {
+    for (const TokenEvent& event : Drain(sink.get())) {
+      if (event.kind != TokenEvent::Kind::kToken) continue;
+      largest[name] = std::max(largest[name], event.token);
+      for (const auto& [token, logprob] : event.logprobs.top) {
+        EXPECT_LT(token, vocabularies.at(name)) << name;
+      }
+    }
+  }
+  EXPECT_LT(largest[""], 320);
+  EXPECT_LT(largest["fewer_tokens"], 300);
+  EXPECT_GE(largest["added_tokens_kept"], 320);
+  EXPECT_LT(largest["added_tokens_kept"], 390);
+
+  // What a request says is of its own vocabulary too.
+  for (const auto& [name, vocabulary] : vocabularies) {
+    for (const int32_t token : {vocabulary - 1, vocabulary}) {
+      Request biased = request_of(name, 1);
+      biased.sampling.temperature = 0;
+      biased.sampling.logit_bias = {{token, 100.0f}};
+      const auto sink = submit(std::move(biased));
+      EXPECT_EQ(sink.ok(), token < vocabulary) << name << " " << token;
+      if (sink.ok()) {
+        EXPECT_EQ(Drain(sink->get()).front().token, token) << name;
+      } else {
+        EXPECT_THAT(std::string(sink.status().message()),
+                    ::testing::HasSubstr("ids 0 to " + std::to_string(vocabulary - 1)));
+      }
+      Request prompted = request_of(name, 1);
+      prompted.prompt = {5, token};
+      EXPECT_EQ(submit(std::move(prompted)).ok(), token < vocabulary) << name << " " << token;
+    }
   }
 }
 
