@@ -59,6 +59,7 @@ class Normaliser {
     auto adapter = std::make_shared<Adapter>();
     adapter->version = raw_.version;
     adapter->variant = raw_.variant;
+    adapter->text = options_.text;
     adapter->vocab = vocab_ == base_.vocab_size() ? 0 : vocab_;
     adapter->modules.resize(ModuleCount(base_.layers(), base_.experts()));
     adapter->storage = AlignedBuffer(StorageBytes());

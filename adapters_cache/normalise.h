@@ -20,6 +20,7 @@ enum class FactorPrecision : uint8_t {
 struct NormaliseOptions {
   FactorPrecision precision = FactorPrecision::kFile;
   bool allow_dense = false;  // deltas as large as the base's weights
+  std::shared_ptr<const AdapterText> text = nullptr;  // Adapter::text
 };
 
 // Loader thread: copies every factor and, for DoRA, reads each adapted weight of `base` once.

@@ -135,6 +135,12 @@ class AdapterRegistry final : public AdapterStore {
     // Of each tenant that has a name (LoadOptions::tenant).
     int32_t tenant_max_adapters = std::numeric_limits<int32_t>::max();
     int64_t tenant_host_bytes = std::numeric_limits<int64_t>::max();
+    // Makes the text of an adapter of its files (AdapterFiles::text), read from the directory `where`;
+    // `vocab`: its tokens. Empty: adapters speak as the base does.
+    std::function<absl::StatusOr<std::shared_ptr<const AdapterText>>(
+        const std::map<std::string, std::string, std::less<>>& files, const std::string& where,
+        int32_t vocab)>
+        read_text;
     AdapterSources* sources = nullptr;  // of URLs; outlives the registry
     // Directories below the roots and URLs: an unknown name is looked for below each in turn when a
     // request first asks for it.

@@ -151,6 +151,12 @@ struct Bottleneck {
 constexpr int NormIndex(int layer, bool attention) { return 2 * layer + (attention ? 1 : 0); }
 constexpr int FinalNorm(int layers) { return 2 * layers; }
 
+// What a server keeps with an adapter to read and write its text; nothing to the engine.
+class AdapterText {
+ public:
+  virtual ~AdapterText() = default;
+};
+
 struct Adapter {
   // Of this object alone, in this process: what copies elsewhere are known by.
   const uint64_t serial = NextSerial();
@@ -161,6 +167,7 @@ struct Adapter {
   // Tokens, where they are not as many as the base's: those behind the base's have rows of their own
   // in `embedding` and in the head's module. 0: as the base's.
   int32_t vocab = 0;
+  std::shared_ptr<const AdapterText> text;  // nullptr: the base's
   int32_t max_rank = 0;
   int64_t bytes = 0;                 // of `storage` and `blocks`
   // By ModuleId: ModuleCount(layers) of them, and the experts' behind those when any is changed.

@@ -83,6 +83,10 @@ class Tokenizer {
                                                               std::string_view where);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const GgufTokenizerSpec& spec);
 
+  // The chat templates of such files without the rest.
+  static absl::StatusOr<ChatTemplateSource> TemplatesOf(const TokenizerFiles& files,
+                                                        std::string_view where);
+
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;

@@ -124,6 +124,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const fs::pa
   return FromFiles(files, directory.string());
 }
 
+absl::StatusOr<ChatTemplateSource> Tokenizer::TemplatesOf(const TokenizerFiles& contents,
+                                                          std::string_view where) {
+  const Files files(contents, where);
+  LK_ASSIGN_OR_RETURN(const Json config, files.Object("tokenizer_config.json"));
+  return ReadTemplates(files, config);
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromFiles(const TokenizerFiles& contents,
                                                                 std::string_view where) {
   const Files files(contents, where);
