@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <functional>
 #include <map>
 #include <memory>
@@ -21,79 +22,13 @@
 #include "adapters_cache/convert.h"
 #include "adapters_cache/formats/format_table.h"
 #include "tests/support/checkpoint_bytes.h"
+#include "tests/support/compare_variants.h"
 #include "tests/support/test_device.h"
-#include "tests/support/variant_server.h"
 
 namespace lorikeet {
 namespace {
 
 using Case = VariantCase;
-using Prompt = VariantPrompt;
-
-std::shared_ptr<TokenSink> Submit(VariantServer* server, const Case& c, const Prompt& prompt) {
-  Request request;
-  request.prompt = prompt.tokens;
-  request.sampling.temperature = 0;
-  request.sampling.top_logprobs = 20;
-  request.max_new_tokens = static_cast<int32_t>(prompt.greedy.size());
-  request.ignore_eos = true;
-  request.adapter = server->Lease(c.adapters);
-  request.adapter_name = c.name;
-  auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
-  const auto id = server->engine()->Submit(std::move(request), sink);
-  LK_CHECK_MSG(id.ok(), id.status().ToString());
-  return sink;
-}
-
-// All events up to the end.
-std::vector<TokenEvent> Drain(TokenSink* sink) {
-  std::vector<TokenEvent> events;
-  while (events.empty() || events.back().kind != TokenEvent::Kind::kFinished) {
-    TokenEvent event;
-    if (sink->Pop(&event)) events.push_back(std::move(event));
-    else std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return events;
-}
-
-// Of the absolute differences of log-probabilities, a golden's 8 best of every step. An adapter that
-// were left out would move their mean by 0.4 or more.
-struct Errors {
-  double largest = 0;
-  double sum = 0;
-  int count = 0;
-  int steps = 0;
-
-  double mean() const { return sum / count; }
-};
-
-struct Bounds {
-  double mean;
-  double largest;
-};
-
-// Adds the steps before the paths part, which they may only where the best two are closer than the
-// bound can move them.
-void Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>& events,
-             Bounds bounds, Errors* errors) {
-  EXPECT_TRUE(events.back().status.ok()) << c.name << ": " << events.back().status;
-  ASSERT_EQ(events.size(), prompt.greedy.size() + 1) << c.name;
-  for (size_t step = 0; step + 1 < events.size(); ++step, ++errors->steps) {
-    const TokenLogprobs& found = events[step].logprobs;
-    for (const auto& [token, expected] : prompt.top[step]) {
-      const auto it = std::find_if(found.top.begin(), found.top.end(),
-                                   [token = token](const auto& top) { return top.first == token; });
-      const double error = it == found.top.end() ? INFINITY : std::abs(it->second - expected);
-      errors->largest = std::max(errors->largest, error);
-      errors->sum += error;
-      ++errors->count;
-    }
-    if (events[step].token == prompt.greedy[step]) continue;
-    const double gap = prompt.top[step][0].second - prompt.top[step][1].second;
-    EXPECT_LT(gap, 2 * bounds.largest) << c.name << ", step " << step;
-    return;
-  }
-}
 
 // Brings a case's adapter to its server; false: it does not.
 using LoadCase = std::function<bool(VariantServer* server, const Case& c)>;
@@ -269,40 +204,89 @@ constexpr const char* kPeftTypes[] = {
     "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHADOW", "SHIRA",
     "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA"};
 
-// Served means: with a golden. What is refused says why.
-TEST(Variants, EveryPeftTypeHasAGoldenOrAReason) {
-  std::set<std::string> golden = {"BONE"};  // MiSS under its old name; adapters_load_test has one
-  for (const Case& c : LoadVariantCases()) {
-    std::ifstream file(kGoldenRoot / "variants" / c.adapters[0].name / "adapter_config.json");
-    const nlohmann::json config = nlohmann::json::parse(file);
-    if (config.contains("peft_type")) golden.insert(config["peft_type"]);
-  }
-  int served = 0;
-  for (const char* type : kPeftTypes) {
-    AdapterFiles files;
-    files.config = {{"peft_type", type}};
-    Problems problems;
-    const RawAdapter raw = ParseAdapter(std::move(files), &problems);
-    const bool refused = !problems.empty() && absl::IsUnimplemented(problems.list().front());
-    EXPECT_NE(golden.contains(type), refused) << type << ": " << problems.ToStatus();
-    served += refused ? 0 : 1;
-    EXPECT_TRUE(!refused || problems.ToStatus().message().size() > 60) << problems.ToStatus();
-  }
-  EXPECT_EQ(served, 39);
-  EXPECT_EQ(std::size(kPeftTypes), 46u);
+// The list of all variants (adapters_cache/variants.json): name, PEFT's type, and whether it is exact,
+// with its goldens; to be converted, with the goldens of what that gives; or refused. Of the last two
+// a configuration, and words of the refusal it gets.
+nlohmann::ordered_json VariantList() {
+  std::ifstream file("adapters_cache/variants.json");
+  return nlohmann::ordered_json::parse(file);
 }
 
-// The table people read names every golden and none besides.
-TEST(Variants, TheTableNamesEveryGolden) {
-  std::ifstream file("adapters_cache/VARIANTS.md");
-  std::set<std::string> rows;
-  std::string line;
-  while (std::getline(file, line)) {
-    if (line.starts_with("| `")) rows.insert(line.substr(3, line.find('`', 3) - 3));
+std::string PeftTypeOf(const std::string& golden) {
+  std::ifstream file(kGoldenRoot / "variants" / golden / "adapter_config.json");
+  if (!file.good()) return "";  // a mixture
+  return nlohmann::json::parse(file).value("peft_type", "");
+}
+
+TEST(Variants, EveryEntryOfTheListIsWhatItSays) {
+  std::set<std::string> goldens, named, types;
+  for (const Case& c : LoadVariantCases()) goldens.insert(c.name);
+  for (const auto& entry : VariantList()) {
+    SCOPED_TRACE(entry.dump());
+    const std::string how = entry["how"], type = entry.value("peft_type", "");
+    types.insert(type);
+    for (const auto& golden : entry.value("goldens", nlohmann::ordered_json::array())) {
+      EXPECT_TRUE(goldens.contains(golden)) << golden;
+      named.insert(golden);
+      const std::string of = PeftTypeOf(golden);
+      EXPECT_TRUE(type.empty() || type == "BONE" || type == of) << golden << ": " << of;
+    }
+    if (how == "exact") {
+      EXPECT_FALSE(entry["goldens"].empty());
+      continue;
+    }
+    ASSERT_TRUE(how == "converted" || how == "refused");
+    AdapterFiles files;
+    files.config = entry["config"];
+    Problems problems;
+    ParseAdapter(std::move(files), &problems);
+    ASSERT_FALSE(problems.empty());
+    EXPECT_EQ(problems.list().front().code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(problems.ToStatus().message()),
+                ::testing::HasSubstr(entry["reason"].get<std::string>()));
   }
-  std::set<std::string> names;
+  EXPECT_EQ(named, goldens);
+  types.erase("");
+  EXPECT_EQ(types, std::set<std::string>(std::begin(kPeftTypes), std::end(kPeftTypes)));
+}
+
+// Errors by golden, as adapters_cache/VARIANTS.md states them.
+std::map<std::string, double> StatedErrors() {
+  std::ifstream file("adapters_cache/VARIANTS.md");
+  std::map<std::string, double> errors;
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("| `")) continue;
+    errors[line.substr(3, line.find('`', 3) - 3)] = std::stod(line.substr(line.rfind('|', line.size() - 2) + 1));
+  }
+  return errors;
+}
+
+// The table people read names every golden and none besides, and says of every variant what the list
+// says.
+TEST(Variants, TheTablesAreOfTheGoldensAndTheList) {
+  std::map<std::string, double> errors = StatedErrors();
+  std::set<std::string> rows, names;
+  for (const auto& [name, error] : errors) rows.insert(name);
   for (const Case& c : LoadVariantCases()) names.insert(c.name);
   EXPECT_EQ(rows, names);
+  std::string table;
+  for (const auto& entry : VariantList()) {
+    double largest = 0;
+    std::string what;
+    for (const auto& golden : entry.value("goldens", nlohmann::ordered_json::array())) {
+      largest = std::max(largest, errors[golden]);
+      what += (what.empty() ? "`" : ", `") + golden.get<std::string>() + "`";
+    }
+    if (entry.contains("reason")) what = entry["reason"].get<std::string>() + (what.empty() ? "" : ": ") + what;
+    if (entry.contains("note")) what += "; " + entry["note"].get<std::string>();
+    char error[16] = "";
+    if (largest > 0) std::snprintf(error, sizeof(error), "%.1e", largest);
+    table += "| " + entry["variant"].get<std::string>() + " | " + entry["how"].get<std::string>() +
+             " | " + error + " | " + what + " |\n";
+  }
+  std::ifstream file("adapters_cache/VARIANTS.md");
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  EXPECT_NE(text.find(table), std::string::npos) << "the table should be:\n" << table;
 }
 
 }  // namespace
