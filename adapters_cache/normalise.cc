@@ -78,6 +78,7 @@ class Normaliser {
     LK_RETURN_IF_ERROR(PackExpertParameters(raw_, base_, &packer, adapter.get()));
     LK_RETURN_IF_ERROR(PackModelParts(raw_, base_, &packer, adapter.get()));
     LK_RETURN_IF_ERROR(PackTokenTables(raw_, base_, vocab_, &packer, adapter.get()));
+    LK_RETURN_IF_ERROR(packer.Finish());
     DropUntouchedExperts(adapter.get());
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }

@@ -219,6 +219,9 @@ absl::Status MergeAdapters(const fs::path& model, std::span<const ConvertTerm> t
   }
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(model));
   const BaseModelView base(source);
+  if (base.experts() > 0) {
+    return absl::UnimplementedError("models with experts are not merged");
+  }
   if (terms.size() == 1 && terms[0].weight == 1) {
     LK_ASSIGN_OR_RETURN(auto adapter, LoadAdapter(base, terms[0].directory));
     return Merger(std::move(source), std::move(adapter)).Write(model, terms[0].directory, out);

@@ -169,7 +169,7 @@ struct Adapter {
   int32_t vocab = 0;
   std::shared_ptr<const AdapterText> text;  // nullptr: the base's
   int32_t max_rank = 0;
-  int64_t bytes = 0;                 // of `storage` and `blocks`
+  int64_t bytes = 0;                 // of `storage` and of those of `blocks` that are its alone
   // By ModuleId: ModuleCount(layers) of them, and the experts' behind those when any is changed.
   std::vector<ModuleDelta> modules;
   EmbeddingDelta embedding;
