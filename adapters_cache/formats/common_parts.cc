@@ -88,7 +88,9 @@ CommonParts::CommonParts(const Json& config, const std::string& method, RawAdapt
   }
   ReadTokenIndices(config, problems);
   if (config.contains("layer_replication") && IsSet(config["layer_replication"])) {
-    problems->Unserved("layer_replication is not served: it changes the base's layers");
+    problems->Unserved(
+        "layer_replication is not served: its rows would run through other layers than the base's, "
+        "with a KV cache of another depth. Serve the model that PEFT's merge_and_unload makes");
   }
 }
 

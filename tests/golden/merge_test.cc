@@ -38,6 +38,10 @@ TEST(Merge, GivesModelsThatComputeWhatPeftComputes) {
   for (VariantCase c : LoadVariantCases()) {
     const fs::path out = directory.path() / c.name;
     const absl::Status status = MergeAdapters(kGoldenRoot / "models" / c.base, TermsOf(c), out);
+    if (absl::IsUnimplemented(status)) {
+      EXPECT_EQ(c.name.find("expert"), 0u) << c.name << ": " << status;
+      continue;
+    }
     if (!status.ok()) {
       EXPECT_FALSE(fs::exists(out)) << c.name;
       EXPECT_GT(status.message().size(), 30u) << status;

@@ -255,6 +255,7 @@ std::map<std::string, double> StatedErrors() {
   std::ifstream file("adapters_cache/VARIANTS.md");
   std::map<std::string, double> errors;
   for (std::string line; std::getline(file, line);) {
+    if (line == "## Every variant") break;
     if (!line.starts_with("| `")) continue;
     errors[line.substr(3, line.find('`', 3) - 3)] = std::stod(line.substr(line.rfind('|', line.size() - 2) + 1));
   }
