@@ -15,6 +15,7 @@
 namespace lorikeet {
 
 const char* Unsummable(const Adapter& adapter) {
+  if (adapter.vocab > 0) return "a vocabulary of its own";
   if (adapter.virtual_tokens.count > 0) return "virtual tokens";
   if (!adapter.norms.empty()) return "norms of its own";
   if (!adapter.prompt_attention.empty()) return "attention to a prompt of its own";
@@ -67,6 +68,11 @@ class Mix {
     LK_RETURN_IF_ERROR(Stack([](const Adapter& a) -> const LowRank& { return a.embedding.low_rank; },
                              &adapter_->embedding.low_rank));
     for (const AdapterLease& lease : leases_) adapter_->cacheable &= lease.get()->cacheable;
+    // Theirs where they speak alike, else the base's.
+    adapter_->text = At(0).text;
+    for (const AdapterLease& lease : leases_) {
+      if (lease.get()->text != adapter_->text) adapter_->text = nullptr;
+    }
     return std::shared_ptr<const Adapter>(std::move(adapter_));
   }
 

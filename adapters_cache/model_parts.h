@@ -1,8 +1,13 @@
-// What an adapter changes outside its linears' deltas: embedding, norms, replaced modules, trained
-// rows, the copies of base weights that files carry.
+// What an adapter changes outside its linears' deltas and the tables of tokens: norms, replaced
+// modules.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "adapters_cache/formats/lowered.h"
 #include "adapters_cache/formats/raw_adapter.h"
 #include "adapters_cache/pack.h"
 #include "engine/api/adapter.h"
@@ -10,17 +15,13 @@
 
 namespace lorikeet {
 
-// The input embedding's path, and a LoRA's path on it.
-inline constexpr char kEmbeddingPath[] = "model.embed_tokens";
+// A tensor of floats in float32; one of one dimension is a row. INVALID_ARGUMENT: another shape or
+// type, or a value that is not finite.
+absl::StatusOr<Matrix2> ReadTensor(const RawTensor& tensor, std::vector<int64_t> shape);
 
-// Fills everything of `adapter` that RawAdapter::parts and the embedding's module state.
+// Fills everything of `adapter` that RawAdapter::parts states, but for the tables of tokens.
 // INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED name tensor, shape and what the base has.
 absl::Status PackModelParts(const RawAdapter& raw, const BaseModel& base, Packer* packer,
                             Adapter* adapter);
-
-// OK unless `copy` ([rows, in] of base rows read by `read`) differs from the base's own by more than
-// quantisation explains: then the adapter belongs to another base.
-absl::Status CheckBaseCopy(const RawTensor& copy, const std::string& path,
-                           const std::function<void(int32_t, int32_t, float*)>& read);
 
 }  // namespace lorikeet

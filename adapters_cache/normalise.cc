@@ -17,6 +17,7 @@
 #include "adapters_cache/formats/problems.h"
 #include "adapters_cache/model_parts.h"
 #include "adapters_cache/pack.h"
+#include "adapters_cache/token_tables.h"
 #include "engine/api/limits.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
@@ -51,12 +52,15 @@ class Normaliser {
       : raw_(raw), base_(base), options_(options), precision_(options.precision) {}
 
   absl::StatusOr<std::shared_ptr<const Adapter>> Run() {
+    LK_ASSIGN_OR_RETURN(vocab_, VocabularyOf(raw_, base_));
     LK_RETURN_IF_ERROR(MatchModules());
     for (const Matched& module : matched_) CheckModule(module);
     LK_RETURN_IF_ERROR(problems_.ToStatus());
     auto adapter = std::make_shared<Adapter>();
     adapter->version = raw_.version;
     adapter->variant = raw_.variant;
+    adapter->text = options_.text;
+    adapter->vocab = vocab_ == base_.vocab_size() ? 0 : vocab_;
     adapter->modules.resize(ModuleCount(base_.layers(), base_.experts()));
     adapter->storage = AlignedBuffer(StorageBytes());
     adapter->bytes = static_cast<int64_t>(adapter->storage.size());
@@ -73,6 +77,8 @@ class Normaliser {
     }
     LK_RETURN_IF_ERROR(PackExpertParameters(raw_, base_, &packer, adapter.get()));
     LK_RETURN_IF_ERROR(PackModelParts(raw_, base_, &packer, adapter.get()));
+    LK_RETURN_IF_ERROR(PackTokenTables(raw_, base_, vocab_, &packer, adapter.get()));
+    LK_RETURN_IF_ERROR(packer.Finish());
     DropUntouchedExperts(adapter.get());
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }
@@ -98,7 +104,11 @@ class Normaliser {
       const auto it = FindModule(path);
       if (it != raw_.modules.end()) {
         unknown.erase(it->first);
-        matched_.push_back(MakeMatched(id, it->first, it->second));
+        // A head of other tokens than the base's is PackTokenTables'.
+        const bool resized = path == kHeadPath && vocab_ != base_.vocab_size();
+        if (!resized || raw_.lower != nullptr) {
+          matched_.push_back(MakeMatched(id, it->first, it->second));
+        }
       }
       const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (!has_factors && raw_.targets && raw_.targets(path)) missing.push_back(path);
@@ -153,7 +163,6 @@ class Normaliser {
     CheckTensor(module, raw.lora_bias, {out});
     CheckTensor(module, raw.magnitude, {out});
     CheckTensor(module, raw.base_bias, {out});
-    CheckTensor(module, raw.base_weight, {out, in});
     if (raw.base_bias && !base_.ReadBias(module.id, nullptr)) {
       problems_.Invalid(absl::StrCat(raw.base_bias->name, " replaces a bias, but ", *module.path,
                                      " of the base model has none"));
@@ -200,12 +209,6 @@ class Normaliser {
   absl::Status Fill(const Matched& module, ModuleDelta* delta) {
     const RawModule& raw = *module.raw;
     const auto [in, out] = module.shape;
-    if (raw.base_weight) {
-      LK_RETURN_IF_ERROR(CheckBaseCopy(*raw.base_weight, *module.path,
-                                       [&](int32_t first, int32_t rows, float* out) {
-                                         base_.ReadRows(module.id, first, rows, out);
-                                       }));
-    }
     if (module.rank > 0) LK_RETURN_IF_ERROR(FillFactors(module, &delta->low_rank));
     if (raw.magnitude) {
       auto* scale = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
@@ -350,6 +353,7 @@ class Normaliser {
   const BaseModel& base_;
   const NormaliseOptions options_;
   const FactorPrecision precision_;
+  int32_t vocab_ = 0;  // of the adapter
   std::vector<Matched> matched_;
   Problems problems_;
   std::byte* next_ = nullptr;  // first free byte of the storage

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "adapters_cache/formats/raw_adapter.h"
+#include "adapters_cache/shared_blobs.h"
 #include "engine/api/adapter.h"
 #include "engine/api/base_model.h"
 
@@ -20,6 +21,8 @@ enum class FactorPrecision : uint8_t {
 struct NormaliseOptions {
   FactorPrecision precision = FactorPrecision::kFile;
   bool allow_dense = false;  // deltas as large as the base's weights
+  std::shared_ptr<const AdapterText> text = nullptr;  // Adapter::text
+  SharedBlobs* blobs = nullptr;  // of what adapters have in common; nullptr: each has its own
 };
 
 // Loader thread: copies every factor and, for DoRA, reads each adapted weight of `base` once.

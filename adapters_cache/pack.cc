@@ -73,14 +73,25 @@ absl::Status Packer::Rows(const std::string& name, const Matrix2& rows, DenseRow
   return Store(name, out->dtype, rows.values.data(), rows.rows * rows.columns, data);
 }
 
+absl::Status Packer::Finish() const {
+  if (refused_dense_bytes_ == 0) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("this adapter is a dense delta, which takes ", refused_dense_bytes_,
+                   " bytes; a server started with --allow-dense loads it"));
+}
+
 absl::Status Packer::Dense(const std::string& path, const Lowered& lowered, DenseRows* out) {
-  const int64_t bytes = ByteSize(dtype(), lowered.dense.rows * lowered.dense.columns);
-  if (!options_.allow_dense) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        path, ": this adapter is a dense delta of ", bytes,
-        " bytes for this linear alone; a server started with --allow-dense loads it"));
-  }
-  return Rows(path, lowered.dense, out);
+  if (options_.allow_dense) return Rows(path, lowered.dense, out);
+  refused_dense_bytes_ += ByteSize(dtype(), lowered.dense.rows * lowered.dense.columns);
+  return absl::OkStatus();
+}
+
+// Kept once for all adapters that have it; not among this one's bytes then.
+const std::byte* Packer::Share(std::shared_ptr<const AlignedBuffer> block) {
+  if (options_.blobs != nullptr) block = options_.blobs->Share(std::move(block));
+  else adapter_->bytes += static_cast<int64_t>(block->size());
+  adapter_->blocks.push_back(std::move(block));
+  return adapter_->blocks.back()->data();
 }
 
 absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out) {
@@ -97,9 +108,9 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
   out->dtype = dtype();
   out->a_stride = (pairs[0].a.columns + unit - 1) / unit * unit;
   out->b_stride = (pairs[0].b.rows + unit - 1) / unit * unit;
-  std::byte* a = Take(rank * out->a_stride * width);
+  auto block = std::make_shared<AlignedBuffer>(rank * out->a_stride * width);
+  std::byte* a = block->data();
   std::byte* b = Take(rank * out->b_stride * width);
-  out->a = a;
   out->b = b;
   adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
   for (const LoweredPair& pair : pairs) {
@@ -111,6 +122,13 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
       b += out->b_stride * width;
     }
   }
+  if (pairs.size() == 1 && pairs[0].shared_a) {
+    out->a = Share(std::move(block));
+    return absl::OkStatus();
+  }
+  out->a = block->data();
+  adapter_->bytes += static_cast<int64_t>(block->size());
+  adapter_->blocks.push_back(std::move(block));
   return absl::OkStatus();
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,13 @@ class Packer {
  public:
   Packer(const NormaliseOptions& options, Adapter* adapter) : options_(options), adapter_(adapter) {}
 
-  // RESOURCE_EXHAUSTED: a dense delta without allow_dense, with the bytes it takes.
   // INVALID_ARGUMENT: a rank over Limits::kMaxAdapterRank, or a value that is not finite in the
   // precision asked for. `path` begins every message.
   absl::Status Module(const std::string& path, Lowered lowered, ModuleDelta* delta);
+
+  // Once, after everything. RESOURCE_EXHAUSTED: dense deltas without allow_dense, with the bytes that
+  // all of them take.
+  absl::Status Finish() const;
 
   const float* Floats(const std::vector<float>& values);
   const int32_t* Integers(const std::vector<int32_t>& values);
@@ -29,6 +33,7 @@ class Packer {
  private:
   std::byte* Take(int64_t bytes);
   absl::Status Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out);
+  const std::byte* Share(std::shared_ptr<const AlignedBuffer> block);
   absl::Status Dense(const std::string& path, const Lowered& lowered, DenseRows* out);
   absl::Status Store(const std::string& name, DType dtype, const float* values, int64_t count,
                      std::byte* to) const;
@@ -38,6 +43,7 @@ class Packer {
 
   const NormaliseOptions options_;
   Adapter* const adapter_;
+  int64_t refused_dense_bytes_ = 0;
 };
 
 }  // namespace lorikeet

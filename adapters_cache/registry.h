@@ -54,7 +54,7 @@ struct AdapterInfo {
   int32_t min_rank = 0;
   int32_t max_rank = 0;
   int32_t modules = 0;   // adapted linears
-  int64_t bytes = 0;     // in memory; shared with other names of the same version
+  int64_t bytes = 0;     // in memory, of the version alone
   bool in_host = false;  // in host memory now
   int64_t device_bytes = 0;  // of pages on the device now, where adapters have images there
   bool pinned = false;   // stays there
@@ -109,7 +109,7 @@ struct RegistryStats {
   int64_t names = 0;
   int64_t versions = 0;       // that a name leads to or a request holds
   int64_t in_host = 0;        // of them, in host memory
-  int64_t host_bytes = 0;     // their bytes
+  int64_t host_bytes = 0;     // their bytes, and once those that several have in common
   int64_t host_hits = 0;      // requests whose adapter was there
   int64_t host_misses = 0;    // requests that waited for their adapter to be read
   int64_t evictions = 0;
@@ -135,6 +135,12 @@ class AdapterRegistry final : public AdapterStore {
     // Of each tenant that has a name (LoadOptions::tenant).
     int32_t tenant_max_adapters = std::numeric_limits<int32_t>::max();
     int64_t tenant_host_bytes = std::numeric_limits<int64_t>::max();
+    // Makes the text of an adapter of its files (AdapterFiles::text), read from the directory `where`;
+    // `vocab`: its tokens. Empty: adapters speak as the base does.
+    std::function<absl::StatusOr<std::shared_ptr<const AdapterText>>(
+        const std::map<std::string, std::string, std::less<>>& files, const std::string& where,
+        int32_t vocab)>
+        read_text;
     AdapterSources* sources = nullptr;  // of URLs; outlives the registry
     // Directories below the roots and URLs: an unknown name is looked for below each in turn when a
     // request first asks for it.

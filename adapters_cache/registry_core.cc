@@ -465,7 +465,7 @@ RegistryStats AdapterRegistry::Core::stats() const {
   RegistryStats stats = stats_;
   stats.names = static_cast<int64_t>(names_.size());
   stats.versions = static_cast<int64_t>(versions_.size());
-  stats.host_bytes = host_bytes_;
+  stats.host_bytes = HostBytes();
   return stats;
 }
 

@@ -172,6 +172,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   bool MakeTenantRoom(const Version& version);
   int64_t HostBytesOf(const std::string& tenant) const;
   void CountHost(const Version& version, int sign);
+  int64_t HostBytes() const { return host_bytes_ + blobs_.bytes(); }
   void AddPins(const VersionPtr& version, int32_t pins);
   void Admit(Version* version, std::shared_ptr<const Adapter> adapter);
   void Evict(Version* version);
@@ -224,6 +225,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   std::unordered_map<std::string, Tenant> tenants_;
   std::list<Version*> cold_;  // in host memory, neither leased nor pinned; longest unused first
   int64_t host_bytes_ = 0;      // of versions in host memory and of reads under way
+  mutable SharedBlobs blobs_;   // that they have in common, besides
   int64_t pinned_bytes_ = 0;    // of versions with pins, there or not
   bool read_waits_ = false;     // for room
   std::vector<VersionPtr> retired_;                       // for the reaper

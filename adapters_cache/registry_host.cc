@@ -34,8 +34,8 @@ bool AdapterRegistry::Core::MakeTenantRoom(const Version& version) {
 
 // Whether `bytes` more fit, after cold versions made room.
 bool AdapterRegistry::Core::MakeRoom(int64_t bytes) {
-  while (host_bytes_ > options_.host_bytes - bytes && !cold_.empty()) Evict(cold_.front());
-  return host_bytes_ <= options_.host_bytes - bytes;
+  while (HostBytes() > options_.host_bytes - bytes && !cold_.empty()) Evict(cold_.front());
+  return HostBytes() <= options_.host_bytes - bytes;
 }
 
 // Beside what others have pinned.
@@ -143,7 +143,7 @@ bool AdapterRegistry::Core::QueueReadAhead() {
     const VersionPtr version = read_ahead_.back().lock();
     const bool wanted = version != nullptr && version->names > 0 && !version->reading &&
                         version->adapter == nullptr;
-    if (wanted && host_bytes_ > options_.host_bytes - version->record.bytes) return false;
+    if (wanted && HostBytes() > options_.host_bytes - version->record.bytes) return false;
     read_ahead_.pop_back();
     if (!wanted || tenants_[version->tenant].host_bytes >
                        HostBytesOf(version->tenant) - version->record.bytes) {

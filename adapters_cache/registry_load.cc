@@ -10,6 +10,7 @@
 #include "adapters_cache/formats/format_table.h"
 #include "adapters_cache/formats/problems.h"
 #include "adapters_cache/registry_core.h"
+#include "adapters_cache/token_tables.h"
 #include "engine/base/status_macros.h"
 
 namespace lorikeet {
@@ -142,11 +143,17 @@ absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadFiles(const fs::path& di
 absl::StatusOr<AdapterRegistry::Core::Loaded> AdapterRegistry::Core::Build(AdapterFiles files,
                                                                            Origin origin) const {
   const std::string path = files.directory.string();
+  const auto text = std::move(files.text);
   Problems problems;
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   LK_RETURN_IF_ERROR(problems.ToStatus());
   Loaded loaded;
-  LK_ASSIGN_OR_RETURN(loaded.adapter, Normalise(raw, base_, {options_.precision, options_.allow_dense}));
+  NormaliseOptions normalise{options_.precision, options_.allow_dense, nullptr, &blobs_};
+  if (options_.read_text && !text.empty()) {
+    LK_ASSIGN_OR_RETURN(const int32_t vocab, VocabularyOf(raw, base_));
+    LK_ASSIGN_OR_RETURN(normalise.text, options_.read_text(text, path, vocab));
+  }
+  LK_ASSIGN_OR_RETURN(loaded.adapter, Normalise(raw, base_, normalise));
   VersionRecord& record = loaded.record;
   record = {.id = raw.version,
             .variant = raw.variant,

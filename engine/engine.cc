@@ -66,8 +66,15 @@ absl::StatusOr<int32_t> TokensBeside(const Request& request, const SchedulerOpti
       options.kv.page_bytes(), " bytes; the pool has ", options.pages));
 }
 
+// Of the adapter where it has one of its own.
+int32_t VocabularyOf(const Request& request, const EngineOptions& options) {
+  const Adapter* adapter = request.adapter.get();
+  return adapter != nullptr && adapter->vocab > 0 ? adapter->vocab : options.vocab;
+}
+
 absl::Status CheckRequest(const Request& request, const EngineOptions& options,
                           int32_t context_tokens) {
+  const int32_t vocab = VocabularyOf(request, options);
   if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
   const int64_t virtual_tokens =
       request.adapter.get() ? request.adapter.get()->virtual_tokens.count : 0;
@@ -82,7 +89,7 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
         context_tokens, " tokens)"));
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
-    LK_RETURN_IF_ERROR(CheckToken("prompt", i, request.prompt[i], options.vocab));
+    LK_RETURN_IF_ERROR(CheckToken("prompt", i, request.prompt[i], vocab));
   }
   LK_RETURN_IF_ERROR(AtLeast("max_new_tokens", request.max_new_tokens, 1));
   if (request.cache_salt.size() > Limits::kMaxCacheSaltBytes) {
@@ -96,14 +103,14 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
                                                    Limits::kMaxStopTokenIds, " are allowed"));
   }
   for (size_t i = 0; i < request.stop_token_ids.size(); ++i) {
-    LK_RETURN_IF_ERROR(CheckToken("stop_token_ids", i, request.stop_token_ids[i], options.vocab));
+    LK_RETURN_IF_ERROR(CheckToken("stop_token_ids", i, request.stop_token_ids[i], vocab));
   }
   for (const auto& [id, bias] : request.sampling.logit_bias) {
-    LK_RETURN_IF_ERROR(CheckToken("logit_bias", 0, id, options.vocab));
+    LK_RETURN_IF_ERROR(CheckToken("logit_bias", 0, id, vocab));
   }
   for (const std::vector<int32_t>& word : request.sampling.bad_words) {
     for (size_t i = 0; i < word.size(); ++i) {
-      LK_RETURN_IF_ERROR(CheckToken("bad_words", i, word[i], options.vocab));
+      LK_RETURN_IF_ERROR(CheckToken("bad_words", i, word[i], vocab));
     }
   }
   return ValidateSampling(request.sampling);

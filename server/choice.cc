@@ -17,6 +17,7 @@ Choice::Choice(const ServingContext& context, const ChoiceOptions& options, cons
                StopMatcher stops, std::shared_ptr<TokenSink> sink)
     : context_(context),
       record_(options.record),
+      text_(options.text),
       top_logprobs_(options.top_logprobs),
       prompt_top_logprobs_(options.prompt_logprobs.value_or(0)),
       echo_(options.echo),
@@ -25,7 +26,7 @@ Choice::Choice(const ServingContext& context, const ChoiceOptions& options, cons
       embedding_(request.embedding),
       sink_(std::move(sink)),
       // An answer to a conversation is a text of its own; everything else continues the prompt.
-      detokenizer_(*context.tokenizer, /*skip_special=*/true,
+      detokenizer_(*text_.tokenizer, /*skip_special=*/true,
                    options.chat ? Detokenizer::Start::kText : Detokenizer::Start::kContinuation),
       stops_(std::move(stops)) {}
 
@@ -51,6 +52,7 @@ void Choice::Cancel() {
 
 GenerationDelta Choice::Poll() {
   GenerationDelta delta;
+  delta.tokenizer = text_.tokenizer;
   TokenEvent event;
   while (!ended_ && sink_->Pop(&event)) {
     NoteAdmission(event);

@@ -18,6 +18,7 @@ namespace lorikeet {
 // What the choices of a call have in common.
 struct ChoiceOptions {
   RequestRecord* record = nullptr;         // of all choices, which is told what happens
+  ModelText text;
   bool chat = false;                       // the answer is a text of its own
   int32_t top_logprobs = -1;               // of the answer's tokens; -1: none
   std::optional<int32_t> prompt_logprobs;  // the same of the prompt's
@@ -50,6 +51,7 @@ class Choice {
 
   const ServingContext& context_;
   RequestRecord* const record_;
+  const ModelText text_;
   const int32_t top_logprobs_;
   const int32_t prompt_top_logprobs_;
   std::optional<PromptEcho> echo_;  // until it is sent

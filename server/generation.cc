@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/base/status_macros.h"
+#include "server/adapter_texts.h"
 #include "server/choice.h"
 #include "server/generation_request.h"
 
@@ -26,6 +27,7 @@ double TotalLogprob(const GenerationDelta& whole) {
 }  // namespace
 
 void GenerationDelta::Append(GenerationDelta next) {
+  tokenizer = next.tokenizer;
   if (next.prompt) prompt = std::move(next.prompt);
   MoveAppend(std::move(next.tokens), &tokens);
   text += next.text;
@@ -42,7 +44,8 @@ struct GenerationCall::Prepared {
     int64_t read_us = 0;   // it was brought by another thread, after so long
   };
 
-  Request request;
+  GenerationInput input;
+  Request request;  // of `input`, once the adapter is there whose text it is in
   ResolvedModel model;
   ChoiceOptions options;
   int32_t count = 1;  // choices to start
@@ -77,7 +80,6 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   context_.request_log->Begin(input.origin, &record_);
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
   LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, caller, input));
-  LK_ASSIGN_OR_RETURN(prepared_->request, BuildRequest(context_, caller, prepared_->model, input));
   wanted_ = input.choices;
   best_ = input.best_of > input.choices;
   logprobs_wanted_ = input.sampling.top_logprobs >= 0;
@@ -86,17 +88,31 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   options.prompt_logprobs = input.prompt_logprobs;
   options.stop_strings = std::move(input.stop_strings);
   options.include_stop_string = input.include_stop_string;
-  if (input.echo || input.prompt_logprobs) {
-    options.echo.emplace().tokens = prepared_->request.prompt;
-    LK_ASSIGN_OR_RETURN(options.echo->text, context_.tokenizer->Decode(options.echo->tokens,
-                                                                       /*skip_special=*/true));
-  }
   prepared_->count = std::max(input.choices, input.best_of);
   record_.adapter = prepared_->model.name;
   record_.sum = prepared_->model.terms.size() > 1;
-  record_.prompt_tokens = static_cast<int32_t>(prepared_->request.prompt.size());
   context_.metrics->OnRequestStart(record_);
+  prepared_->input = std::move(input);
   if (!prepared_->model.terms.empty()) AskForAdapter();
+  return absl::OkStatus();
+}
+
+// In the words of the adapter, whose lease the request has.
+absl::Status GenerationCall::BuildRequest() {
+  Prepared& prepared = *prepared_;
+  ChoiceOptions& options = prepared.options;
+  options.text = TextOf(context_.text, prepared.request.adapter.get());
+  AdapterLease lease = std::move(prepared.request.adapter);
+  LK_ASSIGN_OR_RETURN(prepared.request,
+                      lorikeet::BuildRequest(context_, options.text, prepared.input));
+  prepared.request.adapter = std::move(lease);
+  prepared.request.adapter_name = prepared.model.name;
+  prepared.request.tenant = record_.tenant;
+  record_.prompt_tokens = static_cast<int32_t>(prepared.request.prompt.size());
+  if (!prepared.input.echo && !prepared.input.prompt_logprobs) return absl::OkStatus();
+  options.echo.emplace().tokens = prepared.request.prompt;
+  LK_ASSIGN_OR_RETURN(options.echo->text, options.text.tokenizer->Decode(options.echo->tokens,
+                                                                         /*skip_special=*/true));
   return absl::OkStatus();
 }
 
@@ -134,6 +150,7 @@ absl::Status GenerationCall::SubmitIfReady() {
     record_.adapter_read_us = prepared.lease->read_us;
     record_.adapter_version = prepared.request.adapter.version();
   }
+  LK_RETURN_IF_ERROR(BuildRequest());
   const Request& request = prepared.request;
   record_.submitted_us = context_.clock->NowMicros();
   // The first choice takes the constraint itself; the engine may have begun on it by then.

@@ -24,28 +24,23 @@
 #include "server/metrics.h"
 #include "server/request_origin.h"
 #include "server/request_record.h"
-#include "server/text/chat_template.h"
-#include "server/text/grammar.h"
-#include "server/text/tokenizer.h"
+#include "server/text/model_text.h"
 #include "server/tracing/request_log.h"
 
 namespace lorikeet {
 
 // What a front serves with. Everything pointed to outlives every call.
 struct ServingContext {
+  ModelText text;  // the base model's
   Engine* engine = nullptr;
   Access* access = nullptr;
   const AdapterStore* adapters = nullptr;
   AdapterMixer* mixer = nullptr;  // of `adapters`
-  const Tokenizer* tokenizer = nullptr;
-  const Grammars* grammars = nullptr;           // nullptr: the model has no end of sequence
-  const ChatTemplate* chat_template = nullptr;  // nullptr: the model has none
   const Clock* clock = nullptr;                 // the engine's
   Metrics* metrics = nullptr;
   const RequestLog* request_log = nullptr;
   std::string model_name;
   int64_t started_unix_s = 0;
-  int32_t vocab_size = 0;
   int32_t hidden_size = 0;  // values of an embedding
   int32_t max_context_tokens = 0;
 };
@@ -99,6 +94,7 @@ struct GenerationEnd {
 // What is new of one choice since it was polled before.
 struct GenerationDelta {
   int32_t choice = 0;  // in [0, GenerationInput::choices)
+  const Tokenizer* tokenizer = nullptr;  // of its tokens; lives as long as the call
   std::optional<PromptEcho> prompt;
   std::vector<int32_t> tokens;
   std::string text;
@@ -140,6 +136,7 @@ class GenerationCall {
   explicit GenerationCall(const ServingContext& context);
 
   absl::Status Prepare(const Identity& caller, GenerationInput input, std::function<void()> wake);
+  absl::Status BuildRequest();
   void AskForAdapter();
   absl::Status SubmitIfReady();
   GenerationDelta Fail(const absl::Status& status);

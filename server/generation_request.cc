@@ -36,18 +36,20 @@ absl::Status ValidateStops(const GenerationInput& input) {
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const ServingContext& context,
-                                                  GenerationInput& input) {
+                                                  const ModelText& model, GenerationInput& input) {
   if (auto* ids = std::get_if<std::vector<int32_t>>(&input.prompt)) {
     if (ids->empty()) return Invalid("token_ids: empty; at least one token");
-    LK_RETURN_IF_ERROR(ValidateTokenIds(*ids, "token_ids", context.vocab_size));
+    LK_RETURN_IF_ERROR(ValidateTokenIds(*ids, "token_ids", model.vocab_size));
     return std::move(*ids);
   }
-  if (auto* chat = std::get_if<ChatRequest>(&input.prompt)) return EncodeChat(context, *chat);
+  if (auto* chat = std::get_if<ChatRequest>(&input.prompt)) {
+    return EncodeChat(context, model, *chat);
+  }
   const std::string& text = std::get<std::string>(input.prompt);
   if (text.empty()) return Invalid("text: empty; at least one character");
   LK_RETURN_IF_ERROR(ValidateUtf8(text, "text"));
   LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                      context.tokenizer->Encode(text, /*add_special=*/true));
+                      model.tokenizer->Encode(text, /*add_special=*/true));
   if (ids.empty()) return Invalid("text: has no tokens; at least one");
   return ids;
 }
@@ -80,14 +82,14 @@ absl::Status ValidateChoices(const GenerationInput& input) {
 }
 
 // A word has other tokens at the beginning of an answer than behind a space.
-absl::Status AddBadWords(const ServingContext& context, const std::vector<std::string>& words,
+absl::Status AddBadWords(const ModelText& text, const std::vector<std::string>& words,
                          SamplingParams* sampling) {
   for (size_t i = 0; i < words.size(); ++i) {
     if (words[i].empty()) return Invalid(absl::StrCat("bad_words[", i, "]: empty"));
     LK_RETURN_IF_ERROR(ValidateUtf8(words[i], absl::StrCat("bad_words[", i, "]")));
     for (const std::string& form : {words[i], " " + words[i]}) {
       LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                          context.tokenizer->Encode(form, /*add_special=*/false));
+                          text.tokenizer->Encode(form, /*add_special=*/false));
       if (!ids.empty()) sampling->bad_words.push_back(std::move(ids));
     }
   }
@@ -104,12 +106,13 @@ absl::Status ValidateBias(const SamplingParams& sampling, int32_t vocab_size) {
 }
 
 absl::StatusOr<std::unique_ptr<TokenConstraint>> CompileGrammar(const ServingContext& context,
+                                                                const ModelText& text,
                                                                 const GrammarSource& source) {
-  if (context.grammars == nullptr) {
+  if (text.grammars == nullptr) {
     return Invalid(absl::StrCat("grammar: the model '", context.model_name,
                                 "' has no end-of-sequence token to end one with"));
   }
-  auto constraint = context.grammars->Compile(source);
+  auto constraint = text.grammars->Compile(source);
   if (constraint.ok()) return constraint;
   return Invalid(absl::StrCat("grammar: ", constraint.status().message()));
 }
@@ -144,16 +147,16 @@ absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
-                                                ChatRequest& request) {
-  if (context.chat_template == nullptr) {
+                                                const ModelText& model, ChatRequest& request) {
+  if (model.chat_template == nullptr) {
     return Invalid(absl::StrCat("chat: the model '", context.model_name,
                                 "' has no chat template; send text or token_ids"));
   }
   request.now_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
                            std::chrono::system_clock::now().time_since_epoch())
                            .count();
-  LK_ASSIGN_OR_RETURN(const std::string text, context.chat_template->Render(request));
-  return context.tokenizer->Encode(text, /*add_special=*/false);
+  LK_ASSIGN_OR_RETURN(const std::string text, model.chat_template->Render(request));
+  return model.tokenizer->Encode(text, /*add_special=*/false);
 }
 
 absl::Status CheckVersion(const ResolvedModel& model, std::string_view version) {
@@ -201,22 +204,21 @@ absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const Ident
   return model;
 }
 
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Identity& caller,
-                                     const ResolvedModel& model, GenerationInput& input) {
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ModelText& text,
+                                     GenerationInput& input) {
   Request request;
   request.sampling = input.sampling;
   LK_RETURN_IF_ERROR(SetLogprobs(input, &request.sampling));
-  LK_RETURN_IF_ERROR(AddBadWords(context, input.bad_words, &request.sampling));
+  LK_RETURN_IF_ERROR(AddBadWords(text, input.bad_words, &request.sampling));
   LK_RETURN_IF_ERROR(ValidateSampling(request.sampling));
-  LK_RETURN_IF_ERROR(ValidateBias(request.sampling, context.vocab_size));
+  LK_RETURN_IF_ERROR(ValidateBias(request.sampling, text.vocab_size));
   LK_RETURN_IF_ERROR(ValidateChoices(input));
   LK_RETURN_IF_ERROR(ValidateStops(input));
-  LK_RETURN_IF_ERROR(ValidateTokenIds(input.stop_token_ids, "stop.token_ids", context.vocab_size));
+  LK_RETURN_IF_ERROR(ValidateTokenIds(input.stop_token_ids, "stop.token_ids", text.vocab_size));
   if (input.max_tokens && *input.max_tokens < 1) {
     return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
   }
-  request.adapter_name = model.name;
-  LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, input));
+  LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, text, input));
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t room = context.max_context_tokens - prompt_tokens;
   if (room < 1) {
@@ -227,12 +229,12 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Identi
       static_cast<int32_t>(std::min<int64_t>(room, input.max_tokens.value_or(room)));
   request.stop_token_ids = input.stop_token_ids;
   request.ignore_eos = input.ignore_eos;
+  if (text.eos_ids != nullptr) request.eos_ids = *text.eos_ids;
   if (input.grammar) {
-    LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, *input.grammar));
+    LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, text, *input.grammar));
   }
   if (input.pooling) request.embedding = std::make_shared<Embedding>(*input.pooling);
   request.cache_salt = input.cache_salt;
-  request.tenant = caller.tenant;
   request.skip_prefix_cache = input.skip_prefix_cache;
   request.deadline_us = input.deadline_us;
   return request;

@@ -32,15 +32,15 @@ absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const Ident
 
 // The prompt of a conversation. INVALID_ARGUMENT: the model has no template, or it refuses.
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
-                                                ChatRequest& request);
+                                                const ModelText& text, ChatRequest& request);
 
 // INVALID_ARGUMENT names the first id that is not in [0, vocab_size), as what[i].
 absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
                               int32_t vocab_size);
 
-// Without its lease of `model`. INVALID_ARGUMENT names the field, the value and the bound. Moves the
-// prompt out of `input`.
-absl::StatusOr<Request> BuildRequest(const ServingContext& context, const Identity& caller,
-                                     const ResolvedModel& model, GenerationInput& input);
+// Without an adapter and a tenant. INVALID_ARGUMENT names the field, the value and the bound. Moves
+// the prompt out of `input`.
+absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ModelText& text,
+                                     GenerationInput& input);
 
 }  // namespace lorikeet

@@ -157,6 +157,10 @@ absl::Status Service::StartRegistry() {
   for (const std::string& location : config_.adapter_on_demand) {
     if (!AdapterSources::Takes(location)) options.allowed_roots.emplace_back(location);
   }
+  texts_ = std::make_unique<AdapterTexts>(*model_.tokenizer, model_.eos_ids);
+  options.read_text = [texts = texts_.get()](const auto& files, const auto& where, int32_t vocab) {
+    return texts->Read(files, where, vocab);
+  };
   options.allow_dense = config_.allow_dense;
   options.max_adapters = config_.max_adapters;
   if (config_.adapter_host_mib > 0) options.host_bytes = config_.adapter_host_mib * kMiB;
@@ -202,19 +206,19 @@ absl::Status Service::StartEngine() {
   options.eos_ids = model_.eos_ids;
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
   registry_->SetDevice(engine_.get());
-  context_ = {.engine = engine_.get(),
+  context_ = {.text = {.tokenizer = model_.tokenizer.get(),
+                       .grammars = model_.grammars.get(),
+                       .chat_template = model_.chat_template.get(),
+                       .vocab_size = model_.vocab_size},
+              .engine = engine_.get(),
               .access = access_.get(),
               .adapters = registry_.get(),
               .mixer = mixer_.get(),
-              .tokenizer = model_.tokenizer.get(),
-              .grammars = model_.grammars.get(),
-              .chat_template = model_.chat_template.get(),
               .clock = &clock_,
               .metrics = &metrics_,
               .request_log = request_log_.get(),
               .model_name = model_.name,
               .started_unix_s = std::time(nullptr),
-              .vocab_size = model_.vocab_size,
               .hidden_size = model_.base->hidden(),
               .max_context_tokens = options.limits.max_context_tokens};
   return absl::OkStatus();

@@ -15,6 +15,7 @@
 #include "engine/memory/kv_layout.h"
 #include "engine/runner/runner.h"
 #include "server/adapter_admin.h"
+#include "server/adapter_texts.h"
 #include "server/auth/access.h"
 #include "server/auth/audit_log.h"
 #include "server/config.h"
@@ -99,6 +100,7 @@ class Service {
   ServingContext context_;
   std::unique_ptr<AdapterAdmin> admin_;  // takes what the registry's last calls end with
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
+  std::unique_ptr<AdapterTexts> texts_;
   std::unique_ptr<RemoteSources> sources_;  // nullptr: none
   std::unique_ptr<AdapterRegistry> registry_;
   std::unique_ptr<DirectoryWatch> watch_;  // nullptr: none

@@ -23,7 +23,11 @@ using Json = nlohmann::ordered_json;
 constexpr char kConfigName[] = "adapter_config.json";
 constexpr char kWeightsName[] = "adapter_model.safetensors";
 constexpr char kHubWeightsName[] = "adapter.safetensors";  // AdapterHub's
+constexpr const char* kTextNames[] = {
+    "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"};
 constexpr int64_t kMaxConfigBytes = 1 << 20;
+constexpr int64_t kMaxTextBytes = 64 << 20;  // of one file
 
 // With its length first, so that no two sequences of parts run together alike.
 void AddPart(Sha256* hash, const void* data, size_t bytes) {
@@ -33,11 +37,15 @@ void AddPart(Sha256* hash, const void* data, size_t bytes) {
 }
 void AddPart(Sha256* hash, std::string_view text) { AddPart(hash, text.data(), text.size()); }
 
-std::string Identity(const Json& config, const TensorFile& tensors) {
+std::string Identity(const AdapterFiles& files) {
   Sha256 hash;
   AddPart(&hash, "lorikeet adapter 1");
-  AddPart(&hash, config.dump());
-  for (const auto& [name, view] : tensors.tensors()) {
+  AddPart(&hash, files.config.dump());
+  for (const auto& [name, content] : files.text) {
+    AddPart(&hash, name);
+    AddPart(&hash, content);
+  }
+  for (const auto& [name, view] : files.tensors.tensors()) {
     AddPart(&hash, name);
     AddPart(&hash, Info(view.dtype).name);
     AddPart(&hash, view.shape.data(), view.shape.size() * sizeof(view.shape[0]));
@@ -139,7 +147,12 @@ absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
   LK_ASSIGN_OR_RETURN(auto weights, ReadFile(weights_path, roots, Limits::kMaxAdapterFileBytes));
   LK_ASSIGN_OR_RETURN(auto tensors, ParseSafetensors(weights->bytes(), weights_path.string()));
   files.tensors = TensorFile({std::move(weights)}, std::move(tensors));
-  files.version = Identity(files.config, files.tensors);
+  for (const char* name : kTextNames) {
+    if (!fs::exists(directory / name, error)) continue;
+    LK_ASSIGN_OR_RETURN(const auto file, ReadFile(directory / name, roots, kMaxTextBytes));
+    files.text[name] = {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()};
+  }
+  files.version = Identity(files);
   return files;
 }
 

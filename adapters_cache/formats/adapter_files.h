@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <span>
 #include <string>
 
@@ -16,8 +18,10 @@ struct AdapterFiles {
   // adapter_config.json, keys in file order: PEFT's patterns take the first that matches.
   nlohmann::ordered_json config;
   TensorFile tensors;  // adapter_model.safetensors
-  // Lower-case hexadecimal SHA-256 of the configuration without its white space and of every
-  // tensor (name, type, shape, bytes) by name. Layout, order and metadata of the weights file do
+  // Contents of what it brings of a tokenizer and a chat template, by name in the directory.
+  std::map<std::string, std::string, std::less<>> text;
+  // Lower-case hexadecimal SHA-256 of the configuration without its white space, of every
+  // tensor (name, type, shape, bytes) by name and of the text's files. Layout, order and metadata of the weights file do
   // not enter; the order of the configuration's keys does, since it can change the result.
   std::string version;
 };

@@ -88,7 +88,9 @@ CommonParts::CommonParts(const Json& config, const std::string& method, RawAdapt
   }
   ReadTokenIndices(config, problems);
   if (config.contains("layer_replication") && IsSet(config["layer_replication"])) {
-    problems->Unserved("layer_replication is not served: it changes the base's layers");
+    problems->Unserved(
+        "layer_replication is not served: its rows would run through other layers than the base's, "
+        "with a KV cache of another depth. Serve the model that PEFT's merge_and_unload makes");
   }
 }
 
@@ -122,6 +124,13 @@ bool CommonParts::PlaceSaved(std::string_view canonical, const std::string& name
   return named;
 }
 
+bool CommonParts::PlaceCopy(const std::string& name, const TensorView& view,
+                            std::optional<RawTensor>* copy) {
+  if (copy->has_value()) return false;
+  *copy = RawTensor{name, view};
+  return true;
+}
+
 bool CommonParts::Place(std::string_view canonical, const std::string& name,
                         const TensorView& view) {
   std::string_view path = canonical;
@@ -130,16 +139,14 @@ bool CommonParts::Place(std::string_view canonical, const std::string& name,
     raw_->parts.token_rows.emplace(std::string(path), RawTensor{name, view});
     return true;
   }
-  if (path == "lm_head.base_layer.weight") {
-    raw_->modules["lm_head"].base_weight = RawTensor{name, view};
-    return true;
-  }
-  if (path.ends_with("embed_tokens.base_layer.weight") ||
-      path.ends_with("embed_tokens.token_adapter.base_layer.weight")) {
-    raw_->parts.embedding_copy = RawTensor{name, view};
-    return true;
-  }
   if (PlaceSaved(canonical, name, view)) return true;
+  // Stored where a table is targeted or has more tokens than the base's.
+  for (const char* layer : {".base_layer.weight", ".token_adapter.base_layer.weight", ".weight"}) {
+    std::string_view table = path;
+    if (!StripSuffix(&table, layer)) continue;
+    if (table == "model.embed_tokens") return PlaceCopy(name, view, &raw_->parts.embedding_copy);
+    if (table == "lm_head") return PlaceCopy(name, view, &raw_->parts.head_copy);
+  }
   if (base_bias_ && (StripSuffix(&path, ".base_layer.bias") || StripSuffix(&path, ".bias"))) {
     raw_->modules[std::string(path)].base_bias = RawTensor{name, view};
     return true;

@@ -2,6 +2,7 @@
 // trained rows of the embedding (trainable_token_indices), replaced biases, copies of the base.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,8 @@ class CommonParts {
 
  private:
   bool PlaceSaved(std::string_view canonical, const std::string& name, const TensorView& view);
+  static bool PlaceCopy(const std::string& name, const TensorView& view,
+                        std::optional<RawTensor>* copy);
   void ReadTokenIndices(const nlohmann::ordered_json& config, Problems* problems);
 
   RawAdapter* raw_;

@@ -31,6 +31,8 @@ struct Matrix2 {
 struct LoweredPair {
   Matrix2 a;  // [rank, in]
   Matrix2 b;  // [out, rank]
+  // `a` is the same in many adapters: kept once for all of them.
+  bool shared_a = false;
 };
 
 struct Lowered {

@@ -242,7 +242,8 @@ absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out) {
   for (int64_t k = 0; k < shape[0]; ++k) {
     for (int64_t i = 0; i < r * r; ++i) middle.values[i] += v[k] * p[k * r * r + i];
   }
-  return AddPair(std::move(a), Multiply(b, middle), 1, out);
+  out->pairs.push_back({std::move(a), Multiply(b, middle), /*shared_a=*/true});
+  return absl::OkStatus();
 }
 
 // Uni-LoRA (Li et al. 2025): every factor entry is one of d shared values, scaled.
@@ -366,13 +367,15 @@ absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
   if (shared_a.columns < m.in() || shared_b.rows < m.out() || shared_a.rows < r) {
     return m.Invalid("the shared projections are smaller than this linear");
   }
-  LK_ASSIGN_OR_RETURN(const auto d, m.Get(Join(prefix, "lambda_d"), {shared_a.rows}));
+  LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {shared_a.rows}));
   LK_ASSIGN_OR_RETURN(const auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
   Matrix2 a = RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r);
   Matrix2 full_b = RowsOf(shared_b, 0, m.out());
-  ScaleRows(d, &a);
+  d.resize(r);
+  ScaleColumns(d, &full_b);
   ScaleRows(b, &full_b);
-  return AddPair(std::move(a), std::move(full_b), 1, out);
+  out->pairs.push_back({std::move(a), std::move(full_b), /*shared_a=*/true});
+  return absl::OkStatus();
 }
 
 }  // namespace lorikeet

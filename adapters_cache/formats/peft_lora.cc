@@ -324,8 +324,7 @@ class LoraReader {
   void Complete(const std::string& stored, RawModule* module, bool of_experts) {
     const std::string weight = stored + ".weight";
     const std::string& path = raw_->parameters.Target(weight) ? weight : stored;
-    if (!module->a && !module->b && !module->lora_bias && !module->magnitude &&
-        !module->base_weight) {
+    if (!module->a && !module->b && !module->lora_bias && !module->magnitude) {
       return;  // a bias alone (bias: all)
     }
     CheckPresent(path, module->a, "lora_A.weight");

@@ -36,7 +36,6 @@ struct RawModule {
   std::optional<RawTensor> lora_bias;    // [out]; contributes scale · lora_bias
   std::optional<RawTensor> magnitude;    // [out]; m of DoRA's m / ‖W + s·B·A‖row
   std::optional<RawTensor> base_bias;    // [out]; replaces the base's bias
-  std::optional<RawTensor> base_weight;  // [out, in]; a copy of the base's weight, used for nothing
   float scale = 1.0f;
   int64_t rank = 0;  // as the configuration states it; 0: it does not
   // Of variants other than LoRA's own: by parameter, read by RawAdapter::lower.
@@ -50,7 +49,8 @@ struct RawModelParts {
   std::map<std::string, RawTensor, std::less<>> saved;       // "model.norm.weight": whole tensors
   std::map<std::string, RawTensor, std::less<>> token_rows;  // by module: rows of token_indices
   std::map<std::string, std::vector<int64_t>, std::less<>> token_indices;
-  std::optional<RawTensor> embedding_copy;  // of the base's table, used for nothing
+  // Of the base's tables, perhaps with tokens added.
+  std::optional<RawTensor> embedding_copy, head_copy;
   std::vector<int32_t> invocation_tokens;
 };
 

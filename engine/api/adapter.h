@@ -80,7 +80,7 @@ struct DenseRows {
   const std::byte* data = nullptr;  // nullptr: none
 };
 
-// Rows that replace those of a table or of a weight.
+// Rows that replace those of a table or of a weight, or follow its last one.
 struct ReplacedRows {
   DenseRows rows;
   const int32_t* index = nullptr;  // [rows] ascending; nullptr: 0, 1, 2, ...
@@ -107,7 +107,7 @@ struct ModuleDelta {
 
 // e(t) = out_scale ∘ (row of t + scale · A[:, t]ᵀ Bᵀ), the row the base's or a replacing one.
 struct EmbeddingDelta {
-  LowRank low_rank;                  // a: [rank, vocab], b: [rank, D]
+  LowRank low_rank;                  // a: [rank, tokens], b: [rank, D]
   const float* out_scale = nullptr;  // [D] or nullptr
   ReplacedRows rows;                 // [rows, D]
 
@@ -151,6 +151,12 @@ struct Bottleneck {
 constexpr int NormIndex(int layer, bool attention) { return 2 * layer + (attention ? 1 : 0); }
 constexpr int FinalNorm(int layers) { return 2 * layers; }
 
+// What a server keeps with an adapter to read and write its text; nothing to the engine.
+class AdapterText {
+ public:
+  virtual ~AdapterText() = default;
+};
+
 struct Adapter {
   // Of this object alone, in this process: what copies elsewhere are known by.
   const uint64_t serial = NextSerial();
@@ -158,8 +164,12 @@ struct Adapter {
   std::string variant;               // "lora", "rslora", "dora", ...: for people
   // Keys and values depend on nothing but tokens and version: they can be used again.
   bool cacheable = true;
+  // Tokens, where they are not as many as the base's: those behind the base's have rows of their own
+  // in `embedding` and in the head's module. 0: as the base's.
+  int32_t vocab = 0;
+  std::shared_ptr<const AdapterText> text;  // nullptr: the base's
   int32_t max_rank = 0;
-  int64_t bytes = 0;                 // of `storage` and `blocks`
+  int64_t bytes = 0;                 // of `storage` and of those of `blocks` that are its alone
   // By ModuleId: ModuleCount(layers) of them, and the experts' behind those when any is changed.
   std::vector<ModuleDelta> modules;
   EmbeddingDelta embedding;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,7 +48,9 @@ struct Request {
   SamplingParams sampling;
   int32_t max_new_tokens = 16;  // at least 1
   std::vector<int32_t> stop_token_ids;  // end the request; the stop token is the last one sent
-  bool ignore_eos = false;              // EOS ids of the model do not end the request
+  // What ends the request as the model's EOS does, instead of the model's own.
+  std::optional<std::vector<int32_t>> eos_ids;
+  bool ignore_eos = false;              // EOS ids do not end the request
   std::shared_ptr<TokenConstraint> constraint;  // nullptr: none; this request's alone
   // Not nullptr: the prompt's hidden states are pooled here, and the request ends without a token.
   std::shared_ptr<Embedding> embedding;

@@ -107,8 +107,8 @@ class Backend {
   // REQUIRES: BackendOptions::experts.
   virtual void Experts(const ExpertsArgs&) { LK_CHECK_MSG(false, "this backend has no experts"); }
 
-  // One token a row of `logits` [rows, vocab] float32, as engine/kernels/sampler.h defines it; on
-  // return `out` is filled. A failure is the device's: nothing can be computed after it.
+  // One token a row of `logits` [rows, vocab] float32, as engine/kernels/sampler.h defines it, from
+  // the row's own vocabulary, which may reach into what lies between rows; on return `out` is filled. A failure is the device's: nothing can be computed after it.
   virtual absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                               std::span<SampledToken> out) = 0;
   // Copies float32 values to the host, after all operations before.

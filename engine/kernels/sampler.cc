@@ -298,7 +298,9 @@ void KeepAllowed(std::span<const uint32_t> allowed, std::span<float> logits) {
 // Biases and leaves out, in place.
 void Edit(const LogitRow& row, std::span<float> logits) {
   for (const auto& [id, bias] : row.sampling->logit_bias) logits[id] += bias;
-  for (const int32_t id : row.forbidden) logits[id] = kMinusInfinity;
+  for (const int32_t id : row.forbidden) {
+    if (id < logits.size()) logits[id] = kMinusInfinity;  // the base's EOS may lie beyond
+  }
   if (!row.allowed.empty()) KeepAllowed(row.allowed, logits);
 }
 

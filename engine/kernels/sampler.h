@@ -32,7 +32,8 @@ struct SamplerScratch {
   std::vector<int32_t> counts;    // [vocab] all zero between calls
 };
 
-// Fills `out` for one logit row. `logits` are the model's raw logits of that row: [vocab].
+// Fills `out` for one logit row. `logits` are the model's raw logits of that row: [vocab], its
+// own.
 // row.target >= 0: `out` gets the target and its log-probability; otherwise a sampled token, the
 // most likely with the lowest id when greedy. Log-probabilities are natural logs of the raw
 // distribution, before penalties and temperature.

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "engine/api/limits.h"
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/dequantize.h"
@@ -59,7 +60,10 @@ void Model::AllocateRows() {
   gated_ = activations(config_.ffn);
   scores_ = activations(config_.experts);
   final_ = activations(config_.hidden);
-  logits_ = allocate(backend_->max_logit_rows(), config_.vocab, DType::kF32);
+  // Adapters' own tokens lie behind the base's, in the same row.
+  const Rows logits = allocate(backend_->max_logit_rows(), config_.vocab + Limits::kMaxAddedTokens,
+                               DType::kF32);
+  logits_ = {logits.memory, logits.all.Columns(0, config_.vocab)};
 }
 
 DeviceMemory Model::LoadVector(const TensorView* view) {

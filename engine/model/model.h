@@ -22,7 +22,8 @@ class Model {
   // logit rows. `step`'s arrays stay valid until its last Logits. REQUIRES: T <= max_rows.
   void Forward(const StepInput& step);
 
-  // Logits of logit rows [begin, begin + rows) of the last Forward: [rows, vocab] float32, valid
+  // Logits of logit rows [begin, begin + rows) of the last Forward: [rows, vocab] float32, behind
+  // them in each row those of tokens that its adapter adds (Limits::kMaxAddedTokens), valid
   // until the next call. REQUIRES: rows <= backend's max_logit_rows().
   Matrix Logits(int32_t begin, int32_t rows);
 
@@ -80,7 +81,7 @@ class Model {
   Rows gated_;      // [max_rows, F]
   Rows scores_;     // [max_rows, experts] of the router
   Rows final_;      // [max_rows, D] of the logit rows
-  Rows logits_;     // [max_logit_rows, vocab] float32
+  Rows logits_;     // [max_logit_rows, vocab] float32, room for added tokens between rows
 };
 
 }  // namespace lorikeet

@@ -145,11 +145,16 @@ void ModelRunner::FillMasks() {
     if (rows_[i].constraint != nullptr) constrained_.push_back(static_cast<int32_t>(i));
   }
   if (constrained_.empty()) return;
-  const size_t words = (static_cast<size_t>(base_model_.vocab_size()) + 31) / 32;
+  int32_t widest = base_model_.vocab_size();  // as a grammar of the base's tokens needs
+  for (const int32_t i : constrained_) {
+    widest = std::max(widest, rows_[i].width(base_model_.vocab_size()));
+  }
+  const size_t words = (static_cast<size_t>(widest) + 31) / 32;
   masks_.resize(constrained_.size() * words);
   backend_->ParallelFor(static_cast<int32_t>(constrained_.size()), [&](int32_t i, int32_t) {
     LogitRow& row = rows_[constrained_[i]];
     const std::span mask = std::span(masks_).subspan(i * words, words);
+    std::ranges::fill(mask, 0);
     if (!row.constraint->Allowed(mask).ok()) std::ranges::fill(mask, 0);
     row.allowed = mask;
   });

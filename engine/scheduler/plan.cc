@@ -202,7 +202,7 @@ void Scheduler::FindForbidden(Sequence* sequence) const {
   std::vector<int32_t>& forbidden = sequence->forbidden;
   forbidden.clear();
   if (sequence->generated() < request.sampling.min_tokens) {
-    if (!request.ignore_eos) forbidden = options_.eos_ids;
+    if (!request.ignore_eos) forbidden = EosOf(request);
     forbidden.insert(forbidden.end(), request.stop_token_ids.begin(),
                      request.stop_token_ids.end());
   }
@@ -241,6 +241,8 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
     row.sequence = index;
     if (use == RowUse::kPromptLogprob) row.target = sequence->tokens[position + 1];
     if (use == RowUse::kEmbed) row.embedding = sequence->request.embedding.get();
+    const Adapter* adapter = sequence->request.adapter.get();
+    row.vocab = adapter != nullptr ? adapter->vocab : 0;
     row.sampling = &sequence->request.sampling;
     row.history =
         std::span(sequence->tokens).subspan(virtual_tokens, position + 1 - virtual_tokens);

@@ -213,7 +213,7 @@ FinishReason Scheduler::ReasonToFinish(const Sequence& sequence, int32_t token) 
   const auto has = [token](const std::vector<int32_t>& ids) {
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
-  if (!sequence.request.ignore_eos && has(options_.eos_ids)) return FinishReason::kEos;
+  if (!sequence.request.ignore_eos && has(EosOf(sequence.request))) return FinishReason::kEos;
   if (has(sequence.request.stop_token_ids)) return FinishReason::kStop;
   if (sequence.generated() >= sequence.request.max_new_tokens ||
       sequence.length() >= ContextTokens(options_, sequence.group->image_pages)) {

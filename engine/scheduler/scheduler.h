@@ -157,6 +157,9 @@ class Scheduler {
   void CountStep(const Batch& batch);
 
   void AcceptToken(Sequence* sequence, SampledToken sampled, int64_t now_us, RequestEvents* events);
+  const std::vector<int32_t>& EosOf(const Request& request) const {
+    return request.eos_ids ? *request.eos_ids : options_.eos_ids;
+  }
   FinishReason ReasonToFinish(const Sequence& sequence, int32_t token) const;
   static TokenEvent EventOf(const Sequence& sequence, TokenEvent::Kind kind, int64_t now_us);
   void Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,

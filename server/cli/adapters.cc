@@ -21,6 +21,7 @@
 #include "engine/model/model_source.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
 #include "server/cli/client.h"
+#include "server/merge.h"
 
 namespace lorikeet {
 namespace {
@@ -39,7 +40,8 @@ constexpr char kUsage[] =
     "  watch               prints changes until interrupted\n"
     "  plan RANK [LINEAR]...  how many adapters of a shape fit\n"
     "  inspect DIR         what a directory here holds and whether it would load; no server\n"
-    "  convert DIR[=WEIGHT]... OUT --model PATH  writes them, or their sum, as one plain LoRA\n";
+    "  convert DIR[=WEIGHT]... OUT --model PATH  writes them, or their sum, as one plain LoRA\n"
+    "  merge DIR[=WEIGHT]... OUT --model DIR  writes the model with them, or their sum, in its weights\n";
 
 // The flags of some verbs.
 struct Flags {
@@ -303,17 +305,32 @@ absl::StatusOr<ConvertTerm> ParseTerm(const std::string& text) {
   return absl::InvalidArgumentError(absl::StrCat("the weight in '", text, "' is no number"));
 }
 
-absl::Status Convert(const Flags& flags, const Positional& args) {
+// All but the last argument, for a verb that needs --model.
+absl::StatusOr<std::vector<ConvertTerm>> ParseTerms(const Flags& flags, const char* verb,
+                                                    const Positional& args) {
   if (flags.model.empty()) {
-    return absl::InvalidArgumentError("convert needs --model PATH, the adapters' base model");
+    return absl::InvalidArgumentError(
+        absl::StrCat(verb, " needs --model PATH, the adapters' base model"));
   }
   std::vector<ConvertTerm> terms;
   for (size_t i = 0; i + 1 < args.size(); ++i) {
     LK_ASSIGN_OR_RETURN(terms.emplace_back(), ParseTerm(args[i]));
   }
+  return terms;
+}
+
+absl::Status Convert(const Flags& flags, const Positional& args) {
+  LK_ASSIGN_OR_RETURN(const std::vector<ConvertTerm> terms, ParseTerms(flags, "convert", args));
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(flags.model));
   LK_RETURN_IF_ERROR(ConvertToLora(BaseModelView(std::move(source)), terms, args.back()));
   return Inspect(flags, {args.back()});
+}
+
+absl::Status Merge(const Flags& flags, const Positional& args) {
+  LK_ASSIGN_OR_RETURN(const std::vector<ConvertTerm> terms, ParseTerms(flags, "merge", args));
+  LK_RETURN_IF_ERROR(MergeAdapters(flags.model, terms, args.back()));
+  std::printf("merged %zu adapter(s) into %s\n", terms.size(), args.back().c_str());
+  return absl::OkStatus();
 }
 
 struct Verb {
@@ -328,7 +345,8 @@ constexpr Verb kVerbs[] = {
     {"upload", 2, 2, Upload},  {"reload", 1, 1, Reload},   {"unload", 1, 1, Unload},
     {"pin", 1, 1, Pin},        {"unpin", 1, 1, Unpin},     {"prefetch", 1, 1, Prefetch},
     {"alias", 2, kAny, Alias}, {"watch", 0, 0, Watch},     {"plan", 1, kAny, Plan},
-    {"inspect", 1, 1, Inspect}, {"convert", 2, kAny, Convert}};
+    {"inspect", 1, 1, Inspect}, {"convert", 2, kAny, Convert},
+    {"merge", 2, kAny, Merge}};
 
 absl::StatusOr<const Verb*> FindVerb(const std::string& name) {
   std::vector<std::string> names;
@@ -349,7 +367,7 @@ absl::Status RunAdapters(Arguments args) {
   table.Switch("replace", "load, upload: lead a name from other weights to these", &flags.replace);
   table.Switch("pin", "load, upload: keep it in the server's memory", &flags.pin);
   table.Switch("now", "unload: do not wait for running requests", &flags.now);
-  table.Text("model", "PATH", "convert: the base model's GGUF file or directory", &flags.model);
+  table.Text("model", "PATH", "convert, merge: the base model's directory, or GGUF file to convert", &flags.model);
   constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
   table.Int("adapters", 0, kMost, "adapters", "plan: so many are in use at a time",
             &flags.adapters);

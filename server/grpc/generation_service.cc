@@ -136,9 +136,9 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GetModel(grpc::CallbackServerCo
     return reactor;
   }
   response->set_name(context_->model_name);
-  response->set_vocab_size(context_->vocab_size);
+  response->set_vocab_size(context_->text.vocab_size);
   response->set_max_context_tokens(context_->max_context_tokens);
-  response->set_has_chat_template(context_->chat_template != nullptr);
+  response->set_has_chat_template(context_->text.chat_template != nullptr);
   response->set_server_version(kVersion);
   response->set_hidden_size(context_->hidden_size);
   reactor->Finish(grpc::Status::OK);

@@ -55,9 +55,9 @@ bool Failed(const GenerationDelta& delta) { return delta.end && !delta.end->stat
 
 class WholeAnswer final : public HttpAnswer {
  public:
-  WholeAnswer(Calls calls, OutputOptions options, const Tokenizer& tokenizer)
+  WholeAnswer(Calls calls, OutputOptions options)
       : calls_(std::move(calls)),
-        writer_(std::move(options), tokenizer, calls_.choices()),
+        writer_(std::move(options), calls_.choices()),
         wholes_(calls_.choices()) {}
 
   void Pump(HttpWriter& writer) override {
@@ -86,8 +86,8 @@ class WholeAnswer final : public HttpAnswer {
 // The head is sent with the first token, so that what fails before it has a status of its own.
 class StreamedAnswer final : public HttpAnswer {
  public:
-  StreamedAnswer(Calls calls, OutputOptions options, const Tokenizer& tokenizer)
-      : calls_(std::move(calls)), writer_(std::move(options), tokenizer, calls_.choices()) {}
+  StreamedAnswer(Calls calls, OutputOptions options)
+      : calls_(std::move(calls)), writer_(std::move(options), calls_.choices()) {}
 
   void Pump(HttpWriter& writer) override {
     piece_.clear();
@@ -138,11 +138,9 @@ absl::StatusOr<std::unique_ptr<HttpAnswer>> StartGeneration(const ServingContext
   if (!status.ok()) return InOpenAiNames(status, "prompt");
   std::unique_ptr<HttpAnswer> answer;
   if (request.output.stream) {
-    answer = std::make_unique<StreamedAnswer>(std::move(calls), std::move(request.output),
-                                              *context.tokenizer);
+    answer = std::make_unique<StreamedAnswer>(std::move(calls), std::move(request.output));
   } else {
-    answer = std::make_unique<WholeAnswer>(std::move(calls), std::move(request.output),
-                                           *context.tokenizer);
+    answer = std::make_unique<WholeAnswer>(std::move(calls), std::move(request.output));
   }
   return answer;
 }

@@ -15,6 +15,7 @@
 #include "server/openai/embeddings.h"
 #include "server/openai/generate.h"
 #include "server/openai/proto_json.h"
+#include "server/openai/with_text.h"
 #include "server/request_origin.h"
 #include "server/version.h"
 #include "server/web/web_files.h"
@@ -236,8 +237,18 @@ HttpApi::Answer HttpApi::Completions(const Call& call) const {
 
 HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
-  LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(context_->chat_template)));
-  return Generate(call, std::move(parsed));
+  const auto answer = [this, call, body](const ModelText& text) -> Answer {
+    LK_ASSIGN_OR_RETURN(OpenAiRequest parsed, ParseChat(body, ToolStyleOf(text.chat_template)));
+    return Generate(call, std::move(parsed));
+  };
+  // How a model calls tools is up to its template, which its adapter may bring.
+  const auto model = body.find("model");
+  if (!body.contains("tools") || model == body.end() || !model->is_string()) {
+    return answer(context_->text);
+  }
+  LK_ASSIGN_OR_RETURN(ResolvedModel resolved, ResolveModel(*context_, *call.client.caller,
+                                                           model->get<std::string>()));
+  return WithText(*context_, std::move(resolved), call.wake, answer);
 }
 
 HttpApi::Answer HttpApi::Embeddings(const Call& call) const {
@@ -294,19 +305,25 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
   if (prompt.has_value() == (messages != nullptr)) {
     return FieldError("prompt", "one of prompt and messages is needed, not both");
   }
-  LK_RETURN_IF_ERROR(ResolveModel(context, *call.client.caller, model).status());
-  std::vector<int32_t> ids;
+  LK_ASSIGN_OR_RETURN(ResolvedModel resolved, ResolveModel(context, *call.client.caller, model));
+  std::optional<ChatRequest> chat;
   if (messages != nullptr) {
-    ChatRequest chat;
-    chat.add_generation_prompt = add_generation_prompt;
-    LK_ASSIGN_OR_RETURN(chat.messages_json, TemplateMessages(*messages));
-    LK_ASSIGN_OR_RETURN(ids, EncodeChat(context, chat));
-  } else {
-    LK_ASSIGN_OR_RETURN(ids, context.tokenizer->Encode(*prompt, add_special));
+    chat.emplace().add_generation_prompt = add_generation_prompt;
+    LK_ASSIGN_OR_RETURN(chat->messages_json, TemplateMessages(*messages));
   }
-  return RespondJson({{"tokens", ids},
-                      {"count", ids.size()},
-                      {"max_model_len", context.max_context_tokens}});
+  const auto answer = [&context, prompt, chat, add_special](const ModelText& text) -> Answer {
+    std::vector<int32_t> ids;
+    if (chat) {
+      ChatRequest asked = *chat;
+      LK_ASSIGN_OR_RETURN(ids, EncodeChat(context, text, asked));
+    } else {
+      LK_ASSIGN_OR_RETURN(ids, text.tokenizer->Encode(*prompt, add_special));
+    }
+    return RespondJson({{"tokens", ids},
+                        {"count", ids.size()},
+                        {"max_model_len", context.max_context_tokens}});
+  };
+  return WithText(context, std::move(resolved), call.wake, answer);
 }
 
 HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
@@ -318,11 +335,14 @@ HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
   fields.Read("tokens", &ids);
   LK_RETURN_IF_ERROR(fields.Finish());
   if (!ids) return FieldError("tokens", "missing");
-  LK_RETURN_IF_ERROR(ResolveModel(*context_, *call.client.caller, model).status());
-  LK_RETURN_IF_ERROR(ValidateTokenIds(*ids, "tokens", context_->vocab_size));
-  LK_ASSIGN_OR_RETURN(const std::string text,
-                      context_->tokenizer->Decode(*ids, /*skip_special=*/false));
-  return RespondJson({{"prompt", text}});
+  LK_ASSIGN_OR_RETURN(ResolvedModel resolved, ResolveModel(*context_, *call.client.caller, model));
+  const auto answer = [ids = *ids](const ModelText& text) -> Answer {
+    LK_RETURN_IF_ERROR(ValidateTokenIds(ids, "tokens", text.vocab_size));
+    LK_ASSIGN_OR_RETURN(const std::string decoded,
+                        text.tokenizer->Decode(ids, /*skip_special=*/false));
+    return RespondJson({{"prompt", decoded}});
+  };
+  return WithText(*context_, std::move(resolved), call.wake, answer);
 }
 
 }  // namespace lorikeet

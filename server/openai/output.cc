@@ -74,9 +74,8 @@ void AppendEvent(const std::string& json, std::string* out) {
   absl::StrAppend(out, "data: ", json, "\n\n");
 }
 
-OutputWriter::OutputWriter(OutputOptions options, const Tokenizer& tokenizer, int32_t choices)
+OutputWriter::OutputWriter(OutputOptions options, int32_t choices)
     : options_(std::move(options)),
-      tokenizer_(tokenizer),
       id_(absl::StrCat(options_.chat ? "chatcmpl-" : "cmpl-", options_.request_id)),
       created_(UnixSeconds()),
       text_offset_(choices, 0),
@@ -112,14 +111,14 @@ void OutputWriter::Count(const GenerationEnd& end, bool first_of_prompt) {
 
 std::string OutputWriter::TokenText(int32_t id) const {
   if (options_.tokens_as_ids) return absl::StrCat("token_id:", id);
-  if (id < 0 || id >= tokenizer_.vocab_size()) return {};
-  return Readable(std::string(tokenizer_.pieces().piece(id)));
+  if (id < 0 || id >= tokenizer_->vocab_size()) return {};
+  return Readable(std::string(tokenizer_->pieces().piece(id)));
 }
 
 Json OutputWriter::ChatLogprobs(const GenerationDelta& delta) const {
   const auto entry = [this](int32_t id, float logprob) {
-    const bool known = id >= 0 && id < tokenizer_.vocab_size();
-    const std::string piece = known ? std::string(tokenizer_.pieces().piece(id)) : std::string();
+    const bool known = id >= 0 && id < tokenizer_->vocab_size();
+    const std::string piece = known ? std::string(tokenizer_->pieces().piece(id)) : std::string();
     return Json{{"token", TokenText(id)}, {"logprob", logprob}, {"bytes", Bytes(piece)}};
   };
   Json content = Json::array();
@@ -186,6 +185,7 @@ Json OutputWriter::PromptLogprobs(const PromptEcho& prompt) const {
 }
 
 Json OutputWriter::Whole(int32_t index, const GenerationDelta& delta) {
+  tokenizer_ = delta.tokenizer;
   Json choice = {{"index", index}};
   if (options_.chat) {
     const ToolCallFinder::Found found = TextAndCalls(index, delta);
@@ -269,6 +269,7 @@ void OutputWriter::AppendEvents(int32_t index, const GenerationDelta& delta, std
     out->append(event.after);
     return;
   }
+  tokenizer_ = delta.tokenizer;
   if (options_.chat && !begun_[index]) {
     begun_[index] = true;
     AppendChunk(index,

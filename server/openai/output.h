@@ -15,8 +15,8 @@ namespace lorikeet {
 // Writes the objects of one response. One thread at a time.
 class OutputWriter {
  public:
-  // `tokenizer` outlives this. `choices`: of the whole response.
-  OutputWriter(OutputOptions options, const Tokenizer& tokenizer, int32_t choices);
+  // `choices`: of the whole response.
+  OutputWriter(OutputOptions options, int32_t choices);
   OutputWriter(const OutputWriter&) = delete;
 
   // Adds what a choice ended with to the usage.
@@ -53,7 +53,7 @@ class OutputWriter {
   void AppendChunk(int32_t index, Json choice, std::string* out) const;
 
   const OutputOptions options_;
-  const Tokenizer& tokenizer_;
+  const Tokenizer* tokenizer_ = nullptr;  // of the delta that is being written
   const std::string id_;
   const int64_t created_;
   std::string fingerprint_;         // of the weights that answer

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,6 +34,9 @@ struct ChatTemplateSource {
   std::string text;
   std::string with_tools;
 };
+
+// Contents of the files of a Hugging Face directory by their names in it.
+using TokenizerFiles = std::map<std::string, std::string, std::less<>>;
 
 // What each id contributes to the text: the rules of the tokenizer's decoder, tabulated.
 struct TokenPieces {
@@ -74,7 +78,14 @@ class Tokenizer {
   // by name.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromDirectory(
       const std::filesystem::path& directory);
+  // The same of contents; `where` is what messages put before a file's name.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromFiles(const TokenizerFiles& files,
+                                                              std::string_view where);
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const GgufTokenizerSpec& spec);
+
+  // The chat templates of such files without the rest.
+  static absl::StatusOr<ChatTemplateSource> TemplatesOf(const TokenizerFiles& files,
+                                                        std::string_view where);
 
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;

@@ -15,10 +15,13 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-// nullopt: no such file.
-absl::StatusOr<std::optional<std::string>> ReadIfThere(const fs::path& path) {
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return std::nullopt;
+// What a tokenizer is made of, as far as it is there.
+constexpr const char* kFiles[] = {
+    "tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
+    "generation_config.json", "config.json",           "chat_template.json",
+    "chat_template.jinja",    "additional_chat_templates/tool_use.jinja"};
+
+absl::StatusOr<std::string> ReadWhole(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream content;
   content << file.rdbuf();
@@ -28,20 +31,30 @@ absl::StatusOr<std::optional<std::string>> ReadIfThere(const fs::path& path) {
   return std::move(content).str();
 }
 
-absl::StatusOr<Json> ParseObject(const std::string& text, const fs::path& path) {
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(path.string(), " is not a JSON object"));
-  }
-  return json;
-}
+// The files of a tokenizer, for what is looked up in them.
+class Files {
+ public:
+  Files(const TokenizerFiles& files, std::string_view where) : files_(files), where_(where) {}
 
-// An empty object: no such file.
-absl::StatusOr<Json> ReadObjectIfThere(const fs::path& path) {
-  LK_ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadIfThere(path));
-  if (!text) return Json::object();
-  return ParseObject(*text, path);
-}
+  std::string Path(const char* name) const { return (fs::path(where_) / name).string(); }
+  // nullptr: no such file.
+  const std::string* Find(const char* name) const {
+    const auto it = files_.find(name);
+    return it == files_.end() ? nullptr : &it->second;
+  }
+  // Empty: no such file.
+  absl::StatusOr<Json> Object(const char* name) const {
+    const std::string* text = Find(name);
+    if (text == nullptr) return Json::object();
+    Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    if (json.is_object()) return json;
+    return absl::InvalidArgumentError(Path(name) + " is not a JSON object");
+  }
+
+ private:
+  const TokenizerFiles& files_;
+  const std::string_view where_;
+};
 
 // A special token is written as a string or as an object with "content"; empty: not there.
 std::string TokenText(const Json& config, const char* name) {
@@ -80,17 +93,15 @@ void TakeTemplates(const Json& config, ChatTemplateSource* source) {
 }
 
 // Files of their own win over tokenizer_config.json, the plain Jinja file over the older JSON one.
-absl::StatusOr<ChatTemplateSource> ReadTemplates(const fs::path& directory, const Json& config) {
+absl::StatusOr<ChatTemplateSource> ReadTemplates(const Files& files, const Json& config) {
   ChatTemplateSource source;
   TakeTemplates(config, &source);
-  LK_ASSIGN_OR_RETURN(const Json old, ReadObjectIfThere(directory / "chat_template.json"));
+  LK_ASSIGN_OR_RETURN(const Json old, files.Object("chat_template.json"));
   TakeTemplates(old, &source);
-  LK_ASSIGN_OR_RETURN(std::optional<std::string> text,
-                      ReadIfThere(directory / "chat_template.jinja"));
-  if (text) source.text = *std::move(text);
-  LK_ASSIGN_OR_RETURN(std::optional<std::string> with_tools,
-                      ReadIfThere(directory / "additional_chat_templates" / "tool_use.jinja"));
-  if (with_tools) source.with_tools = *std::move(with_tools);
+  if (const std::string* text = files.Find("chat_template.jinja")) source.text = *text;
+  if (const std::string* text = files.Find("additional_chat_templates/tool_use.jinja")) {
+    source.with_tools = *text;
+  }
   return source;
 }
 
@@ -104,18 +115,38 @@ std::optional<NamedToken> Tokenizer::Named(std::string_view text) const {
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const fs::path& directory) {
-  const fs::path json_path = directory / "tokenizer.json";
-  LK_ASSIGN_OR_RETURN(const std::optional<std::string> json, ReadIfThere(json_path));
-  if (!json) return absl::NotFoundError(absl::StrCat(json_path.string(), " does not exist"));
-  LK_ASSIGN_OR_RETURN(const Json config, ReadObjectIfThere(directory / "tokenizer_config.json"));
-  LK_ASSIGN_OR_RETURN(const Json map, ReadObjectIfThere(directory / "special_tokens_map.json"));
-  LK_ASSIGN_OR_RETURN(const Json generation,
-                      ReadObjectIfThere(directory / "generation_config.json"));
-  LK_ASSIGN_OR_RETURN(const Json model, ReadObjectIfThere(directory / "config.json"));
+  TokenizerFiles files;
+  for (const char* name : kFiles) {
+    std::error_code ignored;
+    if (!fs::exists(directory / name, ignored)) continue;
+    LK_ASSIGN_OR_RETURN(files[name], ReadWhole(directory / name));
+  }
+  return FromFiles(files, directory.string());
+}
+
+absl::StatusOr<ChatTemplateSource> Tokenizer::TemplatesOf(const TokenizerFiles& contents,
+                                                          std::string_view where) {
+  const Files files(contents, where);
+  LK_ASSIGN_OR_RETURN(const Json config, files.Object("tokenizer_config.json"));
+  return ReadTemplates(files, config);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromFiles(const TokenizerFiles& contents,
+                                                                std::string_view where) {
+  const Files files(contents, where);
+  const std::string* json = files.Find("tokenizer.json");
+  if (json == nullptr) {
+    return absl::NotFoundError(files.Path("tokenizer.json") + " does not exist");
+  }
+  LK_ASSIGN_OR_RETURN(const Json config, files.Object("tokenizer_config.json"));
+  LK_ASSIGN_OR_RETURN(const Json map, files.Object("special_tokens_map.json"));
+  LK_ASSIGN_OR_RETURN(const Json generation, files.Object("generation_config.json"));
+  LK_ASSIGN_OR_RETURN(const Json model, files.Object("config.json"));
 
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer());
   if (const absl::Status status = tokenizer->Init(*json); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(json_path.string(), ": ", status.message()));
+    return absl::InvalidArgumentError(
+        absl::StrCat(files.Path("tokenizer.json"), ": ", status.message()));
   }
   const auto named = [&](const char* name) {
     const std::string text = TokenText(config, name);
@@ -130,7 +161,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const fs::pa
   if (tokenizer->named_.eos) ends.push_back(tokenizer->named_.eos->id);
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
-  LK_ASSIGN_OR_RETURN(tokenizer->chat_template_, ReadTemplates(directory, config));
+  LK_ASSIGN_OR_RETURN(tokenizer->chat_template_, ReadTemplates(files, config));
   return tokenizer;
 }
 

@@ -1,8 +1,12 @@
 // AdapterService over HTTP: the same answers as over gRPC, and what is refused.
 #include <gmock/gmock.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "tests/e2e/http_client.h"
 #include "tests/e2e/service_fixture.h"
+#include "tests/support/checkpoint_bytes.h"
 
 namespace lorikeet {
 namespace {
@@ -36,6 +40,35 @@ class RestTest : public ServiceTest {
     return names;
   }
 };
+
+// Keys that PEFT may have come to know and this server not are named to whoever loads.
+TEST_F(RestTest, ALoadNamesWhatItIgnores) {
+  const testing::TempDir root;
+  for (const char* golden : {"lora", "adalora"}) {
+    const std::filesystem::path to = root.path() / golden;
+    std::filesystem::copy(std::filesystem::path("tests/golden/variants") / golden, to);
+    json config = json::parse(std::ifstream(to / "adapter_config.json"));
+    config["use_zeta"] = true;
+    config["eta"] = {{"of", 3}};
+    config["not_set"] = nullptr;
+    std::ofstream(to / "adapter_config.json") << config;
+  }
+  config_.adapter_roots.push_back(root.path().string());
+  Start();
+  const std::vector<std::string> expected = {
+      "adapter_config.json: unknown key 'eta' is ignored",
+      "adapter_config.json: unknown key 'use_zeta' is ignored"};
+  const json loaded =
+      Ask("POST", "/v1/adapters", {{"name", "a"}, {"path", (root.path() / "lora").string()}});
+  EXPECT_EQ(loaded["adapter"]["warnings"].get<std::vector<std::string>>(), expected);
+  v1::LoadAdapterRequest request;
+  request.set_name("b");
+  request.set_path((root.path() / "adalora").string());
+  grpc::ClientContext context;
+  v1::LoadAdapterResponse reply;
+  ASSERT_TRUE(adapters().LoadAdapter(&context, request, &reply).ok());
+  EXPECT_THAT(reply.adapter().warnings(), ::testing::ElementsAreArray(expected));
+}
 
 TEST_F(RestTest, AnAdaptersWholeLife) {
   Start();

@@ -1,11 +1,14 @@
 #include "tests/fuzz/adapters.h"
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include "adapters_cache/formats/format_table.h"
 #include "adapters_cache/normalise.h"
 #include "engine/base/check.h"
+#include "engine/model/base_model_view.h"
 #include "engine/tensor/json.h"
 #include "engine/tensor/safetensors.h"
 
@@ -62,6 +65,19 @@ void FuzzAdapter(const BaseModel& base, std::string_view config,
   LK_CHECK(count == ModuleCount(base.layers()) ||
            count == ModuleCount(base.layers(), base.experts()));
   for (const ModuleId id : base.modules()) CheckModule((*adapter)->module(id), base.shape(id));
+}
+
+void FuzzAdapterFiles(std::span<const std::byte> bytes) {
+  static const BaseModelView* base = [] {
+    auto source = ModelSource::Open("tests/golden/models/llama");
+    LK_CHECK_MSG(source.ok(), source.status().ToString());
+    return new BaseModelView(std::shared_ptr<const ModelSource>(*std::move(source)));
+  }();
+  const auto zero = std::find(bytes.begin(), bytes.end(), std::byte{0});
+  if (zero == bytes.end()) return;
+  const auto config = static_cast<size_t>(zero - bytes.begin());
+  FuzzAdapter(*base, {reinterpret_cast<const char*>(bytes.data()), config},
+              bytes.subspan(config + 1));
 }
 
 }  // namespace lorikeet::testing

@@ -14,4 +14,8 @@ namespace lorikeet::testing {
 void FuzzAdapter(const BaseModel& base, std::string_view config,
                  std::span<const std::byte> safetensors);
 
+// adapter_config.json, a zero byte, adapter_model.safetensors; the base is the goldens' llama.
+// Runs from the source's root.
+void FuzzAdapterFiles(std::span<const std::byte> bytes);
+
 }  // namespace lorikeet::testing

@@ -1,11 +1,14 @@
 #include "tests/fuzz/parsers.h"
 
 #include <cmath>
+#include <deque>
 #include <utility>
 
 #include "engine/base/check.h"
 #include "engine/model/config_gguf.h"
 #include "engine/model/config_hf.h"
+#include "engine/model/nf4.h"
+#include "engine/tensor/dequantize.h"
 #include "engine/tensor/gguf.h"
 #include "engine/tensor/json.h"
 #include "engine/tensor/safetensors.h"
@@ -67,6 +70,22 @@ void FuzzHfConfig(std::span<const std::byte> bytes) {
   const auto json = ParseJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, "fuzz");
   if (!json.ok()) return CheckRefusal(json.status());
   CheckParsed(ParseHfConfig(*json, *json, "fuzz"));
+}
+
+void FuzzNf4(std::span<const std::byte> bytes) {
+  auto tensors = ParseSafetensors(bytes, "fuzz");
+  if (!tensors.ok()) return CheckRefusal(tensors.status());
+  TensorFile file({}, *std::move(tensors));
+  std::deque<AlignedBuffer> buffers;
+  const absl::Status status = RepackNf4(&file, &buffers);
+  if (!status.ok()) return CheckRefusal(status);
+  for (const auto& [name, view] : file.tensors()) {
+    LK_CHECK_MSG(static_cast<int64_t>(view.bytes.size()) == ByteSize(view.dtype, view.elements()),
+                 name);
+    if (view.dtype != DType::kNF4) continue;
+    std::vector<float> values(view.elements());
+    Dequantize(view.dtype, view.bytes.data(), view.elements(), values.data());
+  }
 }
 
 }  // namespace lorikeet::testing

@@ -1,7 +1,7 @@
 """Makes the goldens of adapter variants: tiny adapters as PEFT saves them, and what PEFT generates.
 
 Versions: torch 2.15.0, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0. Seed 30 everywhere.
-Bitsandbytes 0.50.2 for the bases in NF4.
+Bitsandbytes 0.50.2 for the bases in NF4, attrs for CorDA.
 Run: python golden_variants.py [NAME ...]   (writes variants/; the bases are models/*)
 
 variants/NAME/adapter_config.json, adapter_model.safetensors   as PEFT saves them
@@ -22,8 +22,10 @@ from peft import (AdaLoraConfig, AdaptionPromptConfig, BdLoraConfig, BeftConfig,
                   PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, PveraConfig,
                   RandLoraConfig, RoadConfig, ShiraConfig, SupertuningConfig, TinyLoraConfig,
                   TrainableTokensConfig, UniLoraConfig, VBLoRAConfig, VeraConfig, WaveFTConfig,
-                  get_peft_model)
+                  get_peft_model, set_peft_model_state_dict)
 from peft.tuners.boft import layer as boft
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -81,6 +83,10 @@ CASES = {
     "alora": ("llama", lambda: lora(alora_invocation_tokens=INVOCATION), 0.3),
     "pissa": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
     "olora": ("llama", lambda: lora(init_lora_weights="olora"), 0.2),
+    "pissa_converted": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
+    "olora_converted": ("qwen2", lambda: lora(init_lora_weights="olora", use_rslora=True), 0.2),
+    "corda_converted": ("llama", lambda: lora(init_lora_weights="corda", corda_config=CordaConfig()), 0.2),
+    "qalora": ("llama", lambda: lora(target_modules=MIX), 0.2),
     "mica": ("llama", lambda: lora(init_lora_weights="mica"), 0.2),
     "kasa": ("llama", lambda: lora(kasa_config=KasaConfig()), 0.2),
     "bdlora": ("llama", lambda: lora(
@@ -176,7 +182,18 @@ CASES = {
                                          num_frozen_tokens=1), 0.5),
     "adaption_prompt": ("llama", lambda: AdaptionPromptConfig(adapter_len=4, adapter_layers=1,
                                                               task_type="CAUSAL_LM"), 0.5),
+    "added_tokens": ("llama", lambda: lora(modules_to_save=["embed_tokens", "lm_head"]), 0.1),
+    "added_tokens_lora": ("llama", lambda: lora(target_modules=["embed_tokens", "lm_head", "q_proj"]),
+                          0.2),
+    "added_tokens_kept": ("llama", lambda: lora(), 0.2),
+    "added_tokens_tied": ("qwen2", lambda: lora(trainable_token_indices=[5, *range(320, 332)]), 0.2),
+    "added_tokens_tied_kept": ("qwen2", lambda: lora(), 0.2),
+    "fewer_tokens": ("llama", lambda: lora(), 0.2),
 }
+
+# Tokens more than the base has, before the adapter is made.
+RESIZED = {"added_tokens": 5, "added_tokens_lora": 3, "added_tokens_kept": 70, "added_tokens_tied": 12,
+           "added_tokens_tied_kept": 4, "fewer_tokens": -20}
 
 
 # name -> (base, {adapter: weight}): the sum of adapters made above
@@ -223,10 +240,47 @@ def fold_latent_mappings(model, tensors):
             module.lora_B["default"].weight.data @= tensors[name + LATENT]
 
 
+GROUP = 4  # of QALoRA
+
+
+def group_inputs(path):
+    """Makes a LoRA file one of QALoRA, whose A reads means of groups of inputs: [r, i / GROUP]."""
+    tensors = load_file(path)
+    for name in [n for n in tensors if n.endswith(".lora_A.weight")]:
+        tensors[name] = tensors[name][:, ::GROUP].contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load_ungrouped(model, directory):
+    """QALoRA (Xu et al. 2023) as PEFT's LoRA: A times (groups of means, times their number)."""
+    config = json.loads((directory / "adapter_config.json").read_text())
+    config.pop("use_qalora"), config.pop("qalora_group_size")
+    config = LoraConfig(**config)
+    model = get_peft_model(model, config)
+    tensors = load_file(directory / "adapter_model.safetensors")
+    for name in [n for n in tensors if n.endswith(".lora_A.weight")]:
+        groups = tensors[name].shape[1]
+        tensors[name] = (tensors[name] * groups / GROUP).repeat_interleave(GROUP, 1)
+    set_peft_model_state_dict(model, tensors)
+    return model
+
+
 def block_diagonals_by_torch():
     """PEFT takes several butterfly factors only with its CUDA kernel, which does what this does."""
     boft.get_fbd_cuda = lambda: True
     boft.FastBlockDiag.apply = lambda blocks: torch.stack([torch.block_diag(*f) for f in blocks])
+
+
+def resize(model, name, spread):
+    """Gives the model its adapter's vocabulary; the rows of new tokens are larger than the others by `spread`."""
+    if name not in RESIZED:
+        return
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = tables[0].weight.shape[0]
+    model.resize_token_embeddings(before + RESIZED[name], mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = table.weight.data[before:]
+        rows.normal_(0, 1).mul_(spread * table.weight.data[:before].std())
 
 
 def build(name):
@@ -234,15 +288,32 @@ def build(name):
     torch.manual_seed(SEED)
     numpy.random.seed(SEED)
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
-    model = get_peft_model(model, config())
+    resize(model, name, 3)
+    config = config()
+    if name == "corda_converted":
+        inputs = torch.arange(3, 300)[None]
+        preprocess_corda(model, config, run_model=lambda: model(inputs))
+    model = get_peft_model(model, config)
+    if name.endswith("_converted"):
+        initial = OUT / "initial"
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(initial)
+        model.peft_config["default"].init_lora_weights = config.init_lora_weights
     randomise(model, spread)
     directory = OUT / name
     shutil.rmtree(directory, ignore_errors=True)
-    model.save_pretrained(directory)
+    conversion = {"path_initial_model_for_weight_conversion": initial} if name.endswith("_converted") else {}
+    model.save_pretrained(directory, save_embedding_layers=True if name in RESIZED else "auto",
+                          **conversion)
+    shutil.rmtree(OUT / "initial", ignore_errors=True)
+    if name == "qalora":
+        group_inputs(directory / "adapter_model.safetensors")
     if name == "lora_xs":
         add_latent_mappings(directory / "adapter_model.safetensors")
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+    if name == "qalora":
+        config |= {"use_qalora": True, "qalora_group_size": GROUP}
     path.write_text(json.dumps(config, indent=1) + "\n")
     (directory / "README.md").unlink(missing_ok=True)
     return base
@@ -259,7 +330,11 @@ def float_base(base):
 
 
 def load(name, base):
-    model = PeftModel.from_pretrained(float_base(base), OUT / name).eval()
+    model = float_base(base)
+    resize(model, name, 0)  # the rows of new tokens are the file's
+    if name == "qalora":
+        return load_ungrouped(model, OUT / name).eval()
+    model = PeftModel.from_pretrained(model, OUT / name).eval()
     if name == "lora_xs":
         fold_latent_mappings(model, load_file(OUT / name / "adapter_model.safetensors"))
     return model
@@ -315,18 +390,24 @@ def case(name):
     generator = torch.Generator().manual_seed(SEED)
     prompts, seen = [], 0.0
     while len(prompts) < 3:
-        prompt = torch.randint(3, 320, (6 + 2 * len(prompts),), generator=generator).tolist()
+        prompt = torch.randint(3, 320 + min(RESIZED.get(name, 0), 0), (6 + 2 * len(prompts),),
+                               generator=generator).tolist()
         if name == "alora" and len(prompts) != 1:
             prompt[2:5] = INVOCATION
         if "tokens" in name:
             prompt[1:3] = [9, 17]
+        if RESIZED.get(name, 0) > 0:
+            prompt[3:5] = [320, 319 + RESIZED[name]]
         greedy, logprobs, margin = generate(model, prompt, name == "alora")
         if margin < MARGIN:
             continue
-        here = plain_model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+        known = torch.tensor([prompt]).clamp(max=319)
+        here = plain_model(input_ids=known, use_cache=False).logits[0, -1]
         here = torch.log_softmax(here, -1)
-        seen = max(seen, max(abs(float(here[i]) - v) for i, v in logprobs[0]))
+        seen = max(seen, max(abs(float(here[i]) - v) for i, v in logprobs[0] if i < 320))
         prompts.append(dict(prompt=prompt, greedy=greedy, logprobs=logprobs))
+    own = [token for p in prompts for token in p["greedy"] if token >= 320]
+    assert own or RESIZED.get(name, 0) <= 0, f"{name}: no token of its own was generated"
     assert seen > 1e-2, f"{name}: the adapter changes log-probabilities by {seen} alone"
     print(f"{name:24} differs from the base by {seen:.3f}", flush=True)
     mixture = {"adapters": MIXTURES[name][1]} if name in MIXTURES else {}

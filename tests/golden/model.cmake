@@ -11,6 +11,13 @@ lorikeet_test(prefix_cache_test ${golden}/prefix_cache_test.cc
 lorikeet_test(variants_test ${golden}/variants_test.cc ${support}/cpu_test_backend.cc
   LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
 
+lorikeet_test(shared_blobs_test ${golden}/shared_blobs_test.cc
+  LIBS lorikeet_model lorikeet_adapters_cache)
+if(TARGET lorikeet_server)
+  lorikeet_test(merge_test ${golden}/merge_test.cc
+    LIBS lorikeet_server lorikeet_engine lorikeet_runner)
+endif()
+
 # Not a test: prints how far `fast` moves a model's distributions.
 add_executable(divergence ${golden}/divergence.cc ${support}/model_harness.cc
   ${support}/cpu_test_backend.cc)

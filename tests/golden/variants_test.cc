@@ -1,5 +1,6 @@
 // Every adapter variant against PEFT, through the engine: all adapters of a base at once, so that each
 // runs in batches with many others (tests/golden/golden_variants.py makes the goldens).
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,79 +22,13 @@
 #include "adapters_cache/convert.h"
 #include "adapters_cache/formats/format_table.h"
 #include "tests/support/checkpoint_bytes.h"
+#include "tests/support/compare_variants.h"
 #include "tests/support/test_device.h"
-#include "tests/support/variant_server.h"
 
 namespace lorikeet {
 namespace {
 
 using Case = VariantCase;
-using Prompt = VariantPrompt;
-
-std::shared_ptr<TokenSink> Submit(VariantServer* server, const Case& c, const Prompt& prompt) {
-  Request request;
-  request.prompt = prompt.tokens;
-  request.sampling.temperature = 0;
-  request.sampling.top_logprobs = 20;
-  request.max_new_tokens = static_cast<int32_t>(prompt.greedy.size());
-  request.ignore_eos = true;
-  request.adapter = server->Lease(c.adapters);
-  request.adapter_name = c.name;
-  auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
-  const auto id = server->engine()->Submit(std::move(request), sink);
-  LK_CHECK_MSG(id.ok(), id.status().ToString());
-  return sink;
-}
-
-// All events up to the end.
-std::vector<TokenEvent> Drain(TokenSink* sink) {
-  std::vector<TokenEvent> events;
-  while (events.empty() || events.back().kind != TokenEvent::Kind::kFinished) {
-    TokenEvent event;
-    if (sink->Pop(&event)) events.push_back(std::move(event));
-    else std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return events;
-}
-
-// Of the absolute differences of log-probabilities, a golden's 8 best of every step. An adapter that
-// were left out would move their mean by 0.4 or more.
-struct Errors {
-  double largest = 0;
-  double sum = 0;
-  int count = 0;
-  int steps = 0;
-
-  double mean() const { return sum / count; }
-};
-
-struct Bounds {
-  double mean;
-  double largest;
-};
-
-// Adds the steps before the paths part, which they may only where the best two are closer than the
-// bound can move them.
-void Compare(const Case& c, const Prompt& prompt, const std::vector<TokenEvent>& events,
-             Bounds bounds, Errors* errors) {
-  EXPECT_TRUE(events.back().status.ok()) << c.name << ": " << events.back().status;
-  ASSERT_EQ(events.size(), prompt.greedy.size() + 1) << c.name;
-  for (size_t step = 0; step + 1 < events.size(); ++step, ++errors->steps) {
-    const TokenLogprobs& found = events[step].logprobs;
-    for (const auto& [token, expected] : prompt.top[step]) {
-      const auto it = std::find_if(found.top.begin(), found.top.end(),
-                                   [token = token](const auto& top) { return top.first == token; });
-      const double error = it == found.top.end() ? INFINITY : std::abs(it->second - expected);
-      errors->largest = std::max(errors->largest, error);
-      errors->sum += error;
-      ++errors->count;
-    }
-    if (events[step].token == prompt.greedy[step]) continue;
-    const double gap = prompt.top[step][0].second - prompt.top[step][1].second;
-    EXPECT_LT(gap, 2 * bounds.largest) << c.name << ", step " << step;
-    return;
-  }
-}
 
 // Brings a case's adapter to its server; false: it does not.
 using LoadCase = std::function<bool(VariantServer* server, const Case& c)>;
@@ -189,8 +125,74 @@ TEST(Variants, ConvertedToLoraTheyGiveTheSame) {
     EXPECT_FALSE(refused.contains(name)) << name;
   }
   for (const char* name : {"dora", "ia3", "oft", "lokr", "bias_all", "prompt_tuning", "houlsby",
-                           "alora", "hira"}) {
+                           "alora", "hira", "added_tokens", "fewer_tokens"}) {
     EXPECT_TRUE(refused.contains(name)) << name;
+  }
+}
+
+// Tokens drawn from a row's own vocabulary, in one batch: the base's 320, more, fewer.
+TEST(Variants, RowsSampleFromVocabulariesOfTheirOwn) {
+  VariantServer server("llama", {.device = kTestDevice, .precision = "exact", .threads = 2, .kv_bytes = 64 << 20});
+  ASSERT_TRUE(server.Load("added_tokens_kept").ok());
+  ASSERT_TRUE(server.Load("fewer_tokens").ok());
+  const std::map<std::string, int32_t> vocabularies = {
+      {"", 320}, {"added_tokens_kept", 390}, {"fewer_tokens", 300}};
+  const auto request_of = [&](const std::string& name, uint64_t seed) {
+    Request request;
+    request.prompt = {5, 6, 7};
+    request.sampling = {.temperature = 4, .top_k = 200, .seed = seed, .top_logprobs = 20};
+    request.max_new_tokens = 24;
+    request.ignore_eos = true;
+    if (!name.empty()) request.adapter = server.Lease({{name, 1}});
+    request.adapter_name = name;
+    return request;
+  };
+  const auto submit = [&](Request request) {
+    auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
+    const auto id = server.engine()->Submit(std::move(request), sink);
+    return id.ok() ? absl::StatusOr<std::shared_ptr<TokenSink>>(sink) : id.status();
+  };
+  std::vector<std::pair<std::string, std::shared_ptr<TokenSink>>> sinks;
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    for (const auto& [name, vocabulary] : vocabularies) {
+      const auto sink = submit(request_of(name, seed));
+      ASSERT_TRUE(sink.ok()) << sink.status();
+      sinks.emplace_back(name, *sink);
+    }
+  }
+  std::map<std::string, int32_t> largest;
+  for (const auto& [name, sink] : sinks) {
+    for (const TokenEvent& event : Drain(sink.get())) {
+      if (event.kind != TokenEvent::Kind::kToken) continue;
+      largest[name] = std::max(largest[name], event.token);
+      for (const auto& [token, logprob] : event.logprobs.top) {
+        EXPECT_LT(token, vocabularies.at(name)) << name;
+      }
+    }
+  }
+  EXPECT_LT(largest[""], 320);
+  EXPECT_LT(largest["fewer_tokens"], 300);
+  EXPECT_GE(largest["added_tokens_kept"], 320);
+  EXPECT_LT(largest["added_tokens_kept"], 390);
+
+  // What a request says is of its own vocabulary too.
+  for (const auto& [name, vocabulary] : vocabularies) {
+    for (const int32_t token : {vocabulary - 1, vocabulary}) {
+      Request biased = request_of(name, 1);
+      biased.sampling.temperature = 0;
+      biased.sampling.logit_bias = {{token, 100.0f}};
+      const auto sink = submit(std::move(biased));
+      EXPECT_EQ(sink.ok(), token < vocabulary) << name << " " << token;
+      if (sink.ok()) {
+        EXPECT_EQ(Drain(sink->get()).front().token, token) << name;
+      } else {
+        EXPECT_THAT(std::string(sink.status().message()),
+                    ::testing::HasSubstr("ids 0 to " + std::to_string(vocabulary - 1)));
+      }
+      Request prompted = request_of(name, 1);
+      prompted.prompt = {5, token};
+      EXPECT_EQ(submit(std::move(prompted)).ok(), token < vocabulary) << name << " " << token;
+    }
   }
 }
 
@@ -202,40 +204,90 @@ constexpr const char* kPeftTypes[] = {
     "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHADOW", "SHIRA",
     "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA"};
 
-// Served means: with a golden. What is refused says why.
-TEST(Variants, EveryPeftTypeHasAGoldenOrAReason) {
-  std::set<std::string> golden = {"BONE"};  // MiSS under its old name; adapters_load_test has one
-  for (const Case& c : LoadVariantCases()) {
-    std::ifstream file(kGoldenRoot / "variants" / c.adapters[0].name / "adapter_config.json");
-    const nlohmann::json config = nlohmann::json::parse(file);
-    if (config.contains("peft_type")) golden.insert(config["peft_type"]);
-  }
-  int served = 0;
-  for (const char* type : kPeftTypes) {
-    AdapterFiles files;
-    files.config = {{"peft_type", type}};
-    Problems problems;
-    const RawAdapter raw = ParseAdapter(std::move(files), &problems);
-    const bool refused = !problems.empty() && absl::IsUnimplemented(problems.list().front());
-    EXPECT_NE(golden.contains(type), refused) << type << ": " << problems.ToStatus();
-    served += refused ? 0 : 1;
-    EXPECT_TRUE(!refused || problems.ToStatus().message().size() > 60) << problems.ToStatus();
-  }
-  EXPECT_EQ(served, 39);
-  EXPECT_EQ(std::size(kPeftTypes), 46u);
+// The list of all variants (adapters_cache/variants.json): name, PEFT's type, and whether it is exact,
+// with its goldens; to be converted, with the goldens of what that gives; or refused. Of the last two
+// a configuration, and words of the refusal it gets.
+nlohmann::ordered_json VariantList() {
+  std::ifstream file("adapters_cache/variants.json");
+  return nlohmann::ordered_json::parse(file);
 }
 
-// The table people read names every golden and none besides.
-TEST(Variants, TheTableNamesEveryGolden) {
-  std::ifstream file("adapters_cache/VARIANTS.md");
-  std::set<std::string> rows;
-  std::string line;
-  while (std::getline(file, line)) {
-    if (line.starts_with("| `")) rows.insert(line.substr(3, line.find('`', 3) - 3));
+std::string PeftTypeOf(const std::string& golden) {
+  std::ifstream file(kGoldenRoot / "variants" / golden / "adapter_config.json");
+  if (!file.good()) return "";  // a mixture
+  return nlohmann::json::parse(file).value("peft_type", "");
+}
+
+TEST(Variants, EveryEntryOfTheListIsWhatItSays) {
+  std::set<std::string> goldens, named, types;
+  for (const Case& c : LoadVariantCases()) goldens.insert(c.name);
+  for (const auto& entry : VariantList()) {
+    SCOPED_TRACE(entry.dump());
+    const std::string how = entry["how"], type = entry.value("peft_type", "");
+    types.insert(type);
+    for (const auto& golden : entry.value("goldens", nlohmann::ordered_json::array())) {
+      EXPECT_TRUE(goldens.contains(golden)) << golden;
+      named.insert(golden);
+      const std::string of = PeftTypeOf(golden);
+      EXPECT_TRUE(type.empty() || type == "BONE" || type == of) << golden << ": " << of;
+    }
+    if (how == "exact") {
+      EXPECT_FALSE(entry["goldens"].empty());
+      continue;
+    }
+    ASSERT_TRUE(how == "converted" || how == "refused");
+    AdapterFiles files;
+    files.config = entry["config"];
+    Problems problems;
+    ParseAdapter(std::move(files), &problems);
+    ASSERT_FALSE(problems.empty());
+    EXPECT_EQ(problems.list().front().code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(problems.ToStatus().message()),
+                ::testing::HasSubstr(entry["reason"].get<std::string>()));
   }
-  std::set<std::string> names;
+  EXPECT_EQ(named, goldens);
+  types.erase("");
+  EXPECT_EQ(types, std::set<std::string>(std::begin(kPeftTypes), std::end(kPeftTypes)));
+}
+
+// Errors by golden, as adapters_cache/VARIANTS.md states them.
+std::map<std::string, double> StatedErrors() {
+  std::ifstream file("adapters_cache/VARIANTS.md");
+  std::map<std::string, double> errors;
+  for (std::string line; std::getline(file, line);) {
+    if (line == "## Every variant") break;
+    if (!line.starts_with("| `")) continue;
+    errors[line.substr(3, line.find('`', 3) - 3)] = std::stod(line.substr(line.rfind('|', line.size() - 2) + 1));
+  }
+  return errors;
+}
+
+// The table people read names every golden and none besides, and says of every variant what the list
+// says.
+TEST(Variants, TheTablesAreOfTheGoldensAndTheList) {
+  std::map<std::string, double> errors = StatedErrors();
+  std::set<std::string> rows, names;
+  for (const auto& [name, error] : errors) rows.insert(name);
   for (const Case& c : LoadVariantCases()) names.insert(c.name);
   EXPECT_EQ(rows, names);
+  std::string table;
+  for (const auto& entry : VariantList()) {
+    double largest = 0;
+    std::string what;
+    for (const auto& golden : entry.value("goldens", nlohmann::ordered_json::array())) {
+      largest = std::max(largest, errors[golden]);
+      what += (what.empty() ? "`" : ", `") + golden.get<std::string>() + "`";
+    }
+    if (entry.contains("reason")) what = entry["reason"].get<std::string>() + (what.empty() ? "" : ": ") + what;
+    if (entry.contains("note")) what += "; " + entry["note"].get<std::string>();
+    char error[16] = "";
+    if (largest > 0) std::snprintf(error, sizeof(error), "%.1e", largest);
+    table += "| " + entry["variant"].get<std::string>() + " | " + entry["how"].get<std::string>() +
+             " | " + error + " | " + what + " |\n";
+  }
+  std::ifstream file("adapters_cache/VARIANTS.md");
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  EXPECT_NE(text.find(table), std::string::npos) << "the table should be:\n" << table;
 }
 
 }  // namespace

@@ -188,7 +188,7 @@ void CpuBackend::SwiGlu(Matrix gate_up, Matrix out) {
 absl::Status CpuBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
                                 std::span<SampledToken> out) {
   pool_.ParallelFor(static_cast<int32_t>(rows.size()), [&](int32_t i, int32_t thread) {
-    lorikeet::Sample(std::span<const float>(logits.row(i), logits.width), rows[i],
+    lorikeet::Sample(std::span<const float>(logits.row(i), rows[i].width(logits.width)), rows[i],
                      &sampler_scratch_[thread], &out[i]);
   });
   return absl::OkStatus();

@@ -236,7 +236,7 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
     }
   }
   if (!adapter.embedding.empty()) {
-    const int32_t vocab = widths[modules - 1].out;
+    const int32_t vocab = adapter.vocab > 0 ? adapter.vocab : widths[modules - 1].out;
     tables->adapter.embedding = PlanEmbedding(adapter.embedding, vocab, width, planner);
   }
   for (const float* norm : adapter.norms) tables->norms.push_back(planner->Vector(norm, width));

@@ -456,7 +456,7 @@ absl::Status CudaBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
   // Biased and constrained rows are few: the host samples them.
   for (size_t i = 0; i < rows.size() && errors_.status().ok(); ++i) {
     if (rows[i].target >= 0 || !HasEdits(rows[i])) continue;
-    host_logits_.resize(logits.width);
+    host_logits_.resize(rows[i].width(logits.width));
     LK_RETURN_IF_ERROR(Download(logits.row(i), host_logits_));
     lorikeet::Sample(host_logits_, rows[i], &host_scratch_, &out[i]);
   }

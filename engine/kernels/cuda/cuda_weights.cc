@@ -1,6 +1,7 @@
 // Weights on their way to the device.
 #include <algorithm>
 
+#include "engine/api/limits.h"
 #include "engine/base/check.h"
 #include "engine/kernels/cuda/cuda_backend.h"
 #include "engine/kernels/cuda/narrow.h"
@@ -139,7 +140,7 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
 void CudaBackend::LoadEmbedding(const TensorView& table) {
   const TensorView* views[] = {&table};
   embedding_ = LoadRows(views);
-  sampler_.Prepare(max_logit_rows(), table.rows());
+  sampler_.Prepare(max_logit_rows(), table.rows() + Limits::kMaxAddedTokens);
 }
 
 }  // namespace lorikeet::cuda

@@ -76,9 +76,9 @@ void DeviceSampler::PlaceArrays(int64_t rows, int64_t vocab) {
 
 void DeviceSampler::Send(Matrix logits, std::span<const LogitRow> rows) {
   LK_CHECK(logits.dtype == DType::kF32 && logits.rows >= static_cast<int64_t>(rows.size()));
-  LK_CHECK(logits.width > 0 && logits.width <= kChunk * kMaxChunks);
   PlanSamples(rows, logits.width, &plan_);
-  PlaceArrays(static_cast<int64_t>(rows.size()), logits.width);
+  LK_CHECK(plan_.most_vocab > 0 && plan_.most_vocab <= kChunk * kMaxChunks);
+  PlaceArrays(static_cast<int64_t>(rows.size()), plan_.most_vocab);
   if (!errors_->status().ok()) return;
   std::byte* to = host_input_.data;
   const auto append = [&](const auto& values) {

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kScanThreads)
   const float scale = job.scale;
   float4 x[kScanChunks];
 #pragma unroll
-  for (int u = 0; u < kScanChunks; ++u) x[u] = LoadChunk<kVector>(row, first + u, logits.width);
+  for (int u = 0; u < kScanChunks; ++u) x[u] = LoadChunk<kVector>(row, first + u, job.vocab);
 #pragma unroll
   for (int u = 0; u < kScanChunks; ++u) {
     const int32_t c = first + u;
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kChooseThreads, 2)
   const SampleJob job = jobs[blockIdx.x];
   const int64_t first = int64_t{blockIdx.x} * chunks.count;
   float* row = logits.row(job.row);
-  RowView view = {row, logits.width, vector, chunks.count, chunks.best + first};
+  RowView view = {row, job.vocab, vector, chunks.count, chunks.best + first};
   view.id_bits = 32 - __clz(view.width - 1);
   view.scale = job.scale;
   Wide mine = 0;  // the largest, and the first chunk that has it

@@ -56,18 +56,22 @@ void PlanPenalties(const LogitRow& row, int32_t vocab, SamplePlan* plan, SampleJ
 
 }  // namespace
 
-void PlanSamples(std::span<const LogitRow> rows, int32_t vocab, SamplePlan* plan) {
+void PlanSamples(std::span<const LogitRow> rows, int32_t base_vocab, SamplePlan* plan) {
   plan->raw.clear();
   plan->penalized.clear();
   plan->seen.clear();
   plan->most_seen = 0;
+  plan->most_vocab = 0;
   plan->want_top = false;
   for (size_t i = 0; i < rows.size(); ++i) {
     const LogitRow& row = rows[i];
     const bool prompt = row.target >= 0;
     const bool penalties = !prompt && HasPenalties(*row.sampling);
     SampleJob job, look;
+    const int32_t vocab = row.width(base_vocab);
     job.row = look.row = static_cast<int32_t>(i);
+    job.vocab = look.vocab = vocab;
+    plan->most_vocab = std::max(plan->most_vocab, vocab);
     job.logprob = prompt || row.sampling->top_logprobs >= 0;
     PlanChoice(row, vocab, &job);
     if (job.logprob) PlanLogprobs(row, vocab, penalties ? &look : &job);

@@ -21,6 +21,7 @@ struct SampleJob {
   enum Choice : int32_t { kNone, kTarget, kBest, kDraw };
 
   int32_t row = 0;  // of the logits and of the results
+  int32_t vocab = 0;  // logits of the row
   Choice choice = kNone;
   int32_t target = -1;  // kTarget
   int32_t top = 0;      // best tokens to list
@@ -52,12 +53,14 @@ struct SamplePlan {
   std::vector<SeenToken> seen;
   int32_t most_seen = 0;   // of one job
   bool want_top = false;   // some job lists tokens
+  int32_t most_vocab = 0;  // of one row
   std::vector<int32_t> counts;  // [vocab] all zero between plans
 };
 
 inline constexpr float kLog2E = 1.44269504088896341f;
 
-// Row i of the logits belongs to rows[i]. REQUIRES: every id in a history is in [0, vocab).
+// Row i of the logits belongs to rows[i]; `vocab`: of rows without one of their own. REQUIRES: every
+// id in a history is in its row's vocabulary.
 void PlanSamples(std::span<const LogitRow> rows, int32_t vocab, SamplePlan* plan);
 
 }  // namespace lorikeet::cuda
