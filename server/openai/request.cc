@@ -237,14 +237,16 @@ absl::StatusOr<std::string> ContentText(const Json& content, const std::string& 
     const std::string part = absl::StrCat(field, "[", i, "].");
     if (!content[i].is_object()) return FieldError(part + "type", "missing; \"text\"");
     Fields fields(content[i], part);
-    std::string type, piece;
+    std::string type;
+    std::optional<std::string> piece;
     fields.Read("type", &type);
     if (fields.ok() && type != "text") {
       return FieldError(part + "type", absl::StrCat("'", type, "' is not supported; only 'text'"));
     }
     fields.Read("text", &piece);
     LK_RETURN_IF_ERROR(fields.Finish());
-    text += piece;
+    if (!piece) return FieldError(part + "text", "missing");
+    text += *piece;
   }
   return text;
 }
@@ -252,26 +254,31 @@ absl::StatusOr<std::string> ContentText(const Json& content, const std::string& 
 // One call of an earlier answer. Templates write its arguments themselves; clients send them as a
 // string of JSON.
 absl::Status ParseCall(Json* call, const std::string& field) {
-  if (!call->is_object() || !call->contains("function") || !(*call)["function"].is_object()) {
-    return FieldError(field + ".function", "missing");
-  }
-  if (call->value("type", Json("function")) != "function") {
-    return FieldError(field + ".type", "only \"function\" is supported");
-  }
-  Json& function = (*call)["function"];
-  if (!function.value("name", Json()).is_string()) {
-    return FieldError(field + ".function.name", "missing, or not a string");
-  }
-  const Json given = function.value("arguments", Json());
-  if (given.is_object()) return absl::OkStatus();
-  if (!given.is_string()) {
+  if (!call->is_object()) return FieldError(field, "not an object");
+  Fields fields(*call, field + ".");
+  std::string id;
+  int32_t index = 0;
+  fields.Read("id", &id);
+  fields.Read("index", &index);
+  fields.Accept("type", "function");
+  const Json* function = fields.Take("function");
+  LK_RETURN_IF_ERROR(fields.Finish());
+  if (function == nullptr || !function->is_object()) return FieldError(field + ".function", "missing");
+  Fields inner(*function, field + ".function.");
+  std::optional<std::string> name;
+  inner.Read("name", &name);
+  const Json* given = inner.Take("arguments");
+  LK_RETURN_IF_ERROR(inner.Finish());
+  if (!name) return FieldError(field + ".function.name", "missing");
+  if (given != nullptr && given->is_object()) return absl::OkStatus();
+  if (given == nullptr || !given->is_string()) {
     return FieldError(field + ".function.arguments", "missing, or not a string of JSON");
   }
-  absl::StatusOr<Json> arguments = ParseOrderedJson(given.get<std::string>());
+  absl::StatusOr<Json> arguments = ParseOrderedJson(given->get<std::string>());
   if (!arguments.ok()) {
     return FieldError(field + ".function.arguments", std::string(arguments.status().message()));
   }
-  function["arguments"] = *std::move(arguments);
+  (*call)["function"]["arguments"] = *std::move(arguments);
   return absl::OkStatus();
 }
 
