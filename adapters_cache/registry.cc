@@ -249,6 +249,7 @@ std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) cons
 absl::StatusOr<AdapterInfo> AdapterRegistry::Get(std::string_view name) const {
   return core_->Get(name);
 }
+bool AdapterRegistry::Uses(std::string_view path) const { return core_->Uses(path); }
 absl::StatusOr<std::string> AdapterRegistry::Find(std::string_view name) const {
   return core_->Find(name);
 }

@@ -224,6 +224,8 @@ class AdapterRegistry final : public AdapterStore {
 
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;  // by name
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;      // NOT_FOUND names it
+  // Whether a name is reloaded from there, or a version that a name leads to is read from there.
+  bool Uses(std::string_view path) const;
   RegistryStats stats() const;
 
   // Every change from now on. `wake` is called when there is something to read, on the thread that

@@ -454,6 +454,16 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Get(std::string_view name) co
   return Describe(std::string(name), *entry);
 }
 
+bool AdapterRegistry::Core::Uses(std::string_view path) const {
+  std::lock_guard lock(mutex_);
+  return std::ranges::any_of(names_, [&](const auto& name) {
+    return name.second.location == path ||
+           std::ranges::any_of(name.second.targets, [&](const Target& target) {
+             return target.version->record.path == path;
+           });
+  });
+}
+
 absl::StatusOr<std::string> AdapterRegistry::Core::Find(std::string_view name) const {
   std::lock_guard lock(mutex_);
   LK_ASSIGN_OR_RETURN(const Name* entry, FindName(name));

@@ -44,6 +44,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
+  bool Uses(std::string_view path) const;
   absl::StatusOr<std::string> Find(std::string_view name) const;
   bool MayAppear(std::string_view name) const;
   RegistryStats stats() const;

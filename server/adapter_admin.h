@@ -22,6 +22,7 @@
 #include "server/auth/identity.h"
 #include "server/metrics.h"
 #include "server/plan_capacity.h"
+#include "server/uploads.h"
 
 namespace lorikeet {
 
@@ -36,9 +37,13 @@ class AdapterAdmin {
 
   // All of them outlive it and the registry's callbacks.
   AdapterAdmin(AdapterRegistry* registry, Metrics* metrics, AuditLog* audit, Options options)
-      : registry_(registry), metrics_(metrics), audit_(audit), options_(std::move(options)) {}
+      : registry_(registry),
+        metrics_(metrics),
+        audit_(audit),
+        options_(std::move(options)),
+        uploads_(options_.directory.empty() ? "" : options_.directory / "uploads", registry) {}
 
-  const Options& options() const { return options_; }
+  Uploads& uploads() { return uploads_; }
 
   // Called once, at once or on a thread of the registry.
   template <typename Response>
@@ -46,7 +51,7 @@ class AdapterAdmin {
 
   void Load(const Client& client, const v1::LoadAdapterRequest& request,
             Done<v1::LoadAdapterResponse> done);
-  // Loads what UploadAdapter left in `path`.
+  // Loads what uploads() has kept in `path`.
   void LoadUploaded(const Client& client, const v1::UploadHeader& header,
                     const std::filesystem::path& path, Done<v1::LoadAdapterResponse> done);
   void Reload(const Client& client, const v1::ReloadAdapterRequest& request,
@@ -88,7 +93,8 @@ class AdapterAdmin {
  private:
   AdapterRegistry::LoadDone FinishLoad(const Client& client, std::string_view action,
                                        std::string name, std::string path,
-                                       Done<v1::LoadAdapterResponse> done) const;
+                                       Done<v1::LoadAdapterResponse> done);
+  std::string PathOf(std::string_view name) const;
   absl::Status CheckTarget(const Identity& caller, const std::string& target) const;
   absl::StatusOr<v1::SetAliasResponse> TrySetAlias(const Identity& caller,
                                                    const v1::SetAliasRequest& request);
@@ -97,6 +103,7 @@ class AdapterAdmin {
   Metrics* const metrics_;
   AuditLog* const audit_;
   const Options options_;
+  Uploads uploads_;
 };
 
 }  // namespace lorikeet

@@ -107,6 +107,10 @@ void AddPortOptions(ServerConfig* c, OptionTable* table) {
               &c->audit_log);
   table->Switch("open-admin", "lets anyone change adapters, though there are no keys, beyond loopback",
                 &c->open_admin);
+  table->Switch("open-metrics",
+                "shows /metrics to who has no key, though there are keys, as an endpoint picker, which "
+                "sends none, needs it; they name adapters and tenants",
+                &c->open_metrics);
   table->Int("http-connections", 1, 1 << 20, "connections", "open at a time at the HTTP port",
              &c->http_limits.connections);
 }

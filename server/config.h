@@ -37,6 +37,7 @@ struct ServerConfig {
   std::string keys;           // keys file; empty: no keys
   std::string audit_log;      // file; empty: none
   bool open_admin = false;    // without keys, beyond loopback
+  bool open_metrics = false;  // with keys
   std::string device = "auto";
   std::string precision = "auto";
   std::string quantization = "none";

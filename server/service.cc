@@ -74,7 +74,9 @@ absl::Status Service::OpenRequestLog() {
 absl::Status Service::OpenAccess() {
   const bool trusted =
       config_.open_admin || IsLoopback(config_.host) || !config_.tls.client_ca.empty();
-  const Access::Options options{.keys_file = config_.keys, .trusted_callers = trusted};
+  const Access::Options options{.keys_file = config_.keys,
+                                .trusted_callers = trusted,
+                                .open_metrics = config_.open_metrics};
   LK_ASSIGN_OR_RETURN(audit_, AuditLog::Open(config_.audit_log));
   LK_ASSIGN_OR_RETURN(access_, Access::Open(options, &clock_, audit_.get()));
   if (config_.keys.empty()) return absl::OkStatus();

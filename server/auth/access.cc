@@ -155,6 +155,7 @@ absl::Status Access::Check(const Credentials& credentials, std::optional<Role> r
 
 absl::StatusOr<Client> Access::Decide(const Credentials& credentials, std::optional<Role> role,
                                       bool counts) {
+  if (role == Role::kMetrics && options_.open_metrics) return Client{anyone_, credentials.peer};
   const absl::StatusOr<Caller> caller = Identify(credentials, counts);
   absl::Status status = caller.status();
   if (status.ok() && role && !(*caller)->Has(*role)) status = LacksRole(**caller, *role);

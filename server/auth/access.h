@@ -36,6 +36,7 @@ class Access {
   struct Options {
     std::string keys_file;         // empty: none
     bool trusted_callers = false;  // without keys: callers may change adapters
+    bool open_metrics = false;     // with keys: the role metrics needs none
   };
 
   // `clock` and `audit` outlive it. NOT_FOUND, INVALID_ARGUMENT: the file, the line and what is wrong.

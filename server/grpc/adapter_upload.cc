@@ -1,7 +1,5 @@
 #include "server/grpc/adapter_upload.h"
 
-#include <unistd.h>
-
 #include <system_error>
 #include <utility>
 
@@ -95,11 +93,6 @@ absl::Status AdapterUpload::Take(v1::UploadAdapterRequest part) {
 absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
   if (begun_) return absl::InvalidArgumentError("an upload has one header");
   LK_RETURN_IF_ERROR(AdapterAdmin::CheckMayName(*client_.caller, header.name()));
-  const fs::path& directory = admin_->options().directory;
-  if (directory.empty()) {
-    return absl::FailedPreconditionError(
-        "this server has no directory to keep uploads in; it is started with --adapter-dir");
-  }
   LK_RETURN_IF_ERROR(CheckDigits("weights_sha256", header.weights_sha256()));
   LK_RETURN_IF_ERROR(CheckDigits("config_sha256", header.config_sha256()));
   if (header.weights_bytes() < 1 || header.weights_bytes() > Limits::kMaxAdapterFileBytes) {
@@ -107,15 +100,9 @@ absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
                                                    " is not in [1, ",
                                                    Limits::kMaxAdapterFileBytes, "]"));
   }
+  LK_ASSIGN_OR_RETURN(scratch_, admin_->uploads().Scratch());
   header_ = header;
   begun_ = true;
-  std::error_code error;
-  fs::create_directories(directory / "uploads", error);
-  std::string pattern = (directory / "uploads" / "partial-XXXXXX").string();
-  if (mkdtemp(pattern.data()) == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot write below ", directory.string()));
-  }
-  scratch_ = pattern;
   config_.most = kMaxConfigBytes;
   weights_.most = header.weights_bytes();
   config_.out.open(scratch_ / kConfigName, std::ios::binary);
@@ -149,17 +136,9 @@ absl::StatusOr<fs::path> AdapterUpload::Complete() {
     file->out.close();
     if (!file->out) return absl::ResourceExhaustedError("cannot write the files: disk full?");
   }
-  const fs::path place = admin_->options().directory / "uploads" /
-                         absl::StrCat(header_.config_sha256().substr(0, 16), "-",
-                                      header_.weights_sha256().substr(0, 48));
-  std::error_code error;
-  fs::rename(scratch_, place, error);
-  if (!error) {
-    scratch_.clear();
-  } else if (!fs::exists(place)) {  // else the same files are there already
-    return absl::UnavailableError(absl::StrCat("cannot keep the files: ", error.message()));
-  }
-  return place;
+  return admin_->uploads().Keep(scratch_,
+                                absl::StrCat(header_.config_sha256().substr(0, 16), "-",
+                                             header_.weights_sha256().substr(0, 48)));
 }
 
 }  // namespace lorikeet

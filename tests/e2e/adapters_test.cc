@@ -150,6 +150,56 @@ TEST_F(AdaptersTest, ABadUploadLeavesNothing) {
   }
 }
 
+TEST_F(AdaptersTest, AnUploadsFilesGoWithTheLastNameThatUsesThem) {
+  const fs::path uploads = directory_ / "kept/uploads";
+  const auto folders = [&] {
+    return std::distance(fs::directory_iterator(uploads), fs::directory_iterator());
+  };
+  const auto unload = [&](const std::string& name) {
+    v1::UnloadAdapterRequest request;
+    request.set_name(name);
+    v1::UnloadAdapterResponse reply;
+    return Call(&Stub::UnloadAdapter, request, &reply).ok();
+  };
+  fs::create_directories(uploads / "partial-by-a-crash");
+  Start();
+  EXPECT_EQ(folders(), 0);
+  Upload upload;
+  ASSERT_TRUE(Send(upload).ok());
+  upload.header.set_name("twin");
+  ASSERT_TRUE(Send(upload).ok());
+  EXPECT_EQ(folders(), 1) << "the same files";
+  v1::SetAliasRequest alias;
+  alias.set_alias("prod");
+  v1::AdapterTarget* target = alias.add_targets();
+  target->set_target("twin");
+  target->set_weight(1);
+  v1::SetAliasResponse answer;
+  ASSERT_TRUE(Call(&Stub::SetAlias, alias, &answer).ok());
+  EXPECT_TRUE(unload("sent") && unload("twin"));
+  EXPECT_EQ(folders(), 1) << "the alias is there";
+  EXPECT_TRUE(unload("prod"));
+  EXPECT_EQ(folders(), 0);
+
+  ASSERT_TRUE(Send(upload).ok());
+  upload.config = Read(fs::path(kGoldenAdapters) / "rslora/adapter_config.json");
+  upload.weights = Read(fs::path(kGoldenAdapters) / "rslora/adapter_model.safetensors");
+  upload.header.set_weights_bytes(static_cast<int64_t>(upload.weights.size()));
+  upload.header.set_weights_sha256(HashOf(upload.weights));
+  upload.header.set_config_sha256(HashOf(upload.config));
+  EXPECT_EQ(Send(upload).error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  EXPECT_EQ(folders(), 1) << "what was refused is not kept";
+  upload.header.set_replace(true);
+  ASSERT_TRUE(Send(upload).ok());
+  EXPECT_EQ(folders(), 1) << "what it replaced went";
+  service_.reset();
+  Start();
+  v1::GenerateRequest request = TextRequest("hello", 2);
+  request.set_adapter("twin");
+  v1::GenerateResponse generated;
+  EXPECT_TRUE(Unary(request, &generated).ok());
+}
+
 TEST_F(AdaptersTest, WithoutADirectoryUploadsAreRefused) {
   config_.adapter_dir.clear();
   Start();

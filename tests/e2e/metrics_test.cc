@@ -11,7 +11,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
+#include "server/auth/keys_file.h"
 #include "tests/e2e/service_fixture.h"
+#include "tests/support/checkpoint_bytes.h"
 
 namespace lorikeet {
 namespace {
@@ -170,6 +172,22 @@ TEST_F(MetricsTest, ThePickerSeesWhichAdaptersAreLoadedAndWaitedFor) {
   EXPECT_EQ(loaded[0].labels.at("pinned"), "false");
   EXPECT_GT(std::stoi(loaded[0].labels.at("rank")), 0);
   EXPECT_EQ(loaded[0].value, 1);
+}
+
+// A picker sends no key.
+TEST_F(MetricsTest, ThePickerSeesThemWhereThereAreKeysAndTheMetricsAreOpen) {
+  const testing::TempDir dir;
+  const std::string key = MakeKey("user");
+  config_.keys = dir.Write("keys", absl::StrCat("- {id: user, sha256: ", HashKey(key),
+                                                ", roles: [generate]}\n")).string();
+  config_.adapters = {{"one", absl::StrCat(kGoldenAdapters, "/lora")}};
+  Start();
+  EXPECT_NE(HttpGet("/metrics", 401), "");
+  service_.reset();
+  config_.open_metrics = true;
+  Start();
+  EXPECT_THAT(Pick().running_adapters, ElementsAre("one"));
+  for (const char* path : {"/v1/adapters", "/v1/models"}) EXPECT_NE(HttpGet(path, 401), "") << path;
 }
 
 TEST_F(MetricsTest, RoutersNamesCanBeLeftOut) {
