@@ -80,6 +80,7 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   context_.request_log->Begin(input.origin, &record_);
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
   LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, caller, input));
+  LK_RETURN_IF_ERROR(ValidateInput(input));
   wanted_ = input.choices;
   best_ = input.best_of > input.choices;
   logprobs_wanted_ = input.sampling.top_logprobs >= 0;

@@ -204,6 +204,15 @@ absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const Ident
   return model;
 }
 
+absl::Status ValidateInput(const GenerationInput& input) {
+  LK_RETURN_IF_ERROR(ValidateChoices(input));
+  LK_RETURN_IF_ERROR(ValidateStops(input));
+  if (input.max_tokens && *input.max_tokens < 1) {
+    return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ModelText& text,
                                      GenerationInput& input) {
   Request request;
@@ -212,12 +221,7 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ModelT
   LK_RETURN_IF_ERROR(AddBadWords(text, input.bad_words, &request.sampling));
   LK_RETURN_IF_ERROR(ValidateSampling(request.sampling));
   LK_RETURN_IF_ERROR(ValidateBias(request.sampling, text.vocab_size));
-  LK_RETURN_IF_ERROR(ValidateChoices(input));
-  LK_RETURN_IF_ERROR(ValidateStops(input));
   LK_RETURN_IF_ERROR(ValidateTokenIds(input.stop_token_ids, "stop.token_ids", text.vocab_size));
-  if (input.max_tokens && *input.max_tokens < 1) {
-    return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
-  }
   LK_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(context, text, input));
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   const int64_t room = context.max_context_tokens - prompt_tokens;

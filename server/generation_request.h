@@ -38,8 +38,12 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
 absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
                               int32_t vocab_size);
 
-// Without an adapter and a tenant. INVALID_ARGUMENT names the field, the value and the bound. Moves
-// the prompt out of `input`.
+// What is wrong in any vocabulary, so that nothing is fetched for it. INVALID_ARGUMENT names the
+// field, the value and the bound.
+absl::Status ValidateInput(const GenerationInput& input);
+
+// Of a valid input, without an adapter and a tenant. INVALID_ARGUMENT names the field, the value and
+// the bound. Moves the prompt out of `input`.
 absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ModelText& text,
                                      GenerationInput& input);
 
