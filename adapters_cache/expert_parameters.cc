@@ -108,7 +108,7 @@ class ExpertsPacker {
 
   static absl::StatusOr<Matrix2> Read(const std::string& path, const RawTensor& tensor,
                                       const std::vector<int64_t>& shape) {
-    if (tensor.view.shape != shape || IsInteger(tensor.view.dtype)) {
+    if (tensor.view.shape != shape || IsCode(tensor.view.dtype)) {
       return absl::InvalidArgumentError(
           absl::StrCat(tensor.name, " is ", Info(tensor.view.dtype).name, " ",
                        ShapeString(tensor.view.shape), "; ", path, " of the base model needs ",

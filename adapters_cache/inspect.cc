@@ -131,7 +131,7 @@ class Inspector {
   void CheckShape(const std::optional<RawTensor>& tensor, const std::vector<int64_t>& expected,
                   const std::string& path) {
     if (!tensor.has_value()) return;
-    if (IsInteger(tensor->view.dtype)) {
+    if (IsCode(tensor->view.dtype)) {
       report_->refusals.push_back(
           absl::StrCat(tensor->name, " is ", Info(tensor->view.dtype).name, ", not of floats"));
     }

@@ -96,7 +96,7 @@ class PartsPacker {
 }  // namespace
 
 absl::StatusOr<Matrix2> ReadTensor(const RawTensor& tensor, std::vector<int64_t> shape) {
-  if (tensor.view.shape != shape || IsInteger(tensor.view.dtype)) {
+  if (tensor.view.shape != shape || IsCode(tensor.view.dtype)) {
     return absl::InvalidArgumentError(
         absl::StrCat(tensor.name, " is ", Info(tensor.view.dtype).name, " ",
                      ShapeString(tensor.view.shape), "; the base model needs ", ShapeString(shape)));

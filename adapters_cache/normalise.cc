@@ -178,7 +178,7 @@ class Normaliser {
                                      "] of the base model needs ", ShapeString(expected)));
       return;
     }
-    if (IsInteger(tensor->view.dtype)) {
+    if (IsCode(tensor->view.dtype)) {
       problems_.Invalid(
           absl::StrCat(tensor->name, " is ", Info(tensor->view.dtype).name, ", not of floats"));
       return;

@@ -160,7 +160,7 @@ class BottleneckPacker {
     const auto it = raw_.shared.find(name);
     if (it == raw_.shared.end()) return absl::InvalidArgumentError("the file has no " + name);
     const TensorView& view = it->second.view;
-    if (view.shape != shape || IsInteger(view.dtype)) {
+    if (view.shape != shape || IsCode(view.dtype)) {
       return absl::InvalidArgumentError(absl::StrCat(it->second.name, " is ", Info(view.dtype).name,
                                                      " ", ShapeString(view.shape), "; needed are ",
                                                      ShapeString(shape)));

@@ -66,7 +66,7 @@ absl::StatusOr<std::vector<float>> ModuleTensors::Get(std::string_view name,
                                                    "] of the base model needs ",
                                                    ExpectedShape(shape)));
   }
-  if (IsInteger(view.dtype)) {
+  if (IsCode(view.dtype)) {
     return absl::InvalidArgumentError(
         absl::StrCat(tensor->name, " is ", Info(view.dtype).name, ", not of floats"));
   }

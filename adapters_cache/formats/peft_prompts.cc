@@ -51,7 +51,7 @@ absl::StatusOr<std::vector<float>> Values(const RawAdapter& raw, std::string_vie
     return absl::InvalidArgumentError("the file has no tensor " + std::string(name));
   }
   const RawTensor& tensor = it->second;
-  if (tensor.view.shape != shape || IsInteger(tensor.view.dtype)) {
+  if (tensor.view.shape != shape || IsCode(tensor.view.dtype)) {
     return absl::InvalidArgumentError(absl::StrCat(tensor.name, " is ",
                                                    ShapeString(tensor.view.shape),
                                                    "; the base model needs ", ShapeString(shape)));

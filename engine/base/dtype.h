@@ -2,7 +2,8 @@
 //
 // A quantised type stores rows in blocks of `block_elements` values in `block_bytes` bytes, laid
 // along the row (the input dimension of a linear); the block formats are ggml's, as in the GGUF
-// specification, and NF4's, of QLoRA (Dettmers et al. 2023). Plain types have one-element blocks.
+// specification, NF4's, of QLoRA (Dettmers et al. 2023), and a scale before codes of e4m3 (Micikevicius
+// et al. 2022, "FP8 Formats for Deep Learning"). Plain types have one-element blocks.
 #pragma once
 
 #include <bit>
@@ -11,7 +12,8 @@
 namespace lorikeet {
 
 enum class DType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ5_K, kQ6_K,
-                             kNF4, kU8, kI16, kI32, kI64 };  // integers: indices of adapters alone
+                             kNF4, kScaledF8E4M3,
+                             kU8, kI16, kI32, kI64, kF8E4M3 };  // see IsCode
 
 struct DTypeInfo {
   const char* name;
@@ -31,6 +33,8 @@ constexpr DTypeInfo Info(DType dtype) {
     case DType::kQ5_K: return {"Q5_K", 256, 176};
     case DType::kQ6_K: return {"Q6_K", 256, 210};
     case DType::kNF4:  return {"NF4", 64, 36};
+    case DType::kF8E4M3: return {"F8_E4M3", 1, 1};
+    case DType::kScaledF8E4M3: return {"scaled F8_E4M3", 64, 68};
     case DType::kU8:   return {"U8", 1, 1};
     case DType::kI16:  return {"I16", 1, 2};
     case DType::kI32:  return {"I32", 1, 4};
@@ -39,7 +43,8 @@ constexpr DTypeInfo Info(DType dtype) {
   return {"?", 1, 0};
 }
 
-constexpr bool IsInteger(DType dtype) { return dtype >= DType::kU8; }
+// What is no weight by itself: indices of adapters, e4m3 before it has its scale.
+constexpr bool IsCode(DType dtype) { return dtype >= DType::kU8; }
 constexpr bool IsQuantized(DType dtype) { return Info(dtype).block_elements > 1; }
 
 // Bytes of `elements` values. REQUIRES: elements is a multiple of the block.
@@ -54,6 +59,18 @@ inline uint16_t FloatToBF16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// e4m3: no infinity, the largest value is 448, the pattern past it NaN.
+inline float F8E4M3ToFloat(uint8_t bits) {
+  const uint32_t sign = uint32_t{bits & 0x80u} << 24;
+  const uint32_t magnitude = bits & 0x7fu;
+  if (magnitude == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (magnitude < 8) {  // zero or subnormal: mantissa * 2^-9
+    const float value = static_cast<float>(magnitude) * 0x1p-9f;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+  }
+  return std::bit_cast<float>(sign | ((magnitude << 20) + (120u << 23)));
 }
 
 // IEEE half <-> float without instruction-set requirements; from float rounds to nearest even.

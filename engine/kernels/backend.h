@@ -33,7 +33,9 @@ namespace lorikeet {
 enum class Precision : uint8_t { kExact, kFast };
 
 // kFp8: the layers' linears lie on the GPU as codes of 8 bits (e4m3) with a scale a row, made when
-// they are loaded; products widen them. Half the memory, and half the bytes of a decode step.
+// they are loaded; products widen them. Half the memory, and half the bytes of a decode step. kNone
+// keeps the codes of files that have them so, where kFp8 would be possible, and rounds them to 16 bits
+// elsewhere.
 enum class Quantization : uint8_t { kNone, kFp8 };
 
 struct BackendOptions {

@@ -188,9 +188,10 @@ class HfConfigReader {
     return absl::OkStatus();
   }
 
-  // bitsandbytes' NF4 alone; its tensors say how they are stored.
+  // bitsandbytes' NF4, and who writes FP8: the tensors say how they are stored, and those of other
+  // schemes find no place in the model.
   absl::Status CheckQuantization() const {
-    constexpr const char* kSupported = "; bitsandbytes' nf4, F32, F16 and BF16 are";
+    constexpr const char* kSupported = "; bitsandbytes' nf4, fp8, F32, F16 and BF16 are";
     if (const json* value = Get(json_, "compression_config")) {
       return Invalid("compression_config = ", Text(*value), " is not supported", kSupported);
     }
@@ -200,6 +201,12 @@ class HfConfigReader {
       const auto it = quantization->find(key);
       return it != quantization->end() && *it == expected;
     };
+    for (const char* method : {"compressed-tensors", "fp8", "fbgemm_fp8", "modelopt"}) {
+      if (!is("quant_method", method)) continue;
+      const json* transforms = Get(*quantization, "transform_config");
+      if (transforms == nullptr || transforms->empty()) return absl::OkStatus();
+      return Invalid("transform_config = ", Text(*transforms), " is not supported");
+    }
     if (!is("quant_method", "bitsandbytes")) {
       return Invalid("quantization_config = ", Text(*quantization), " is not supported", kSupported);
     }

@@ -15,6 +15,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/model/config_gguf.h"
 #include "engine/model/config_hf.h"
+#include "engine/model/fp8.h"
 #include "engine/model/nf4.h"
 #include "engine/tensor/json.h"
 #include "engine/tensor/safetensors.h"
@@ -128,9 +129,10 @@ class TensorFinder {
     } else if (tensor->shape != shape) {
       misfits_.push_back(
           absl::StrCat(name, " is ", ShapeString(tensor->shape), ", not ", ShapeString(shape)));
-    } else if (IsInteger(tensor->dtype)) {
+    } else if (IsCode(tensor->dtype)) {
       misfits_.push_back(absl::StrCat(name, " is ", Info(tensor->dtype).name,
-                                      "; F32, F16, BF16 and bitsandbytes' NF4 are supported"));
+                                      "; F32, F16, BF16, F8_E4M3 with scales and bitsandbytes' NF4 are "
+                                      "supported"));
     } else if (shape.size() == 1 && IsQuantized(tensor->dtype)) {
       misfits_.push_back(absl::StrCat(name, " is ", Info(tensor->dtype).name,
                                       ", which is not supported for a vector"));
@@ -178,6 +180,7 @@ class FileSource final : public ModelSource {
     LK_ASSIGN_OR_RETURN(config_, ParseHfConfig(config, *generation, config_path.string()));
     LK_ASSIGN_OR_RETURN(tensors_, ReadSafetensorsModel(path));
     LK_RETURN_IF_ERROR(RepackNf4(&tensors_, &buffers_));
+    LK_RETURN_IF_ERROR(RepackFp8(&tensors_, &buffers_));
     // "models/llama/" has its name before the last slash, "." in the path it stands for.
     const std::filesystem::path full = std::filesystem::absolute(path / "").lexically_normal();
     config_.name = full.parent_path().filename().string();

@@ -122,6 +122,14 @@ void BlockNF4(const std::byte* block, float* dst) {
   }
 }
 
+void BlockScaledF8E4M3(const std::byte* block, float* dst) {
+  float scale;
+  std::memcpy(&scale, block, sizeof(scale));
+  for (int i = 0; i < 64; ++i) {
+    dst[i] = F8E4M3ToFloat(std::to_integer<uint8_t>(block[sizeof(scale) + i])) * scale;
+  }
+}
+
 template <typename Decode>
 void ForEachBlock(DType dtype, const std::byte* src, int64_t elements, float* dst, Decode decode) {
   const DTypeInfo info = Info(dtype);
@@ -158,6 +166,11 @@ void Dequantize(DType dtype, const std::byte* src, int64_t elements, float* dst)
       return ForEachBlock(dtype, src, elements, dst, BlockQ6_K);
     case DType::kNF4:
       return ForEachBlock(dtype, src, elements, dst, BlockNF4);
+    case DType::kF8E4M3:
+      for (int64_t i = 0; i < elements; ++i) dst[i] = F8E4M3ToFloat(std::to_integer<uint8_t>(src[i]));
+      return;
+    case DType::kScaledF8E4M3:
+      return ForEachBlock(dtype, src, elements, dst, BlockScaledF8E4M3);
     case DType::kU8:
     case DType::kI16:
     case DType::kI32:

@@ -1,5 +1,5 @@
 // The meaning of each DType: stored values to float. Portable reference code, exact as the GGUF
-// block formats and bitsandbytes' NF4 define it; the CPU backend's fast kernels are checked against it.
+// block formats, bitsandbytes' NF4 and FP8 checkpoints define it; the CPU backend's fast kernels are checked against it.
 #pragma once
 
 #include <cstddef>

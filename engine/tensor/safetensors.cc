@@ -26,6 +26,7 @@ std::optional<DType> ParseDType(std::string_view name) {
   if (name == "F32") return DType::kF32;
   if (name == "F16") return DType::kF16;
   if (name == "BF16") return DType::kBF16;
+  if (name == "F8_E4M3") return DType::kF8E4M3;
   if (name == "U8") return DType::kU8;
   if (name == "I16") return DType::kI16;
   if (name == "I32") return DType::kI32;
@@ -113,7 +114,7 @@ class HeaderReader {
     if (!dtype) {
       return absl::InvalidArgumentError(absl::StrCat(name_, ": tensor '", name, "' has dtype ",
                                                      dtype_name,
-                                                     "; F32, F16, BF16, U8, I16, I32 and I64 are supported"));
+                                                     "; F32, F16, BF16, F8_E4M3, U8, I16, I32 and I64 are supported"));
     }
     TensorView view;
     view.dtype = *dtype;

@@ -81,7 +81,7 @@ absl::StatusOr<std::vector<int64_t>> ReadIndices(std::string_view name, const Te
 }
 
 absl::Status CheckFinite(std::string_view name, const TensorView& tensor) {
-  if (IsInteger(tensor.dtype)) return absl::OkStatus();
+  if (IsCode(tensor.dtype)) return absl::OkStatus();
   constexpr int64_t kChunk = 4096;  // a multiple of every block
   float values[kChunk];
   const int64_t elements = tensor.elements();

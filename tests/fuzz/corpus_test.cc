@@ -28,7 +28,7 @@ struct Target {
 
 constexpr Target kTargets[] = {
     {"safetensors", FuzzSafetensors, 80}, {"gguf", FuzzGguf, 10},
-    {"hf_config", FuzzHfConfig, 30},      {"nf4", FuzzNf4, 2},
+    {"hf_config", FuzzHfConfig, 30},      {"checkpoint", FuzzCheckpoint, 5},
     {"adapter", FuzzAdapterFiles, 80},    {"text", FuzzText, 80},
     {"request_body", FuzzRequestBody, 0}, {"query", FuzzQuery, 0},
     {"keys", FuzzKeys, 0},                {"tool_calls", FuzzToolCalls, 0},

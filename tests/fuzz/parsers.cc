@@ -7,6 +7,7 @@
 #include "engine/base/check.h"
 #include "engine/model/config_gguf.h"
 #include "engine/model/config_hf.h"
+#include "engine/model/fp8.h"
 #include "engine/model/nf4.h"
 #include "engine/tensor/dequantize.h"
 #include "engine/tensor/gguf.h"
@@ -72,17 +73,18 @@ void FuzzHfConfig(std::span<const std::byte> bytes) {
   CheckParsed(ParseHfConfig(*json, *json, "fuzz"));
 }
 
-void FuzzNf4(std::span<const std::byte> bytes) {
+void FuzzCheckpoint(std::span<const std::byte> bytes) {
   auto tensors = ParseSafetensors(bytes, "fuzz");
   if (!tensors.ok()) return CheckRefusal(tensors.status());
   TensorFile file({}, *std::move(tensors));
   std::deque<AlignedBuffer> buffers;
-  const absl::Status status = RepackNf4(&file, &buffers);
+  absl::Status status = RepackNf4(&file, &buffers);
+  if (status.ok()) status = RepackFp8(&file, &buffers);
   if (!status.ok()) return CheckRefusal(status);
   for (const auto& [name, view] : file.tensors()) {
     LK_CHECK_MSG(static_cast<int64_t>(view.bytes.size()) == ByteSize(view.dtype, view.elements()),
                  name);
-    if (view.dtype != DType::kNF4) continue;
+    if (!IsQuantized(view.dtype)) continue;
     std::vector<float> values(view.elements());
     Dequantize(view.dtype, view.bytes.data(), view.elements(), values.data());
   }

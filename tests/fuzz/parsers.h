@@ -11,6 +11,6 @@ namespace lorikeet::testing {
 void FuzzSafetensors(std::span<const std::byte> bytes);
 void FuzzGguf(std::span<const std::byte> bytes);      // the container, then its configuration
 void FuzzHfConfig(std::span<const std::byte> bytes);  // config.json
-void FuzzNf4(std::span<const std::byte> bytes);       // safetensors with bitsandbytes' weights
+void FuzzCheckpoint(std::span<const std::byte> bytes);       // safetensors with NF4 or FP8
 
 }  // namespace lorikeet::testing

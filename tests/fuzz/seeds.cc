@@ -47,8 +47,9 @@ class Collector {
   }
 
   void Safetensors(const fs::path& path) {
-    const bool nf4 = path.string().find("nf4") != std::string::npos;
-    Add(nf4 ? "nf4" : "safetensors", path, ReadFile(path));
+    const std::string name = path.string();
+    const bool packed = name.find("nf4/") != name.npos || name.find("fp8/") != name.npos;
+    Add(packed ? "checkpoint" : "safetensors", path, ReadFile(path));
   }
 
   void Gguf(const fs::path& path) {

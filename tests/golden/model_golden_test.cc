@@ -116,6 +116,7 @@ class ModelGolden : public ::testing::Test {
     cases_ = new std::vector<Case>();
     LoadCases("cases.json", cases_);
     LoadCases("gguf_cases.json", cases_);  // weights dequantised by gguf-py
+    LoadCases("fp8_cases.json", cases_);   // and by compressed-tensors and Transformers
     models_ = new std::map<std::string, std::unique_ptr<GoldenModel>>();
     for (const Case& c : *cases_) {
       auto& model = (*models_)[c.model];

@@ -26,10 +26,11 @@ struct LinearCase {
 
 // `longest`: rows of a segment at most.
 // `widest`: of inputs and outputs, in eights.
-LinearCase RandomLinear(int32_t rows, int32_t longest, int32_t widest, DType factors,
+// `unit`: which inputs are a multiple of.
+LinearCase RandomLinear(int32_t rows, int32_t longest, int32_t widest, int32_t unit, DType factors,
                         std::mt19937& rng) {
   LinearCase c;
-  c.in = 8 * (1 + rng() % widest);
+  c.in = unit * (1 + rng() % (8 * widest / unit));
   c.rows = rows;
   c.max_rank = 1 + rng() % 90;
   c.outs.resize(1 + rng() % 3);
@@ -51,7 +52,9 @@ LinearCase RandomLinear(int32_t rows, int32_t longest, int32_t widest, DType fac
 
 // What e4m3 codes with a scale a row make of rows of `width` values: the largest magnitude is 448
 // scales, each value the nearest code's, of two the even one's.
-void RoundToFp8(int32_t width, std::vector<float>* values) {
+// Returns them as a file has them, blocks of kScaledF8E4M3, where they divide the width.
+std::vector<std::byte> RoundToFp8(int32_t width, std::vector<float>* values) {
+  std::vector<std::byte> file;
   std::vector<float> codes;  // magnitudes: three bits of mantissa, exponents from -6 on
   for (int32_t code = 0; code < 127; ++code) {
     const int32_t exponent = code / 8, mantissa = code % 8;
@@ -62,7 +65,8 @@ void RoundToFp8(int32_t width, std::vector<float>* values) {
     float largest = 0;
     for (const float v : of_row) largest = std::max(largest, std::abs(v));
     const float scale = largest > 0 ? largest / codes.back() : 1;
-    for (float& v : of_row) {
+    for (size_t i = 0; i < of_row.size(); ++i) {
+      float& v = of_row[i];
       const float wanted = std::abs(v) / scale;
       size_t at = std::lower_bound(codes.begin(), codes.end(), wanted) - codes.begin();
       at = std::min(at, codes.size() - 1);
@@ -70,9 +74,16 @@ void RoundToFp8(int32_t width, std::vector<float>* values) {
         const float below = wanted - codes[at - 1], above = codes[at] - wanted;
         if (below < above || (below == above && at % 2 == 1)) --at;
       }
+      const bool negative = std::signbit(v);
       v = std::copysign(codes[at] * scale, v);
+      if (i % 64 == 0) {
+        const auto bytes = std::as_bytes(std::span(&scale, 1));
+        file.insert(file.end(), bytes.begin(), bytes.end());
+      }
+      file.push_back(static_cast<std::byte>(at + (negative ? 128 : 0)));
     }
   }
+  return file;
 }
 
 // What AddRmsNorm adds to zeros for `delta`.
@@ -86,9 +97,17 @@ std::vector<float> AddedByNorm(Backend* backend, Matrix delta) {
   return x.Read();
 }
 
+enum class Weights : uint8_t {
+  kPlain,
+  kEncoded,     // to codes, when they are loaded
+  kCodesOfFile
+};
+
 // `split`: what the product leaves to its reader is added by AddRmsNorm.
-void CheckLinears(const TypeCase& type, Quantization quantization, bool split) {
-  const std::unique_ptr<Backend> backend = CudaBackendFor(type, /*record=*/true, quantization);
+void CheckLinears(const TypeCase& type, Weights weights, bool split) {
+  const std::unique_ptr<Backend> backend =
+      CudaBackendFor(type, /*record=*/true,
+                     weights == Weights::kEncoded ? Quantization::kFp8 : Quantization::kNone);
   for (uint32_t seed = 0; seed < 30; ++seed) {
     std::mt19937 rng(seed);
     // Decoding, prompts of middling size, and more rows than the kernels of short segments take.
@@ -96,7 +115,8 @@ void CheckLinears(const TypeCase& type, Quantization quantization, bool split) {
     const int32_t count =
         kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
     const LinearCase c = RandomLinear(count, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
-                                      kind == 2 ? 150 : 300, type.dtype, rng);
+                                      kind == 2 ? 150 : 300,
+                                      weights == Weights::kCodesOfFile ? 64 : 8, type.dtype, rng);
     for (const auto& random : c.adapters) {  // an output scale takes the result as a whole
       for (ModuleDelta& delta : random->adapter.modules) {
         if (split) delta.out_scale = nullptr;
@@ -110,10 +130,13 @@ void CheckLinears(const TypeCase& type, Quantization quantization, bool split) {
       w.push_back(RandomFloats(int64_t{c.outs[m]} * c.in, rng));
       RoundTo(type.dtype, &w[m]);
       stored.push_back(Encode(type.dtype, w[m]));
-      if (quantization == Quantization::kFp8) RoundToFp8(c.in, &w[m]);
+      if (weights == Weights::kPlain) continue;
+      std::vector<std::byte> file = RoundToFp8(c.in, &w[m]);
+      if (weights == Weights::kCodesOfFile) stored[m] = std::move(file);
     }
     for (size_t m = 0; m < c.outs.size(); ++m) {
-      views[2 * m] = {type.dtype, {c.outs[m], c.in}, stored[m]};
+      const DType dtype = weights == Weights::kCodesOfFile ? DType::kScaledF8E4M3 : type.dtype;
+      views[2 * m] = {dtype, {c.outs[m], c.in}, stored[m]};
       if (rng() % 2) bias[m] = RandomFloats(c.outs[m], rng);
       views[2 * m + 1] = {DType::kF32, {c.outs[m]}, std::as_bytes(std::span(bias[m]))};
       sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
@@ -170,17 +193,21 @@ void CheckLinears(const TypeCase& type, Quantization quantization, bool split) {
 }
 
 TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
-  for (const TypeCase& type : kTypes) CheckLinears(type, Quantization::kNone, false);
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, false);
 }
 
 TEST(CudaLinear, WhatIsLeftToTheReaderIsAdded) {
-  for (const TypeCase& type : kTypes) CheckLinears(type, Quantization::kNone, true);
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, true);
 }
 
 TEST(CudaLinear, CodedWeightsMatchTheValuesOfTheirCodes) {
   for (const TypeCase& type : kTypes) {
-    if (type.dtype != DType::kF32) CheckLinears(type, Quantization::kFp8, false);
+    if (type.dtype != DType::kF32) CheckLinears(type, Weights::kEncoded, false);
   }
+}
+
+TEST(CudaLinear, CodesOfFilesAreKept) {
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kCodesOfFile, false);
 }
 
 // Sequences of a random history: some decode, some bring several tokens.

@@ -51,7 +51,8 @@ const CpuLinearWeight& Cpu(const LinearWeight* weight) {
   return *static_cast<const CpuLinearWeight*>(weight);
 }
 
-// Codes of a table have no integer products: they become bfloat16, in which bitsandbytes computes too.
+// Codes that are no integers have no integer products: they become bfloat16, in which bitsandbytes
+// computes too.
 AlignedBuffer RoundToBF16(const TensorView& weight) {
   AlignedBuffer rounded(ByteSize(DType::kBF16, weight.elements()));
   std::vector<float> row(weight.row_elements());
@@ -65,7 +66,7 @@ AlignedBuffer RoundToBF16(const TensorView& weight) {
 
 // Into the form of the fastest product there is for its type.
 void Pack(const TensorView& weight, CpuBackend::Features features, CpuLinearWeight::Part* part) {
-  if (weight.dtype == DType::kNF4) {
+  if (weight.dtype == DType::kNF4 || weight.dtype == DType::kScaledF8E4M3) {
     const AlignedBuffer rounded = RoundToBF16(weight);
     Pack({DType::kBF16, weight.shape, {rounded.data(), rounded.size()}}, features, part);
   } else if (IsQuantized(weight.dtype)) {

@@ -32,6 +32,13 @@ __host__ __device__ constexpr int32_t Blocks(int32_t rows) {
 
 // ---- encoding
 
+__device__ void StoreCode(const CodedPart& part, int32_t strips, int32_t row, int32_t column,
+                          std::byte code) {
+  std::byte* const block = part.codes + int64_t{row / kBlockRows} * strips * kStripBytes;
+  block[int64_t{column / kStripWidth} * kStripBytes + row % kBlockRows * kStripWidth +
+        PlaceOf(column % kStripWidth)] = code;
+}
+
 // A block a row.
 template <typename T>
 __global__ void EncodeRow(const T* rows, int32_t first, CodedPart part, int32_t width,
@@ -52,12 +59,22 @@ __global__ void EncodeRow(const T* rows, int32_t first, CodedPart part, int32_t 
   const float scale = largest > 0 ? largest / kLargestCode : 1;
   const int32_t row = first + static_cast<int32_t>(blockIdx.x);
   if (threadIdx.x == 0) part.scales[row] = scale;
-  std::byte* const block = part.codes + int64_t{row / kBlockRows} * strips * kStripBytes;
   for (int32_t c = threadIdx.x; c < width; c += blockDim.x) {
     const __nv_fp8_storage_t code =
         __nv_cvt_float_to_fp8(ToFloat(from[c]) / scale, __NV_SATFINITE, __NV_E4M3);
-    block[int64_t{c / kStripWidth} * kStripBytes + row % kBlockRows * kStripWidth +
-          PlaceOf(c % kStripWidth)] = std::byte{code};
+    StoreCode(part, strips, row, c, std::byte{code});
+  }
+}
+
+// A block a row, of a file's blocks of a scale and kStripWidth codes each.
+__global__ void StoreCodes(const std::byte* blocks, int32_t first, CodedPart part, int32_t strips) {
+  constexpr int32_t kBytes = sizeof(float) + kStripWidth;
+  const std::byte* const from = blocks + int64_t{blockIdx.x} * strips * kBytes;
+  const int32_t row = first + static_cast<int32_t>(blockIdx.x);
+  if (threadIdx.x == 0) part.scales[row] = *reinterpret_cast<const float*>(from);
+  for (int32_t c = threadIdx.x; c < strips * kStripWidth; c += blockDim.x) {
+    StoreCode(part, strips, row, c,
+              from[c / kStripWidth * kBytes + int32_t{sizeof(float)} + c % kStripWidth]);
   }
 }
 
@@ -310,6 +327,13 @@ cudaError_t LaunchEncode(const void* rows, DType dtype, int32_t first, int32_t c
     else EncodeRow<T><<<count, kThreads, 0, stream>>>(static_cast<const T*>(rows), first, part, width, strips);
     return cudaGetLastError();
   });
+}
+
+cudaError_t LaunchStoreCodes(const std::byte* blocks, int32_t first, int32_t count,
+                             const CodedPart& part, int32_t width, cudaStream_t stream) {
+  constexpr int32_t kThreads = 256;
+  StoreCodes<<<count, kThreads, 0, stream>>>(blocks, first, part, width / kStripWidth);
+  return cudaGetLastError();
 }
 
 cudaError_t LaunchCodedGemm(const CodedWeight& weight, Matrix x, Matrix y, cudaStream_t stream) {

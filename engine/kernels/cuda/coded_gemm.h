@@ -48,6 +48,11 @@ inline constexpr int32_t kCodedWidthUnit = 8;
 cudaError_t LaunchEncode(const void* rows, DType dtype, int32_t first, int32_t count,
                          const CodedPart& part, int32_t width, cudaStream_t stream);
 
+// Codes and scales of a file's rows, [count, width / kStripWidth] blocks of kScaledF8E4M3 on the device:
+// a row's blocks have one scale. REQUIRES: width is a multiple of kStripWidth.
+cudaError_t LaunchStoreCodes(const std::byte* blocks, int32_t first, int32_t count,
+                             const CodedPart& part, int32_t width, cudaStream_t stream);
+
 // y = x Wᵀ with float32 sums, the same for a row whatever the others are. x is of a 16-bit type, y of
 // that or float32; columns of y are the parts' one after the other.
 cudaError_t LaunchCodedGemm(const CodedWeight& weight, Matrix x, Matrix y, cudaStream_t stream);

@@ -82,8 +82,8 @@ class CudaBackend final : public Backend {
 
   std::byte* AllocateRaw(int64_t bytes, const char* what);
   DeviceMemory AllocateWeight(int64_t bytes);
-  // Calls take(first row, rows in the activation type) until all rows are taken.
-  void ForRows(const TensorView& view,
+  // Calls take(first row, rows as `dtype`, 16-bit, float32 or the view's own) until all are taken.
+  void ForRows(const TensorView& view, DType dtype,
                const std::function<void(int64_t, std::span<const std::byte>)>& take);
   void CopyWeight(std::byte* to, std::span<const std::byte> from);
   // Rows of views, one after the other, in the activation type.

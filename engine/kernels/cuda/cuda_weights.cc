@@ -1,5 +1,6 @@
 // Weights on their way to the device.
 #include <algorithm>
+#include <cstring>
 
 #include "engine/api/limits.h"
 #include "engine/base/check.h"
@@ -12,6 +13,20 @@ namespace {
 
 constexpr int64_t kStagedElements = 4 << 20;  // that are copied at a time
 
+// Whether the file has codes as products take them: a scale a row.
+bool HasRowCodes(const TensorView& view) {
+  constexpr DTypeInfo kBlock = Info(DType::kScaledF8E4M3);
+  static_assert(kBlock.block_elements == kStripWidth);
+  if (view.dtype != DType::kScaledF8E4M3 || view.rows() % kCodedWidthUnit != 0) return false;
+  for (int64_t row = 0; row < view.rows(); ++row) {
+    const std::byte* const first = view.row(row);
+    for (int64_t at = kBlock.block_bytes; at < view.row_bytes(); at += kBlock.block_bytes) {
+      if (std::memcmp(first, first + at, sizeof(float)) != 0) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 DeviceMemory CudaBackend::AllocateWeight(int64_t bytes) {
@@ -19,7 +34,7 @@ DeviceMemory CudaBackend::AllocateWeight(int64_t bytes) {
   return DeviceMemory(AllocateRaw(bytes, "a weight"), [](std::byte* p) { cudaFree(p); });
 }
 
-void CudaBackend::ForRows(const TensorView& view,
+void CudaBackend::ForRows(const TensorView& view, DType dtype,
                           const std::function<void(int64_t, std::span<const std::byte>)>& take) {
   const int64_t width = view.row_elements();
   const int64_t rows_at_once = std::max<int64_t>(1, kStagedElements / width);
@@ -27,14 +42,14 @@ void CudaBackend::ForRows(const TensorView& view,
   std::vector<std::byte> narrow;
   for (int64_t row = 0; row < view.rows(); row += rows_at_once) {
     const int64_t rows = std::min(rows_at_once, view.rows() - row), count = rows * width;
-    if (view.dtype == dtype_) {
+    if (view.dtype == dtype) {
       take(row, view.bytes.subspan(row * view.row_bytes(), rows * view.row_bytes()));
       continue;
     }
     wide.resize(count);
-    narrow.resize(ByteSize(dtype_, count));
+    narrow.resize(ByteSize(dtype, count));
     Dequantize(view.dtype, view.row(row), count, wide.data());
-    Narrow(wide.data(), count, dtype_, narrow.data());
+    Narrow(wide.data(), count, dtype, narrow.data());
     take(row, narrow);
   }
 }
@@ -54,7 +69,7 @@ DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
   std::byte* to = memory.get();
   for (const TensorView* view : views) {
     if (memory == nullptr) break;
-    ForRows(*view, [&](int64_t, std::span<const std::byte> rows) {
+    ForRows(*view, dtype_, [&](int64_t, std::span<const std::byte> rows) {
       CopyWeight(to, rows);
       to += rows.size();
     });
@@ -83,12 +98,16 @@ DeviceMemory CudaBackend::LoadCodes(std::span<const TensorView* const> views, Co
     at += coded->CodeBytes(part.rows);
     part.scales = reinterpret_cast<float*>(at);
     at += coded->PaddedRows(part.rows) * int64_t{sizeof(float)};
-    ForRows(*views[p], [&](int64_t first, std::span<const std::byte> rows) {
+    const bool has_codes = HasRowCodes(*views[p]);
+    const DType staged_type = has_codes ? views[p]->dtype : dtype_;
+    ForRows(*views[p], staged_type, [&](int64_t row, std::span<const std::byte> rows) {
       CopyWeight(staged.get(), rows);
-      const int64_t count = static_cast<int64_t>(rows.size()) / ByteSize(dtype_, coded->width);
+      const auto first = static_cast<int32_t>(row);
+      const auto count = static_cast<int32_t>(rows.size() / ByteSize(staged_type, coded->width));
       if (error != cudaSuccess) return;
-      error = LaunchEncode(staged.get(), dtype_, static_cast<int32_t>(first),
-                           static_cast<int32_t>(count), part, coded->width, stream_);
+      error = has_codes
+                  ? LaunchStoreCodes(staged.get(), first, count, part, coded->width, stream_)
+                  : LaunchEncode(staged.get(), dtype_, first, count, part, coded->width, stream_);
     });
   }
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);  // `staged` goes
@@ -106,9 +125,10 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
   std::vector<const TensorView*> views;
   std::vector<float> bias;
   bool biased = false;
-  linear->is_coded = options_.quantization == Quantization::kFp8;
+  const bool encode = options_.quantization == Quantization::kFp8;
+  linear->is_coded = encode || (dtype_ != DType::kF32 && CanMultiplyCoded());
   for (const LinearSource& part : parts) {
-    linear->is_coded &= part.quantize;
+    linear->is_coded = linear->is_coded && part.quantize && (encode || HasRowCodes(*part.weight));
     views.push_back(part.weight);
     linear->out.push_back(static_cast<int32_t>(part.weight->rows()));
     const size_t begin = bias.size();

@@ -3,6 +3,6 @@
 #include "tests/fuzz/parsers.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  lorikeet::testing::FuzzNf4({reinterpret_cast<const std::byte*>(data), size});
+  lorikeet::testing::FuzzCheckpoint({reinterpret_cast<const std::byte*>(data), size});
   return 0;
 }
