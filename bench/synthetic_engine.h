@@ -1,4 +1,4 @@
-// The whole engine on a GPU over a synthetic model, as bench_engine and bench_trace load it: up to
+// The whole engine on a GPU over a synthetic model, as bench_engine, bench_trace and bench_loads load it: up to
 // 256 requests at a time, 768 rows a step, no prefix cache.
 #pragma once
 
@@ -23,8 +23,9 @@ class StepSums final : public StatsSink {
 class SyntheticEngine {
  public:
   // What fails ends the program.
-  // `quantization` as RunnerOptions has it.
-  explicit SyntheticEngine(const ModelConfig& config, const std::string& quantization = "none");
+  // `quantization` and `kv_bytes`, of the pool of pages, as RunnerOptions has them.
+  explicit SyntheticEngine(const ModelConfig& config, const std::string& quantization = "none",
+                           int64_t kv_bytes = 0);
 
   const SyntheticModel& model() const { return *model_; }
   int64_t weight_bytes() const { return runner_->weight_bytes(); }

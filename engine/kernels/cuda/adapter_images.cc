@@ -75,7 +75,7 @@ DeviceImages::~DeviceImages() {
   if (stream_ != nullptr) {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
-    cudaEventDestroy(copied_);
+    for (const cudaEvent_t event : copied_) cudaEventDestroy(event);
   }
   for (std::byte* extent : extents_) {
     cudaHostUnregister(extent);
@@ -95,8 +95,10 @@ absl::Status DeviceImages::Start(std::byte* pages, int64_t page_bytes, int64_t p
   pinned_limit_ = pinned_bytes;
   FirstError errors;
   errors.Note(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
-  errors.Note(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming | cudaEventBlockingSync),
-              "an event");
+  for (cudaEvent_t& event : copied_) {
+    errors.Note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
+                "an event");
+  }
   // Tables come from the device's own pool, which shall keep what it has.
   int device = 0;
   cudaMemPool_t pool = nullptr;
@@ -148,45 +150,67 @@ const DeviceAdapter& DeviceImages::Get(const Adapter& adapter) const {
   return found->second.adapter;
 }
 
+// A copy begins while the one before is under way, so that the bus does not rest between them; what has
+// to be packed first begins when nobody waits for that.
 void DeviceImages::Loop() {
+  std::optional<Copy> under_way;
   while (true) {
-    AdapterLoad load;
+    std::optional<AdapterLoad> next;
     {
       std::unique_lock lock(mutex_);
-      work_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-      if (stop_) return;
-      load = std::move(queue_.front());
-      queue_.pop_front();
+      work_.wait(lock, [&] { return stop_ || under_way || !queue_.empty(); });
+      if (!stop_ && !queue_.empty()) {
+        next = std::move(queue_.front());
+        queue_.pop_front();
+      } else if (stop_ && !under_way) {
+        return;
+      }
     }
-    const absl::StatusOr<Resident> resident = Load(load);
-    {
-      std::lock_guard lock(mutex_);
-      const uint64_t serial = load.adapter.get()->serial;
-      loaded_.push_back({serial, resident.status(), resident.ok() ? resident->bytes : 0});
-      if (resident.ok()) resident_.emplace(serial, *resident);
-      if (wake_) wake_();
-    }
+    std::optional<Copy> begun;
+    if (next && FindPacked(*next->adapter.get()) != packed_.end()) begun = Begin(*std::move(next));
+    if (under_way) End(*std::move(under_way));
+    if (next && !begun) begun = Begin(*std::move(next));
+    under_way = std::move(begun);
     const int64_t free = static_cast<int64_t>(free_chunks_.size()) * page_bytes_;
-    if (free < kExtentBytes / 2) Grow();
+    if (!under_way && free < kExtentBytes / 2) Grow();
   }
 }
 
-absl::StatusOr<DeviceImages::Resident> DeviceImages::Load(const AdapterLoad& load) {
-  LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(*load.adapter.get()));
-  Resident resident;
-  cudaError_t error = CopyPages(*packed, load.pages);
-  if (error == cudaSuccess) error = CopyTables(*packed, load.pages, &resident);
-  if (error == cudaSuccess) error = cudaEventRecord(copied_, stream_);
-  if (error == cudaSuccess) error = cudaEventSynchronize(copied_);
-  if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
-  resident.bytes = packed->plan.bytes;
-  return resident;
+DeviceImages::Copy DeviceImages::Begin(AdapterLoad load) {
+  Copy copy{std::move(load), copied_[0], Resident()};
+  std::swap(copied_[0], copied_[1]);
+  copy.resident = [&]() -> absl::StatusOr<Resident> {
+    LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(*copy.load.adapter.get()));
+    Resident resident{.bytes = packed->plan.bytes};
+    cudaError_t error = CopyPages(*packed, copy.load.pages);
+    if (error == cudaSuccess) error = CopyTables(*packed, copy.load.pages, &resident);
+    if (error == cudaSuccess) error = cudaEventRecord(copy.done, stream_);
+    if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
+    return resident;
+  }();
+  return copy;
+}
+
+void DeviceImages::End(Copy copy) {
+  absl::StatusOr<Resident>& resident = copy.resident;
+  if (resident.ok()) {
+    const cudaError_t error = cudaEventSynchronize(copy.done);
+    if (error != cudaSuccess) resident = ToStatus(error, "the copy of an adapter");
+  }
+  std::lock_guard lock(mutex_);
+  const uint64_t serial = copy.load.adapter.get()->serial;
+  loaded_.push_back({serial, resident.status(), resident.ok() ? resident->bytes : 0});
+  if (resident.ok()) resident_.emplace(serial, *resident);
+  if (wake_) wake_();
+}
+
+std::list<DeviceImages::Packed>::iterator DeviceImages::FindPacked(const Adapter& adapter) {
+  return std::find_if(packed_.begin(), packed_.end(),
+                      [&](const Packed& p) { return p.serial == adapter.serial; });
 }
 
 absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& adapter) {
-  const auto found = std::find_if(packed_.begin(), packed_.end(), [&](const Packed& p) {
-    return p.serial == adapter.serial;
-  });
+  const auto found = FindPacked(adapter);
   if (found != packed_.end()) {
     packed_.splice(packed_.begin(), packed_, found);
     return &packed_.front();

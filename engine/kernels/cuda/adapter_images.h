@@ -16,6 +16,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -68,8 +69,17 @@ class DeviceImages final : public AdapterImages {
     int64_t bytes = 0;  // ImagePlan's
   };
 
+  // On its way to the device.
+  struct Copy {
+    AdapterLoad load;
+    cudaEvent_t done = nullptr;
+    absl::StatusOr<Resident> resident;
+  };
+
   void Loop();
-  absl::StatusOr<Resident> Load(const AdapterLoad& load);
+  Copy Begin(AdapterLoad load);
+  void End(Copy copy);  // waits for it
+  std::list<Packed>::iterator FindPacked(const Adapter& adapter);
   absl::StatusOr<const Packed*> Pack(const Adapter& adapter);
   absl::Status TakeChunks(int64_t count, std::vector<std::byte*>* chunks);
   cudaError_t Grow();
@@ -85,7 +95,7 @@ class DeviceImages final : public AdapterImages {
   cudaStream_t stream_ = nullptr;
 
   // The thread's own.
-  cudaEvent_t copied_ = nullptr;
+  cudaEvent_t copied_[2] = {};          // the next copy's and the one's after it
   std::list<Packed> packed_;            // copied last first
   std::vector<std::byte*> extents_;     // [kExtentBytes] each, pinned
   std::vector<std::byte*> free_chunks_;
