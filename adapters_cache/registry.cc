@@ -242,6 +242,9 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::SetAlias(const std::string& alias,
                                                       const std::string& tenant) {
   return core_->SetAlias(alias, targets, tenant);
 }
+void AdapterRegistry::TellIfUnused(const std::string& directory) {
+  core_->TellIfUnused(directory);
+}
 void AdapterRegistry::SetDevice(DeviceTier* device) { core_->SetDevice(device); }
 std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) const {
   return core_->List(filter);
@@ -249,7 +252,6 @@ std::vector<AdapterInfo> AdapterRegistry::List(const AdapterFilter& filter) cons
 absl::StatusOr<AdapterInfo> AdapterRegistry::Get(std::string_view name) const {
   return core_->Get(name);
 }
-bool AdapterRegistry::Uses(std::string_view path) const { return core_->Uses(path); }
 absl::StatusOr<std::string> AdapterRegistry::Find(std::string_view name) const {
   return core_->Find(name);
 }

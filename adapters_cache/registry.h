@@ -142,6 +142,11 @@ class AdapterRegistry final : public AdapterStore {
         int32_t vocab)>
         read_text;
     AdapterSources* sources = nullptr;  // of URLs; outlives the registry
+    // The directories directly below `owned` (a real path) are there for this registry alone:
+    // `on_unused` is called with one once no name, version or load uses it and the state file says so.
+    // No load begins to read it before that returns. On the registry's own thread, without its lock.
+    std::filesystem::path owned;
+    std::function<void(const std::filesystem::path& directory)> on_unused;
     // Directories below the roots and URLs: an unknown name is looked for below each in turn when a
     // request first asks for it.
     std::vector<std::string> on_demand;
@@ -218,14 +223,15 @@ class AdapterRegistry final : public AdapterStore {
                                        const std::vector<AdapterTarget>& targets,
                                        const std::string& tenant = {});
 
+  // Has Options::on_unused called if nothing uses the directory.
+  void TellIfUnused(const std::string& directory);
+
   // Where adapters have images besides; nullptr, as at first: nowhere. What is set must outlive the
   // registry or be taken away again.
   void SetDevice(DeviceTier* device);
 
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;  // by name
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;      // NOT_FOUND names it
-  // Whether a name is reloaded from there, or a version that a name leads to is read from there.
-  bool Uses(std::string_view path) const;
   RegistryStats stats() const;
 
   // Every change from now on. `wake` is called when there is something to read, on the thread that

@@ -10,6 +10,8 @@
 
 namespace lorikeet {
 
+namespace fs = std::filesystem;
+
 int64_t UnixMicros() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
              std::chrono::system_clock::now().time_since_epoch())
@@ -117,6 +119,8 @@ void AdapterRegistry::Core::Stop() {
   }
   for (LeaseDone& done : waiting) done(RegistryShuttingDown());
   for (UnloadDone& done : unloads) done(RegistryShuttingDown());
+  std::unique_lock lock(mutex_);
+  ClearLeft(lock);
 }
 
 // ---- leases
@@ -196,6 +200,7 @@ void AdapterRegistry::Core::RetireIfUnused(const VersionPtr& version) {
   kept->retired = true;
   SetCold(kept.get());
   versions_.erase(kept->record.id);
+  Left(kept->record.path);
   if (kept->adapter != nullptr) {
     CountHost(*kept, -1);
     --stats_.in_host;
@@ -235,13 +240,14 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
   for (const Target& target : entry.targets) {
     if (entry.pinned) AddPins(target.version, 1);
   }
-  entry.location = std::move(location);
+  const std::string location_before = std::exchange(entry.location, std::move(location));
   entry.origin = origin;
   entry.kept = kept;
   entry.loaded_at_unix_us = UnixMicros();
   Changed(name);
   Emit(AdapterEvent::Kind::kRegistered, name, entry.targets.front().version->record.id);
   DropTargets(before, entry.pinned, nullptr);
+  Left(location_before);
 }
 
 void AdapterRegistry::Core::DropTargets(const std::vector<Target>& targets, bool pinned,
@@ -285,6 +291,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
       drains_.push_back(drain);
       Emit(AdapterEvent::Kind::kUnloaded, drain->name, drain->result.version);
       DropTargets(entry.targets, entry.pinned, drain);
+      Left(entry.location);
     }
   }
   if (!refused.ok()) return done(refused);
@@ -454,14 +461,26 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Get(std::string_view name) co
   return Describe(std::string(name), *entry);
 }
 
-bool AdapterRegistry::Core::Uses(std::string_view path) const {
+// Versions that requests hold or wait for are among them.
+bool AdapterRegistry::Core::Uses(const std::string& directory) const {
+  return loading_.contains(directory) ||
+         std::ranges::any_of(
+             names_, [&](const auto& name) { return name.second.location == directory; }) ||
+         std::ranges::any_of(versions_, [&](const auto& version) {
+           return version.second->record.path == directory;
+         });
+}
+
+void AdapterRegistry::Core::Left(const std::string& directory) {
+  if (!options_.on_unused || fs::path(directory).parent_path() != options_.owned) return;
+  left_.insert(directory);
+  left_more_ = true;
+  reaper_wakes_.notify_one();
+}
+
+void AdapterRegistry::Core::TellIfUnused(const std::string& directory) {
   std::lock_guard lock(mutex_);
-  return std::ranges::any_of(names_, [&](const auto& name) {
-    return name.second.location == path ||
-           std::ranges::any_of(name.second.targets, [&](const Target& target) {
-             return target.version->record.path == path;
-           });
-  });
+  Left(directory);
 }
 
 absl::StatusOr<std::string> AdapterRegistry::Core::Find(std::string_view name) const {

@@ -41,10 +41,10 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
                                        const std::vector<AdapterTarget>& targets,
                                        const std::string& tenant);
+  void TellIfUnused(const std::string& directory);
   void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
-  bool Uses(std::string_view path) const;
   absl::StatusOr<std::string> Find(std::string_view name) const;
   bool MayAppear(std::string_view name) const;
   RegistryStats stats() const;
@@ -144,7 +144,10 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void RunLoad(Job job);
   void RunRead(const Job& job);
   void EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded, bool has_room = false);
-  absl::StatusOr<AdapterInfo> LoadNow(const Job& job);
+  void BeginUse(const std::string& directory);
+  void EndUse(const std::string& directory);
+  absl::StatusOr<AdapterInfo> LoadNow(const Job& job, const std::filesystem::path& directory,
+                                      Origin origin);
   absl::StatusOr<AdapterFiles> ReadFiles(const std::filesystem::path& directory,
                                          Origin origin) const;
   absl::StatusOr<AdapterFiles> ReadAgain(const Job& job) const;
@@ -164,6 +167,9 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   absl::Status CheckNames(const std::string& tenant) const;
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);
+  // Something uses the directory no more.
+  void Left(const std::string& directory);
+  bool Uses(const std::string& directory) const;
   void QueueRead(const VersionPtr& version);
   bool ReadElsewhere(const VersionPtr& version);
   bool QueueReadAhead();
@@ -195,6 +201,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void FreeRetired(std::unique_lock<std::mutex>& lock);
   void OnFreed(const VersionPtr& version, int64_t device_bytes);
   void EndDrains(std::unique_lock<std::mutex>& lock);
+  void ClearLeft(std::unique_lock<std::mutex>& lock);
   SteadyTime NextEnd() const;
 
   const BaseModel& base_;
@@ -229,6 +236,10 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   mutable SharedBlobs blobs_;   // that they have in common, besides
   int64_t pinned_bytes_ = 0;    // of versions with pins, there or not
   bool read_waits_ = false;     // for room
+  std::multiset<std::string> loading_;  // directories that loads and reads read now
+  std::set<std::string> left_;          // owned directories, for the reaper
+  bool left_more_ = false;              // since it looked
+  std::string clearing_;                // that on_unused is called for
   std::vector<VersionPtr> retired_;                       // for the reaper
   std::vector<std::shared_ptr<const Adapter>> graveyard_;  // for the reaper
   std::vector<std::shared_ptr<Drain>> drains_;            // with `done` still to be called

@@ -125,6 +125,7 @@ bool AdapterRegistry::Core::ReadElsewhere(const VersionPtr& version) {
       continue;
     }
     const bool remote = options_.sources != nullptr && AdapterSources::Takes(entry.location);
+    Left(record.path);
     record.MoveTo(remote ? "" : entry.location, remote ? entry.location : "",
                   entry.origin == Origin::kOperator);
     version->reading = false;

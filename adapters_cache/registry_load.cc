@@ -50,6 +50,7 @@ bool AdapterRegistry::Core::TakeJob(Job* job) {
         }
         CountHost(version, 1);
         it->path = record.path;
+        loading_.insert(record.path);
         it->options.origin = record.any_path ? Origin::kOperator : Origin::kClient;
       }
       *job = std::move(*it);
@@ -63,19 +64,38 @@ bool AdapterRegistry::Core::TakeJob(Job* job) {
 }
 
 void AdapterRegistry::Core::RunLoad(Job job) {
-  absl::StatusOr<AdapterInfo> info = LoadNow(job);
+  const Origin origin = job.source.empty() ? job.options.origin : Origin::kOperator;
+  const absl::StatusOr<fs::path> directory = ResolveDirectory(job.path, origin);
+  if (!directory.ok()) return job.done(directory.status());
+  BeginUse(*directory);
+  absl::StatusOr<AdapterInfo> info = LoadNow(job, *directory, origin);
   if (info.ok() && job.options.pin) info = SetPinned(job.name, true);
   if (info.ok()) {
     const absl::Status saved = Save();
     if (!saved.ok()) info = saved;
   }
   job.done(std::move(info));
+  EndUse(*directory);
 }
 
-absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
+// What is read when its last user has just left stays until the load has ended; what is being
+// removed is waited for.
+void AdapterRegistry::Core::BeginUse(const std::string& directory) {
+  std::unique_lock lock(mutex_);
+  jobs_changed_.wait(lock, [&] { return clearing_ != directory; });
+  loading_.insert(directory);
+}
+
+void AdapterRegistry::Core::EndUse(const std::string& directory) {
+  std::lock_guard lock(mutex_);
+  loading_.erase(loading_.find(directory));
+  Left(directory);
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job,
+                                                           const fs::path& directory,
+                                                           Origin origin) {
   const SteadyTime start = std::chrono::steady_clock::now();
-  const Origin origin = job.source.empty() ? job.options.origin : Origin::kOperator;
-  LK_ASSIGN_OR_RETURN(const fs::path directory, ResolveDirectory(job.path, origin));
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(directory, origin));
   if (!job.options.version.empty() && files.version != job.options.version) {
     return absl::DataLossError(absl::StrCat(job.source.empty() ? directory.string() : job.source,
@@ -92,10 +112,12 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job) {
       record.MoveTo(directory.string(), job.source, any_path);
       // Read again from where it surely is.
       if (known->second->adapter == nullptr) {
+        Left(known->second->record.path);
         known->second->record.MoveTo(record.path, record.source, any_path);
       }
       if (!named) return Publish(job, {.record = record});
       Name& entry = names_.find(job.name)->second;
+      Left(entry.location);
       entry.location = record.location();
       entry.origin = job.options.origin;
       Changed(job.name);
@@ -226,6 +248,7 @@ void AdapterRegistry::Core::RunRead(const Job& job) {
     CountRead(loaded->record.bytes, start);
   }
   EndRead(job.version, std::move(loaded), /*has_room=*/true);
+  EndUse(job.path);
 }
 
 void AdapterRegistry::Core::EndRead(const VersionPtr& version, absl::StatusOr<Loaded> loaded,

@@ -19,6 +19,8 @@ void AdapterRegistry::Core::RunReaper() {
       FreeRetired(lock);
     } else if (next_end <= std::chrono::steady_clock::now()) {
       EndDrains(lock);
+    } else if (left_more_) {
+      ClearLeft(lock);
     } else if (next_end == SteadyTime::max()) {
       reaper_wakes_.wait(lock);
     } else {
@@ -77,6 +79,26 @@ void AdapterRegistry::Core::EndDrains(std::unique_lock<std::mutex>& lock) {
   }
   lock.unlock();
   for (size_t i = 0; i < done.size(); ++i) done[i](std::move(results[i]));
+}
+
+// A name's files go when the state file has it no more, so that no crash leaves a name without files:
+// a directory that was left again since it was saved has its turn the next time.
+void AdapterRegistry::Core::ClearLeft(std::unique_lock<std::mutex>& lock) {
+  left_more_ = false;
+  std::set<std::string> left = std::exchange(left_, {});
+  lock.unlock();
+  const absl::Status saved = Save();
+  lock.lock();
+  if (!saved.ok()) return left_.merge(left);  // for the next time
+  for (const std::string& directory : left) {
+    if (left_.contains(directory) || Uses(directory)) continue;
+    clearing_ = directory;
+    lock.unlock();
+    options_.on_unused(directory);
+    lock.lock();
+    clearing_.clear();
+    jobs_changed_.notify_all();
+  }
 }
 
 AdapterRegistry::Core::SteadyTime AdapterRegistry::Core::NextEnd() const {

@@ -78,20 +78,13 @@ void AdapterAdmin::CountLoad(const absl::Status& outcome,
 
 AdapterRegistry::LoadDone AdapterAdmin::FinishLoad(const Client& client, std::string_view action,
                                                    std::string name, std::string path,
-                                                   Done<v1::LoadAdapterResponse> done) {
-  return [=, this, action = std::string(action), start = std::chrono::steady_clock::now(),
-          before = PathOf(name)](const absl::StatusOr<AdapterInfo>& info) {
-    if (info.ok()) uploads_.RemoveUnused(before);
+                                                   Done<v1::LoadAdapterResponse> done) const {
+  return [=, this, action = std::string(action), start = std::chrono::steady_clock::now()](
+             const absl::StatusOr<AdapterInfo>& info) {
     CountLoad(info.status(), start);
     Note(client, action, name, info.status(), path);
     done(WithAdapter<v1::LoadAdapterResponse>(info));
   };
-}
-
-// Where the name leads now: files that an upload left there go when it leads elsewhere.
-std::string AdapterAdmin::PathOf(std::string_view name) const {
-  const absl::StatusOr<AdapterInfo> info = registry_->Get(name);
-  return info.ok() ? info->path : std::string();
 }
 
 void AdapterAdmin::Load(const Client& client, const v1::LoadAdapterRequest& request,
@@ -122,7 +115,8 @@ void AdapterAdmin::LoadUploaded(const Client& client, const v1::UploadHeader& he
        .tenant = client.caller->tenant},
       [this, path, finish = FinishLoad(client, "UploadAdapter", header.name(), path.string(),
                                        std::move(done))](const absl::StatusOr<AdapterInfo>& info) {
-        uploads_.LoadEnded(path);
+        uploads_->LoadEnded(path);
+        registry_->TellIfUnused(path);
         finish(info);
       });
 }
@@ -138,9 +132,8 @@ void AdapterAdmin::Reload(const Client& client, const v1::ReloadAdapterRequest& 
 void AdapterAdmin::Unload(const Client& client, const v1::UnloadAdapterRequest& request,
                           std::optional<microseconds> time_left,
                           Done<v1::UnloadAdapterResponse> done) {
-  const auto finish = [this, client, name = request.name(), path = PathOf(request.name()),
+  const auto finish = [this, client, name = request.name(),
                        done = std::move(done)](const absl::StatusOr<UnloadResult>& result) {
-    uploads_.RemoveUnused(path);
     Note(client, "UnloadAdapter", name, result.status());
     if (!result.ok()) return done(result.status());
     v1::UnloadAdapterResponse reply;
@@ -202,9 +195,7 @@ absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::TrySetAlias(
 
 absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::SetAlias(const Client& client,
                                                             const v1::SetAliasRequest& request) {
-  const std::string before = PathOf(request.alias());
   absl::StatusOr<v1::SetAliasResponse> reply = TrySetAlias(*client.caller, request);
-  uploads_.RemoveUnused(before);
   Note(client, "SetAlias", request.alias(), reply.status());
   return reply;
 }

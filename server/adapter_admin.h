@@ -31,19 +31,19 @@ class AdapterAdmin {
  public:
   struct Options {
     std::chrono::microseconds drain{0};  // of an unload that does not say
-    std::filesystem::path directory;     // where uploaded adapters are kept; empty: nowhere
     Capacity capacity;
   };
 
-  // All of them outlive it and the registry's callbacks.
-  AdapterAdmin(AdapterRegistry* registry, Metrics* metrics, AuditLog* audit, Options options)
+  // All of them outlive it and the registry's callbacks. `uploads`: nullptr, none are taken.
+  AdapterAdmin(AdapterRegistry* registry, Uploads* uploads, Metrics* metrics, AuditLog* audit,
+               Options options)
       : registry_(registry),
+        uploads_(uploads),
         metrics_(metrics),
         audit_(audit),
-        options_(std::move(options)),
-        uploads_(options_.directory.empty() ? "" : options_.directory / "uploads", registry) {}
+        options_(std::move(options)) {}
 
-  Uploads& uploads() { return uploads_; }
+  Uploads* uploads() { return uploads_; }
 
   // Called once, at once or on a thread of the registry.
   template <typename Response>
@@ -93,17 +93,16 @@ class AdapterAdmin {
  private:
   AdapterRegistry::LoadDone FinishLoad(const Client& client, std::string_view action,
                                        std::string name, std::string path,
-                                       Done<v1::LoadAdapterResponse> done);
-  std::string PathOf(std::string_view name) const;
+                                       Done<v1::LoadAdapterResponse> done) const;
   absl::Status CheckTarget(const Identity& caller, const std::string& target) const;
   absl::StatusOr<v1::SetAliasResponse> TrySetAlias(const Identity& caller,
                                                    const v1::SetAliasRequest& request);
 
   AdapterRegistry* const registry_;
+  Uploads* const uploads_;
   Metrics* const metrics_;
   AuditLog* const audit_;
   const Options options_;
-  Uploads uploads_;
 };
 
 }  // namespace lorikeet

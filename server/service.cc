@@ -178,9 +178,15 @@ absl::Status Service::StartRegistry() {
                                                  error.message()));
     }
     options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";
+    uploads_ = std::make_unique<Uploads>(std::filesystem::path(config_.adapter_dir) / "uploads");
+    options.owned = uploads_->directory();
+    options.on_unused = [uploads = uploads_.get()](const std::filesystem::path& directory) {
+      uploads->Remove(directory);
+    };
   }
   LK_ASSIGN_OR_RETURN(registry_, AdapterRegistry::Create(*model_.base, options));
-  admin_ = std::make_unique<AdapterAdmin>(registry_.get(), &metrics_, audit_.get(), ForAdmin());
+  admin_ = std::make_unique<AdapterAdmin>(registry_.get(), uploads_.get(), &metrics_, audit_.get(),
+                                          ForAdmin());
   mixer_ = std::make_unique<AdapterMixer>(*model_.base, registry_.get());
   return absl::OkStatus();
 }
@@ -188,7 +194,6 @@ absl::Status Service::StartRegistry() {
 AdapterAdmin::Options Service::ForAdmin() const {
   AdapterAdmin::Options options;
   options.drain = std::chrono::seconds(config_.drain_s);
-  options.directory = config_.adapter_dir;
   options.capacity = {.base = model_.base,
                       .kv = model_.kv,
                       .pages = model_.pages,

@@ -98,6 +98,7 @@ class Service {
   std::unique_ptr<FileWatch> keys_watch_;  // null: no keys file
   ServedModel model_;
   ServingContext context_;
+  std::unique_ptr<Uploads> uploads_;     // nullptr: none are taken
   std::unique_ptr<AdapterAdmin> admin_;  // takes what the registry's last calls end with
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring
   std::unique_ptr<AdapterTexts> texts_;

@@ -1,6 +1,7 @@
 #include "server/uploads.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -32,12 +33,24 @@ absl::Status Sync(const fs::path& path) {
   return Failure("sync", path, errno);
 }
 
+// What is there already changes places with it in one step, since a name may be about to read it: it is
+// not simply left, for its files may have been damaged since. Where the file system cannot do that they are.
+absl::Status MoveInto(const fs::path& place, const fs::path& scratch) {
+  const auto move = [&](unsigned flags) {
+    return renameat2(AT_FDCWD, scratch.c_str(), AT_FDCWD, place.c_str(), flags) == 0;
+  };
+  if (!move(RENAME_EXCHANGE) && !move(0) && errno != ENOTEMPTY && errno != EEXIST) {
+    return Failure("make", place, errno);
+  }
+  std::error_code ignored;
+  fs::remove_all(scratch, ignored);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 // The registry knows directories by their real paths.
-Uploads::Uploads(const fs::path& directory, const AdapterRegistry* registry)
-    : directory_(directory.empty() ? directory : fs::weakly_canonical(directory)),
-      registry_(registry) {
+Uploads::Uploads(const fs::path& directory) : directory_(fs::weakly_canonical(directory)) {
   std::error_code ignored;
   std::vector<fs::path> partial;
   for (const auto& entry : fs::directory_iterator(directory_, ignored)) {
@@ -47,10 +60,6 @@ Uploads::Uploads(const fs::path& directory, const AdapterRegistry* registry)
 }
 
 absl::StatusOr<fs::path> Uploads::Scratch() const {
-  if (directory_.empty()) {
-    return absl::FailedPreconditionError(
-        "this server has no directory to keep uploads in; it is started with --adapter-dir");
-  }
   std::error_code ignored;
   fs::create_directories(directory_, ignored);
   std::string pattern = (directory_ / absl::StrCat(kPartial, "XXXXXX")).string();
@@ -63,14 +72,8 @@ absl::StatusOr<fs::path> Uploads::Keep(const fs::path& scratch, const std::strin
   LK_RETURN_IF_ERROR(Sync(scratch));
   fs::path place = directory_ / name;
   std::lock_guard lock(mutex_);
-  std::error_code error;
-  if (fs::exists(place, error)) {
-    fs::remove_all(scratch, error);
-  } else {
-    fs::rename(scratch, place, error);
-    if (error) return Failure("make", place, error.value());
-    LK_RETURN_IF_ERROR(Sync(directory_));
-  }
+  LK_RETURN_IF_ERROR(MoveInto(place, scratch));
+  LK_RETURN_IF_ERROR(Sync(directory_));
   ++loading_[place];
   return place;
 }
@@ -79,21 +82,13 @@ void Uploads::LoadEnded(const fs::path& place) {
   std::lock_guard lock(mutex_);
   if (--loading_.at(place) > 0) return;
   loading_.erase(place);
-  RemoveUnusedLocked(place);
 }
 
-void Uploads::RemoveUnused(const fs::path& path) {
+void Uploads::Remove(const fs::path& place) {
   std::lock_guard lock(mutex_);
-  RemoveUnusedLocked(path);
-}
-
-void Uploads::RemoveUnusedLocked(const fs::path& path) {
-  if (directory_.empty() || path.parent_path() != directory_ || loading_.contains(path) ||
-      registry_->Uses(path.native())) {
-    return;
-  }
+  if (loading_.contains(place)) return;
   std::error_code ignored;
-  fs::remove_all(path, ignored);
+  fs::remove_all(place, ignored);
 }
 
 }  // namespace lorikeet

@@ -8,37 +8,34 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "adapters_cache/registry.h"
 
 namespace lorikeet {
 
-// Thread-safe. A folder stays while a name or the version that it leads to has its files there.
+// Thread-safe. Which folders are used the registry knows (AdapterRegistry::Options::owned).
 class Uploads {
  public:
-  // `registry` outlives it. `directory` is empty: none are taken. What was being sent when a process
-  // ended is removed; whole folders never are, since the file that lists them may have been lost.
-  Uploads(const std::filesystem::path& directory, const AdapterRegistry* registry);
+  // What was being sent when a process ended is removed; whole folders never
+  // are, since the file that lists them may have been lost.
+  explicit Uploads(const std::filesystem::path& directory);
 
-  // An empty folder to fill. FAILED_PRECONDITION: there is no directory; UNAVAILABLE: it cannot be
-  // written to.
+  const std::filesystem::path& directory() const { return directory_; }  // its real path
+
+  // An empty folder to fill. UNAVAILABLE: the directory cannot be written to.
   absl::StatusOr<std::filesystem::path> Scratch() const;
 
-  // Moves a filled folder to its place, on disk for good, unless the same files are there already.
-  // It stays at least until LoadEnded. UNAVAILABLE.
+  // Moves a filled folder to its place, on disk for good. Another of that name makes room: its files
+  // were the same when they came. It stays at least until LoadEnded. UNAVAILABLE.
   absl::StatusOr<std::filesystem::path> Keep(const std::filesystem::path& scratch,
                                              const std::string& name);
   void LoadEnded(const std::filesystem::path& place);
 
-  // Removes `path` if it is a folder of these that nothing uses any more.
-  void RemoveUnused(const std::filesystem::path& path);
+  // Nothing uses it any more. Does nothing while a load is to come.
+  void Remove(const std::filesystem::path& place);
 
  private:
-  void RemoveUnusedLocked(const std::filesystem::path& path);
-
   const std::filesystem::path directory_;
-  const AdapterRegistry* const registry_;
-  std::mutex mutex_;  // everything below, and removing
-  std::map<std::filesystem::path, int> loading_;  // loads under way, by place
+  std::mutex mutex_;  // everything below, and what becomes of folders
+  std::map<std::filesystem::path, int> loading_;  // loads to come or under way, by place
 };
 
 }  // namespace lorikeet

@@ -194,7 +194,9 @@ int64_t Model::weight_bytes() const {
   for (const Layer& layer : layers_) {
     bytes += layer.qkv->bytes + layer.o->bytes;
     bytes += layer.router ? layer.router->bytes : layer.gate_up->bytes + layer.down->bytes;
-    for (const auto& linear : layer.expert_linears) bytes += linear->bytes;
+    int64_t experts = 0;  // all of one size
+    for (const auto& linear : layer.expert_linears) experts += linear->bytes;
+    if (experts > 0) bytes += experts / config_.experts * config_.experts_per_token;
   }
   return bytes;
 }

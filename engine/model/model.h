@@ -30,7 +30,7 @@ class Model {
   // Final hidden states, after the last norm, of the same rows: [rows, D] into `out`.
   absl::Status Hidden(int32_t begin, int32_t rows, std::vector<float>* out);
 
-  // Of the linears, which every step reads once; of experts at most, those that a row chose.
+  // Of the linears that every step reads once: of experts as many as one row chooses.
   int64_t weight_bytes() const;
 
  private:

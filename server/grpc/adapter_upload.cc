@@ -100,7 +100,11 @@ absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
                                                    " is not in [1, ",
                                                    Limits::kMaxAdapterFileBytes, "]"));
   }
-  LK_ASSIGN_OR_RETURN(scratch_, admin_->uploads().Scratch());
+  if (admin_->uploads() == nullptr) {
+    return absl::FailedPreconditionError(
+        "this server has no directory to keep uploads in; it is started with --adapter-dir");
+  }
+  LK_ASSIGN_OR_RETURN(scratch_, admin_->uploads()->Scratch());
   header_ = header;
   begun_ = true;
   config_.most = kMaxConfigBytes;
@@ -136,9 +140,8 @@ absl::StatusOr<fs::path> AdapterUpload::Complete() {
     file->out.close();
     if (!file->out) return absl::ResourceExhaustedError("cannot write the files: disk full?");
   }
-  return admin_->uploads().Keep(scratch_,
-                                absl::StrCat(header_.config_sha256().substr(0, 16), "-",
-                                             header_.weights_sha256().substr(0, 48)));
+  return admin_->uploads()->Keep(
+      scratch_, absl::StrCat(header_.config_sha256(), "-", header_.weights_sha256()));
 }
 
 }  // namespace lorikeet

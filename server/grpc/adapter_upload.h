@@ -14,7 +14,7 @@
 
 namespace lorikeet {
 
-// The files go to a folder of their own below `directory`/uploads, named by their hashes once they
+// The files go to a folder of their own (AdapterAdmin::uploads), named by their hashes once they
 // are complete; an upload that fails leaves nothing.
 class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
  public:

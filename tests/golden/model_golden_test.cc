@@ -158,6 +158,14 @@ TEST_F(ModelGolden, GreedyTokensMatch) {
   }
 }
 
+// What the share of the roofline is made of: a step of one row reads so much and no less.
+TEST_F(ModelGolden, WeightBytesAreThoseThatEveryStepReads) {
+  const int64_t attention = 2 * 64 * 64 + 2 * 32 * 64;
+  const int64_t two_of_four_experts = 4 * 64 + 2 * 3 * 48 * 64;
+  EXPECT_EQ(models_->at("models/mixtral")->harness.weight_bytes(),
+            4 * (320 * 64 + 2 * (attention + two_of_four_experts)));
+}
+
 // All cases of a model in one batch, prompts cut into uneven chunks: every row as if it were alone.
 TEST_F(ModelGolden, MixedChunkedBatchMatches) {
   for (auto& [name, model] : *models_) {

@@ -36,6 +36,7 @@ class ModelHarness {
 
   const ModelSource& source() const { return *source_; }
   std::shared_ptr<const ModelSource> shared_source() const { return source_; }
+  int64_t weight_bytes() const { return model_->weight_bytes(); }
 
   // Computes `rows[i]` uncomputed tokens of lanes[i] in one step (0: the lane sits out), adapters'
   // rows adjacent. Returns logits of every row by lane: [lane][row][vocab].

@@ -3,6 +3,8 @@ if(TARGET lorikeet_server)
     lorikeet_test(${test}_test ${CMAKE_CURRENT_LIST_DIR}/${test}_test.cc
                   LIBS lorikeet_server GTest::gmock prometheus-cpp::core)
   endforeach()
-  lorikeet_test(sources_test ${CMAKE_CURRENT_LIST_DIR}/sources_test.cc
-                ${CMAKE_CURRENT_LIST_DIR}/adapters_support.cc LIBS lorikeet_server)
+  foreach(test sources uploads)
+    lorikeet_test(${test}_test ${CMAKE_CURRENT_LIST_DIR}/${test}_test.cc
+                  ${CMAKE_CURRENT_LIST_DIR}/adapters_support.cc LIBS lorikeet_server)
+  endforeach()
 endif()
