@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/dora.h"
 #include "adapters_cache/expert_parameters.h"
+#include "adapters_cache/gated.h"
 #include "adapters_cache/formats/module_tensors.h"
 #include "adapters_cache/formats/problems.h"
 #include "adapters_cache/model_parts.h"
@@ -364,6 +365,7 @@ class Normaliser {
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options) {
+  if (!raw.experts.empty()) return NormaliseGated(raw, base, options);
   return Normaliser(raw, base, options).Run();
 }
 

@@ -89,6 +89,11 @@ struct RawAdapter {
   // Of prompt methods and the like: what the whole file comes to.
   absl::Status (*lower_model)(const RawAdapter& raw, const BaseModel& base,
                               Adapter* adapter) = nullptr;
+  // Of LoRAs with gates: they and the gates, whose sets of linears the base has to tell.
+  std::vector<RawAdapter> experts;
+  Gating gating;
+  bool gates_each_linear = false;
+  float gates_weight = 1;  // of every gate
   std::vector<std::string> warnings;
   TensorFile tensors;
 };

@@ -59,6 +59,8 @@ struct StepInput {
   std::span<const int32_t> page_ids;
   std::span<const int32_t> logit_rows;         // [L] ascending
   std::span<const AdapterSegment> segments;    // ascending, disjoint
+  // [T] the gates of rows whose adapter has any, [Gating::width()] each; empty: no row has.
+  std::span<const float* const> gates;
 };
 
 // Which rows of the step an operation is over: all T, or the L of `logit_rows`, adjacent.

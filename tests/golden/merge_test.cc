@@ -31,7 +31,8 @@ TEST(Merge, GivesModelsThatComputeWhatPeftComputes) {
   const std::set<std::string> no_weights = {
       "adaption_prompt", "alora", "beft", "bottleneck_leave_out", "cartridge", "compacter",
       "compacter_plus", "cpt", "houlsby", "mixture_ia3", "p_tuning", "parallel_bottleneck",
-      "pfeiffer", "prefix_tuning", "prefix_tuning_gqa", "prompt_tuning"};
+      "pfeiffer", "prefix_tuning", "prefix_tuning_gqa", "prompt_tuning",
+      "xlora", "xlora_layers", "xlora_top"};
   std::set<std::string> refused;
   double largest = 0;
   int merged = 0;

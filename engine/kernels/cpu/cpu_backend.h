@@ -118,15 +118,18 @@ class CpuBackend final : public Backend {
     bool rotated = false;     // a segment rotates its inputs
     bool structured = false;  // a segment has parts that ApplyStructured adds
     int32_t round_tasks = 0;  // of quantising and rounding
+    std::span<const int32_t> step_rows;           // of x's rows; empty: they are the step's
     std::vector<AdapterSegment> segments;         // in rows of x
     std::vector<AdapterSegment> shrinks;          // pieces of segments that have a low-rank part
     int32_t t_stride = 0;                         // widest rank among them
     int32_t chunk_columns[kMaxParts] = {};        // by part
     int32_t chunk_begin[kMaxParts + 1] = {};      // first chunk of each part; last: their count
   };
-  // LinearProducts on rows whose adapters are `segments`.
-  void Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments);
+  // LinearProducts on rows of the step, all or `rows`, whose adapters are `segments`.
+  void Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments,
+                std::span<const int32_t> rows);
   void PlanInputs(const LinearArgs& args, std::span<const AdapterSegment> segments);
+  void GateRanks(const AdapterSegment& rows, ModuleId module, float* t) const;
   void PlanChunks(const LinearArgs& args);
   void GrowRounded(const LinearArgs& args, Rounded* rows);
   void RoundRow(const float* x, int32_t width, int32_t r, Rounded* rows);

@@ -58,9 +58,9 @@ void CpuBackend::ApplyExpert(const ExpertsArgs& args, int32_t expert) {
   const Matrix out = scratch(&expert_out_, weights.down->width());
   const std::vector<AdapterSegment> segments = SegmentsOf(routed.rows);
   ForRows(rows, [&](int32_t i) { std::copy_n(args.x.row(routed.rows[i]), x.width, x.row(i)); });
-  Multiply({.weight = weights.gate_up, .x = x, .y = gate_up}, segments);
+  Multiply({.weight = weights.gate_up, .x = x, .y = gate_up}, segments, routed.rows);
   SwiGlu(gate_up, gated);
-  Multiply({.weight = weights.down, .x = gated, .y = out}, segments);
+  Multiply({.weight = weights.down, .x = gated, .y = out}, segments, routed.rows);
   ForRows(rows, [&](int32_t i) {
     float* sum = args.out.row(routed.rows[i]);
     for (int32_t c = 0; c < out.width; ++c) sum[c] += routed.weights[i] * out.row(i)[c];
