@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "adapters_cache/formats/adapterhub.h"
+#include "adapters_cache/formats/mixlora.h"
 #include "adapters_cache/formats/peft_lora.h"
 #include "adapters_cache/formats/peft_modules.h"
 #include "adapters_cache/formats/peft_prompts.h"
@@ -37,6 +38,7 @@ constexpr Format kFormats[] = {
      "its gate averages over the whole batch, so a request's answer would depend "
      "on its neighbours"},
     {"LN_TUNING", ParseLnTuning, nullptr},
+    {"MIXLORA", ParseMixLora, nullptr},
     {"MULTITASK_PROMPT_TUNING", nullptr, kTask},
     {"P_TUNING", ParsePromptTuning, nullptr},
     {"POLY", nullptr, kTask},

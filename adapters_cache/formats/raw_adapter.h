@@ -89,8 +89,11 @@ struct RawAdapter {
   // Of prompt methods and the like: what the whole file comes to.
   absl::Status (*lower_model)(const RawAdapter& raw, const BaseModel& base,
                               Adapter* adapter) = nullptr;
-  // Of LoRAs with gates: they and the gates, whose sets of linears the base has to tell.
+  // LoRAs with gates (X-LoRA), or those of MLPs with routers (MixLoRA).
   std::vector<RawAdapter> experts;
+  std::map<int32_t, RawTensor> routers;  // by layer: [experts, D]
+  int32_t routed = 0;                    // experts of a token
+  // Gates, whose sets of linears the base has to tell.
   Gating gating;
   bool gates_each_linear = false;
   float gates_weight = 1;  // of every gate

@@ -1,6 +1,5 @@
 #include "adapters_cache/formats/xlora.h"
 
-#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <set>
@@ -11,12 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/formats/settings.h"
 #include "engine/tensor/dequantize.h"
 
 namespace lorikeet {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 constexpr int kMaxDepth = 64;
 constexpr std::string_view kKeys =
@@ -27,7 +25,7 @@ constexpr std::string_view kKeys =
 class XLoraReader {
  public:
   XLoraReader(const AdapterFiles& files, RawAdapter* raw, Problems* problems)
-      : files_(files), raw_(raw), problems_(problems) {}
+      : files_(files), raw_(raw), problems_(problems), settings_(files.config, problems) {}
 
   void Read() {
     raw_->variant = "xlora";
@@ -38,14 +36,14 @@ class XLoraReader {
     if (raw_->experts.empty()) problems_->Invalid("adapters names no experts");
     Gating& gating = raw_->gating;
     gating.experts = static_cast<int32_t>(raw_->experts.size());
-    gating.softmax = Flag("enable_softmax", true);
-    gating.softmax_of_top = Flag("enable_softmax_topk", false);
-    gating.temperature = static_cast<float>(Number("softmax_temperature", 1));
-    gating.top = static_cast<int32_t>(Whole("top_k_lora", 0, gating.experts));
-    raw_->gates_each_linear = Flag("layerwise_scalings", false);
-    raw_->gates_weight = static_cast<float>(Number("global_scaling_weight", 1));
+    gating.softmax = settings_.Flag("enable_softmax", true);
+    gating.softmax_of_top = settings_.Flag("enable_softmax_topk", false);
+    gating.temperature = static_cast<float>(settings_.Number("softmax_temperature", 1));
+    gating.top = static_cast<int32_t>(settings_.Whole("top_k_lora", 0, gating.experts));
+    raw_->gates_each_linear = settings_.Flag("layerwise_scalings", false);
+    raw_->gates_weight = static_cast<float>(settings_.Number("global_scaling_weight", 1));
     if (!(gating.temperature > 0)) problems_->Invalid("softmax_temperature must be above 0");
-    if (Number("scaling_pass_value", 0) != 0) {
+    if (settings_.Number("scaling_pass_value", 0) != 0) {
       problems_->Unserved("scaling_pass_value is not 0: the classifier would read states that the "
                           "experts have changed");
     }
@@ -55,8 +53,8 @@ class XLoraReader {
  private:
   // Its linears among ReLUs and, where it was trained with any, dropouts.
   void ReadClassifier() {
-    const int64_t depth = Whole("xlora_depth", 1, kMaxDepth);
-    const int step = Number("xlora_dropout_p", 0.2) > 0 ? 3 : 2;
+    const int64_t depth = settings_.Whole("xlora_depth", 1, kMaxDepth);
+    const int step = settings_.Number("xlora_dropout_p", 0.2) > 0 ? 3 : 2;
     std::set<std::string> used;
     std::vector<std::string> missing;
     for (int64_t i = 0; i < depth; ++i) {
@@ -114,36 +112,10 @@ class XLoraReader {
     return values;
   }
 
-  // The key's value; nullptr: absent or null.
-  const Json* Get(const char* key) const {
-    const auto it = files_.config.find(key);
-    return it == files_.config.end() || it->is_null() ? nullptr : &*it;
-  }
-  bool Flag(const char* key, bool fallback) {
-    const Json* value = Get(key);
-    if (value == nullptr) return fallback;
-    if (!value->is_boolean()) problems_->Invalid(absl::StrCat(key, " is ", value->dump(), ", neither true nor false"));
-    return *value == true;
-  }
-  double Number(const char* key, double fallback) {
-    const Json* value = Get(key);
-    if (value == nullptr) return fallback;
-    if (value->is_number() && std::isfinite(value->get<float>())) return value->get<double>();
-    problems_->Invalid(absl::StrCat(key, " is ", value->dump(), ", not a number"));
-    return fallback;
-  }
-  // From 1 to `most`; `absent` where it is not there.
-  int64_t Whole(const char* key, int64_t absent, int64_t most) {
-    const Json* value = Get(key);
-    if (value == nullptr) return absent;
-    if (value->is_number_integer() && *value >= 1 && *value <= most) return value->get<int64_t>();
-    problems_->Invalid(absl::StrCat(key, " is ", value->dump(), "; it must be 1 to ", most));
-    return absent;
-  }
-
   const AdapterFiles& files_;
   RawAdapter* const raw_;
   Problems* const problems_;
+  Settings settings_;
   std::deque<RawTensor> found_;
 };
 

@@ -170,6 +170,17 @@ struct Gating {
   int32_t width() const { return sets * experts; }
 };
 
+struct Adapter;
+
+// LoRAs of each layer's MLP among which a router deals out the tokens (MixLoRA, Li et al. 2024): of a
+// token the `chosen` with the largest score, w a softmax of their scores alone.
+//     out = Σ over the chosen e of w_e · MLP_e(x), the MLP with the pairs of LoRA e
+struct MlpMixture {
+  std::vector<std::shared_ptr<const Adapter>> experts;  // [E] with pairs on the MLPs' linears alone
+  std::vector<std::vector<float>> routers;              // [layers] of [E, D]
+  int32_t chosen = 0;
+};
+
 constexpr int NormIndex(int layer, bool attention) { return 2 * layer + (attention ? 1 : 0); }
 constexpr int FinalNorm(int layers) { return 2 * layers; }
 
@@ -199,6 +210,7 @@ struct Adapter {
   VirtualTokens virtual_tokens;
   std::vector<PromptAttention> prompt_attention;  // [layers] or empty
   Gating gating;
+  MlpMixture mlp_mixture;
   std::vector<Bottleneck> bottlenecks;            // by NormIndex of what precedes them; or empty
   // Rows before the last of these sequences in the prompt are the base's (activated LoRA, Greenewald
   // et al. 2025). Empty: all rows are the adapter's.

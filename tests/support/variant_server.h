@@ -57,9 +57,11 @@ inline std::vector<VariantCase> LoadVariantCases() {
   return cases;
 }
 
-// A GPU computes neither layers with experts nor gates per token (a directory with LoRAs below it).
+// A GPU computes neither layers with experts nor gates per token (X-LoRA, a directory with LoRAs below
+// it, and MixLoRA).
 inline bool RunsOnTestDevice(const VariantCase& c) {
-  const bool gates = std::filesystem::is_directory(kGoldenRoot / "variants" / c.name / "0");
+  const bool gates = std::filesystem::is_directory(kGoldenRoot / "variants" / c.name / "0") ||
+                     c.name.starts_with("mixlora");
   return RunsOnTestDevice(kGoldenRoot / "models" / c.base) && !(gates && kTestDevice != std::string("cpu"));
 }
 

@@ -4,7 +4,7 @@ lorikeet_test(adapters_peft_test golden/adapters_peft_test.cc ${adapters_support
   LIBS lorikeet_adapters_cache lorikeet_model)
 lorikeet_test(adapters_load_test unit/adapters_load_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
-lorikeet_test(adapters_gated_test unit/adapters_gated_test.cc ${adapters_support}
+lorikeet_test(adapters_gated_test unit/adapters_gated_test.cc unit/adapters_mixlora_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
 lorikeet_test(adapters_registry_test unit/adapters_registry_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
