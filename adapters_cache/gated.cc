@@ -59,6 +59,9 @@ absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& 
   adapter->cacheable = false;  // the base's keys and values would be needed too
   adapter->gating = raw.gating;
   Gating& gating = adapter->gating;
+  for (const Gating::Layer& layer : gating.layers) {
+    adapter->bytes += static_cast<int64_t>((layer.weight.size() + layer.bias.size()) * sizeof(float));
+  }
   gating.set_of.resize(adapter->modules.size());
   Packer packer(options, adapter.get());
   int32_t adapted = 0;

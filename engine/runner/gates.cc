@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/base/dot.h"
 
 namespace lorikeet {
 namespace {
@@ -15,8 +16,7 @@ std::vector<float> Apply(const Gating::Layer& layer, std::span<const float> x) {
   LK_CHECK(static_cast<int32_t>(x.size()) == layer.in);
   std::vector<float> y(layer.bias);
   for (int32_t o = 0; o < layer.out; ++o) {
-    const float* row = &layer.weight[int64_t{o} * layer.in];
-    y[o] = std::inner_product(x.begin(), x.end(), row, y[o]);
+    y[o] += Dot(x.data(), &layer.weight[int64_t{o} * layer.in], layer.in);
   }
   return y;
 }

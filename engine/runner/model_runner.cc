@@ -222,13 +222,17 @@ void ModelRunner::GateRows(const Batch& batch, std::span<const int32_t> rows) {
   for (const int32_t row : rows) values += gating[row]->width();
   gate_values_.resize(values);
   gates_.assign(batch.rows(), nullptr);
+  std::vector<std::span<float>> of_row(rows.size());
   std::span<float> left = gate_values_;
   for (size_t i = 0; i < rows.size(); ++i) {
     const std::span<float> gates = left.first(gating[rows[i]]->width());
     left = left.subspan(gates.size());
+    of_row[i] = gates;
     gates_[rows[i]] = gates.data();
-    EvaluateGates(*gating[rows[i]], std::span(hidden_).subspan(i * width, width), gates);
   }
+  backend_->ParallelFor(static_cast<int32_t>(rows.size()), [&](int32_t i, int32_t) {
+    EvaluateGates(*gating[rows[i]], std::span(hidden_).subspan(i * width, width), of_row[i]);
+  });
 }
 
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {

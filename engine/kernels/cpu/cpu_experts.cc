@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/base/dot.h"
 #include "engine/kernels/cpu/cpu_backend.h"
 
 namespace lorikeet {
@@ -85,8 +86,7 @@ void CpuBackend::DealOut(const AdapterSegment& segment, const MlpMixtureArgs& ar
   ForRows(rows, [&](int32_t i) {
     const float* x = args.x.row(segment.row_begin + i);
     for (int32_t e = 0; e < experts; ++e) {
-      scores[int64_t{i} * experts + e] =
-          std::inner_product(x, x + args.x.width, &router[int64_t{e} * args.x.width], 0.0f);
+      scores[int64_t{i} * experts + e] = Dot(x, &router[int64_t{e} * args.x.width], args.x.width);
     }
   });
   routed_.assign(experts, {});
