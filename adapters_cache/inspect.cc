@@ -60,7 +60,9 @@ std::string ExpertLinear(const std::string& name) {
 // highest in the file, and one shape for each kind of linear.
 class Inspector {
  public:
-  Inspector(const RawAdapter& raw, InspectReport* report) : raw_(raw), report_(report) {}
+  // `prefix` begins the names of its linears.
+  Inspector(const RawAdapter& raw, std::string prefix, InspectReport* report)
+      : raw_(raw), prefix_(std::move(prefix)), report_(report) {}
 
   void Run() {
     std::set<int> with_experts;
@@ -109,7 +111,7 @@ class Inspector {
     auto [it, fresh] = groups_.try_emplace(name);
     InspectGroup& group = it->second;
     if (fresh) {
-      group = {.module = name,
+      group = {.module = prefix_ + name,
                .in = static_cast<int32_t>(a[1]),
                .out = static_cast<int32_t>(b[0]),
                .min_rank = rank,
@@ -144,6 +146,7 @@ class Inspector {
   }
 
   const RawAdapter& raw_;
+  const std::string prefix_;
   InspectReport* report_;
   int layers_ = 0;
   std::set<std::string> known_;
@@ -193,7 +196,11 @@ InspectReport InspectAdapter(const std::filesystem::path& directory) {
     report.refusals.emplace_back(problem.message());
   }
   AddTensors(tensors, &report);
-  Inspector(raw, &report).Run();
+  Inspector(raw, "", &report).Run();
+  for (size_t e = 0; e < raw.experts.size(); ++e) {
+    AddTensors(raw.experts[e].tensors, &report);
+    Inspector(raw.experts[e], absl::StrCat(e, "/"), &report).Run();
+  }
   return report;
 }
 

@@ -46,6 +46,8 @@ void Rotate(const InputRotation& rotation, int32_t in, float* w) {
 }  // namespace
 
 const char* Unmergeable(const Adapter& adapter) {
+  if (adapter.gating.experts > 0) return "gates per token";
+  if (adapter.mlp_mixture.chosen > 0) return "routers over its LoRAs";
   if (adapter.virtual_tokens.count > 0) return "virtual tokens";
   if (!adapter.prompt_attention.empty()) return "attention to a prompt of its own";
   if (!adapter.bottlenecks.empty()) return "bottlenecks";
@@ -57,7 +59,7 @@ MergedLinear::MergedLinear(const BaseModel& base, ModuleId id, const Adapter& ad
     : base_(base),
       id_(id),
       shape_(base.shape(id)),
-      delta_(adapter.modules[id]),
+      delta_(adapter.module(id)),
       rows_(id == HeadModule(base.layers()) && adapter.vocab > 0 ? adapter.vocab : shape_.out),
       bias_(shape_.out) {
   base.ReadBias(id, bias_.data());

@@ -16,6 +16,8 @@ namespace lorikeet {
 
 const char* Unsummable(const Adapter& adapter) {
   if (adapter.vocab > 0) return "a vocabulary of its own";
+  if (adapter.gating.experts > 0) return "gates per token";
+  if (adapter.mlp_mixture.chosen > 0) return "routers over its LoRAs";
   if (adapter.virtual_tokens.count > 0) return "virtual tokens";
   if (!adapter.norms.empty()) return "norms of its own";
   if (!adapter.prompt_attention.empty()) return "attention to a prompt of its own";
@@ -50,7 +52,7 @@ class Mix {
       std::span<const AdapterLease> leases)
       : base_(base), terms_(terms), leases_(leases), adapter_(std::make_shared<Adapter>()) {}
 
-  absl::StatusOr<std::shared_ptr<const Adapter>> Run() {
+  absl::StatusOr<std::shared_ptr<Adapter>> Run() {
     for (size_t i = 0; i < terms_.size(); ++i) {
       const char* why = Unsummable(At(i));
       if (why == nullptr) continue;
@@ -73,7 +75,7 @@ class Mix {
     for (const AdapterLease& lease : leases_) {
       if (lease.get()->text != adapter_->text) adapter_->text = nullptr;
     }
-    return std::shared_ptr<const Adapter>(std::move(adapter_));
+    return std::move(adapter_);
   }
 
  private:
@@ -223,6 +225,12 @@ struct Gathered {
 
 }  // namespace
 
+absl::StatusOr<std::shared_ptr<Adapter>> SumAdapters(const BaseModel& base,
+                                                     std::span<const WeightedAdapter> terms,
+                                                     std::span<const AdapterLease> leases) {
+  return Mix(base, terms, leases).Run();
+}
+
 void AdapterMixer::AcquireAsync(const std::vector<WeightedAdapter>& terms, LeaseDone done) {
   if (const absl::Status status = ValidateTerms(terms); !status.ok()) return done(status);
   auto gathered = std::make_shared<Gathered>(terms, std::move(done));
@@ -246,7 +254,7 @@ absl::StatusOr<AdapterLease> AdapterMixer::Sum(std::span<const WeightedAdapter> 
     if (const auto known = mixed_.find(version); known != mixed_.end()) mixed = known->second.lock();
   }
   if (mixed != nullptr) return AdapterLease(std::move(mixed));
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> made, Mix(base_, terms, leases).Run());
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> made, SumAdapters(base_, terms, leases));
   const Adapter* adapter = made.get();
   mixed = std::shared_ptr<const Adapter>(
       adapter, [made = std::move(made), leases = std::move(leases)](const Adapter*) mutable {

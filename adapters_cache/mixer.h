@@ -24,6 +24,11 @@ struct WeightedAdapter {
   float weight = 1;
 };
 
+// What AdapterMixer makes, of adapters at hand: leases[i] is terms[i]'s. INVALID_ARGUMENT as there.
+absl::StatusOr<std::shared_ptr<Adapter>> SumAdapters(const BaseModel& base,
+                                                     std::span<const WeightedAdapter> terms,
+                                                     std::span<const AdapterLease> leases);
+
 // Low-rank pairs of linears and of the embedding are stacked along the rank in float32, biases added,
 // scales of outputs (IA³) added as PEFT's add_weighted_adapter does. Thread-safe.
 class AdapterMixer {

@@ -13,8 +13,10 @@
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/dora.h"
 #include "adapters_cache/expert_parameters.h"
+#include "adapters_cache/gated.h"
 #include "adapters_cache/formats/module_tensors.h"
 #include "adapters_cache/formats/problems.h"
+#include "adapters_cache/mlp_mixture.h"
 #include "adapters_cache/model_parts.h"
 #include "adapters_cache/pack.h"
 #include "adapters_cache/token_tables.h"
@@ -79,6 +81,7 @@ class Normaliser {
     LK_RETURN_IF_ERROR(PackModelParts(raw_, base_, &packer, adapter.get()));
     LK_RETURN_IF_ERROR(PackTokenTables(raw_, base_, vocab_, &packer, adapter.get()));
     LK_RETURN_IF_ERROR(packer.Finish());
+    LK_RETURN_IF_ERROR(PackMlpMixture(raw_, base_, options_, adapter.get()));
     DropUntouchedExperts(adapter.get());
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }
@@ -364,6 +367,7 @@ class Normaliser {
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options) {
+  if (raw.gating.experts > 0) return NormaliseGated(raw, base, options);
   return Normaliser(raw, base, options).Run();
 }
 

@@ -59,7 +59,8 @@ absl::StatusOr<int32_t> ImagePages(const Request& request, const AdapterImages* 
 // Tokens that the pool holds beside the request's adapter.
 absl::StatusOr<int32_t> TokensBeside(const Request& request, const SchedulerOptions& options,
                                      int32_t image_pages) {
-  const int32_t tokens = ContextTokens(options, image_pages);
+  const int32_t kv_sets = request.adapter.get() ? request.adapter.get()->kv_sets() : 1;
+  const int32_t tokens = ContextTokens(options, image_pages, kv_sets);
   if (tokens >= 2) return tokens;
   return absl::ResourceExhaustedError(absl::StrCat(
       "adapter '", request.adapter_name, "' takes ", image_pages, " pages of ",

@@ -91,22 +91,22 @@ class Merger {
                         [this](int64_t t, float* row) {
                           MergedEmbedding(base_, *adapter_, static_cast<int32_t>(t), row);
                         }});
-    for (int layer = 0; layer < base_.layers(); ++layer) LK_RETURN_IF_ERROR(ListLayer(layer));
+    for (int layer = 0; layer < base_.layers(); ++layer) ListNorms(layer);
     Norm("model.norm.weight", &source_->final_norm(), FinalNorm(base_.layers()));
-    return tied_ ? absl::OkStatus() : ListLinear(HeadModule(base_.layers()));
+    for (const ModuleId id : base_.modules()) {
+      if (id == HeadModule(base_.layers()) && tied_) continue;
+      LK_RETURN_IF_ERROR(ListLinear(id));
+    }
+    return absl::OkStatus();
   }
 
-  absl::Status ListLayer(int layer) {
+  void ListNorms(int layer) {
     const std::string prefix = absl::StrCat("model.layers.", layer, ".");
     const LayerNorms& norms = source_->norms(layer);
     Norm(prefix + "input_layernorm.weight", norms.input, NormIndex(layer, false));
     Norm(prefix + "post_attention_layernorm.weight", norms.post_attention, NormIndex(layer, true));
     Norm(prefix + "self_attn.q_norm.weight", norms.q, -1);
     Norm(prefix + "self_attn.k_norm.weight", norms.k, -1);
-    for (int linear = 0; linear < kLinearsPerLayer; ++linear) {
-      LK_RETURN_IF_ERROR(ListLinear(LayerModule(layer, static_cast<Linear>(linear))));
-    }
-    return absl::OkStatus();
   }
 
   // `at`: in Adapter::norms; -1: never an adapter's.
@@ -122,7 +122,7 @@ class Merger {
 
   absl::Status ListLinear(ModuleId id) {
     const auto linear = std::make_shared<MergedLinear>(base_, id, *adapter_);
-    const std::string path = ModulePath(id, base_.layers());
+    const std::string path = base_.path(id);
     const int64_t rows = linear->rows(), in = base_.shape(id).in;
     outputs_.push_back({path + ".weight", {rows, in}, [linear](int64_t o, float* out) {
                           float bias;
@@ -219,9 +219,6 @@ absl::Status MergeAdapters(const fs::path& model, std::span<const ConvertTerm> t
   }
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(model));
   const BaseModelView base(source);
-  if (base.experts() > 0) {
-    return absl::UnimplementedError("models with experts are not merged");
-  }
   if (terms.size() == 1 && terms[0].weight == 1) {
     LK_ASSIGN_OR_RETURN(auto adapter, LoadAdapter(base, terms[0].directory));
     return Merger(std::move(source), std::move(adapter)).Write(model, terms[0].directory, out);

@@ -28,6 +28,7 @@ constexpr const char* kTextNames[] = {
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"};
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr int64_t kMaxTextBytes = 64 << 20;  // of one file
+constexpr size_t kMaxExperts = 64;
 
 // With its length first, so that no two sequences of parts run together alike.
 void AddPart(Sha256* hash, const void* data, size_t bytes) {
@@ -51,6 +52,7 @@ std::string Identity(const AdapterFiles& files) {
     AddPart(&hash, view.shape.data(), view.shape.size() * sizeof(view.shape[0]));
     AddPart(&hash, view.bytes.data(), view.bytes.size());
   }
+  for (const AdapterFiles& expert : files.experts) AddPart(&hash, Identity(expert));
   return hash.Hex();
 }
 
@@ -118,16 +120,8 @@ absl::Status NoWeights(const fs::path& directory) {
   return absl::NotFoundError(absl::StrCat("no ", kWeightsName, " in ", directory.string()));
 }
 
-}  // namespace
-
-bool IsUnder(const fs::path& path, std::span<const fs::path> roots) {
-  return std::any_of(roots.begin(), roots.end(), [&path](const fs::path& root) {
-    return std::mismatch(root.begin(), root.end(), path.begin(), path.end()).first == root.end();
-  });
-}
-
-absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
-                                              std::span<const fs::path> roots) {
+// Configuration and weights of one directory.
+absl::StatusOr<AdapterFiles> ReadOwnFiles(const fs::path& directory, std::span<const fs::path> roots) {
   std::error_code error;
   if (!fs::is_directory(directory, error)) {
     return absl::NotFoundError(absl::StrCat(directory.string(), " is not a directory"));
@@ -147,11 +141,58 @@ absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
   LK_ASSIGN_OR_RETURN(auto weights, ReadFile(weights_path, roots, Limits::kMaxAdapterFileBytes));
   LK_ASSIGN_OR_RETURN(auto tensors, ParseSafetensors(weights->bytes(), weights_path.string()));
   files.tensors = TensorFile({std::move(weights)}, std::move(tensors));
+  return files;
+}
+
+absl::Status ReadText(std::span<const fs::path> roots, AdapterFiles* files) {
   for (const char* name : kTextNames) {
-    if (!fs::exists(directory / name, error)) continue;
-    LK_ASSIGN_OR_RETURN(const auto file, ReadFile(directory / name, roots, kMaxTextBytes));
-    files.text[name] = {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()};
+    const fs::path path = files->directory / name;
+    std::error_code error;
+    if (!fs::exists(path, error)) continue;
+    LK_ASSIGN_OR_RETURN(const auto file, ReadFile(path, roots, kMaxTextBytes));
+    files->text[name] = {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()};
   }
+  return absl::OkStatus();
+}
+
+// In PEFT the configuration's paths are where the experts were trained; what counts are the names. An
+// expert has none of its own.
+absl::StatusOr<std::vector<AdapterFiles>> ReadExperts(const Json& config, const fs::path& directory,
+                                                      std::span<const fs::path> roots) {
+  std::vector<AdapterFiles> experts;
+  const auto adapters = config.find("adapters");
+  if (config.value("peft_type", Json()) != "XLORA" || adapters == config.end()) return experts;
+  if (!adapters->is_object() || adapters->empty() || adapters->size() > kMaxExperts) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "adapters is ", adapters->dump().substr(0, 200), "; it must name 1 to ", kMaxExperts));
+  }
+  for (const auto& [name, unused] : adapters->items()) {
+    if (name.empty() || name.find_first_of("/.") != std::string::npos) {
+      return absl::InvalidArgumentError("adapters names '" + name + "', which is no directory's name");
+    }
+    std::error_code error;
+    if (!fs::is_directory(directory / name, error)) {
+      return absl::NotFoundError(absl::StrCat("X-LoRA's expert '", name, "' is not there: put its "
+                                              "PEFT directory at ", (directory / name).string()));
+    }
+    LK_ASSIGN_OR_RETURN(experts.emplace_back(), ReadOwnFiles(directory / name, roots));
+  }
+  return experts;
+}
+
+}  // namespace
+
+bool IsUnder(const fs::path& path, std::span<const fs::path> roots) {
+  return std::any_of(roots.begin(), roots.end(), [&path](const fs::path& root) {
+    return std::mismatch(root.begin(), root.end(), path.begin(), path.end()).first == root.end();
+  });
+}
+
+absl::StatusOr<AdapterFiles> ReadAdapterFiles(const fs::path& directory,
+                                              std::span<const fs::path> roots) {
+  LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadOwnFiles(directory, roots));
+  LK_RETURN_IF_ERROR(ReadText(roots, &files));
+  LK_ASSIGN_OR_RETURN(files.experts, ReadExperts(files.config, directory, roots));
   files.version = Identity(files);
   return files;
 }

@@ -6,6 +6,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/tensor/tensor_file.h"
@@ -20,8 +21,12 @@ struct AdapterFiles {
   TensorFile tensors;  // adapter_model.safetensors
   // Contents of what it brings of a tokenizer and a chat template, by name in the directory.
   std::map<std::string, std::string, std::less<>> text;
+  // X-LoRA's LoRAs, in the order of its configuration: the directories below its own that have the
+  // names the configuration gives them.
+  std::vector<AdapterFiles> experts;
   // Lower-case hexadecimal SHA-256 of the configuration without its white space, of every
-  // tensor (name, type, shape, bytes) by name and of the text's files. Layout, order and metadata of the weights file do
+  // tensor (name, type, shape, bytes) by name, of the text's files, and of the experts' in turn.
+  // Layout, order and metadata of the weights file do
   // not enter; the order of the configuration's keys does, since it can change the result.
   std::string version;
 };

@@ -5,9 +5,11 @@
 #include <utility>
 
 #include "adapters_cache/formats/adapterhub.h"
+#include "adapters_cache/formats/mixlora.h"
 #include "adapters_cache/formats/peft_lora.h"
 #include "adapters_cache/formats/peft_modules.h"
 #include "adapters_cache/formats/peft_prompts.h"
+#include "adapters_cache/formats/xlora.h"
 
 namespace lorikeet {
 namespace {
@@ -21,8 +23,6 @@ struct Format {
 };
 
 constexpr const char* kTask = "its requests need a task id; merge one task's with PEFT";
-constexpr const char* kGates =
-    "PEFT does not save its classifier and experts; serve the experts, or a mixture of them";
 constexpr const char* kNotInFile =
     "what it computes is not fully stored in its file; merge it or "
     "convert it to LoRA with PEFT";
@@ -38,6 +38,7 @@ constexpr Format kFormats[] = {
      "its gate averages over the whole batch, so a request's answer would depend "
      "on its neighbours"},
     {"LN_TUNING", ParseLnTuning, nullptr},
+    {"MIXLORA", ParseMixLora, nullptr},
     {"MULTITASK_PROMPT_TUNING", nullptr, kTask},
     {"P_TUNING", ParsePromptTuning, nullptr},
     {"POLY", nullptr, kTask},
@@ -46,7 +47,7 @@ constexpr Format kFormats[] = {
     {"PSOFT", nullptr, kNotInFile},
     {"SHADOW", nullptr, "it runs a second transformer beside the base model"},
     {"TRAINABLE_TOKENS", ParseTrainableTokens, nullptr},
-    {"XLORA", nullptr, kGates},
+    {"XLORA", ParseXLora, nullptr},
 };
 
 }  // namespace

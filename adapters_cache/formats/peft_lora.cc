@@ -27,7 +27,7 @@ struct RefusedOption {
   const char* reason;
 };
 constexpr RefusedOption kRefusedOptions[] = {
-    {"arrow_config", "Arrow routes every token among several adapters"},
+    {"arrow_config", "Arrow's prototypes come from power iterations with a random start and are in no file"},
     {"megatron_config", "it is laid out for Megatron"},
 };
 

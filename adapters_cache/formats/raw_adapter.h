@@ -89,6 +89,14 @@ struct RawAdapter {
   // Of prompt methods and the like: what the whole file comes to.
   absl::Status (*lower_model)(const RawAdapter& raw, const BaseModel& base,
                               Adapter* adapter) = nullptr;
+  // LoRAs with gates (X-LoRA), or those of MLPs with routers (MixLoRA).
+  std::vector<RawAdapter> experts;
+  std::map<int32_t, RawTensor> routers;  // by layer: [experts, D]
+  int32_t routed = 0;                    // experts of a token
+  // Gates, whose sets of linears the base has to tell.
+  Gating gating;
+  bool gates_each_linear = false;
+  float gates_weight = 1;  // of every gate
   std::vector<std::string> warnings;
   TensorFile tensors;
 };

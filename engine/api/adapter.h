@@ -88,6 +88,7 @@ struct ReplacedRows {
 
 struct ModuleDelta {
   LowRank low_rank;
+  const int32_t* rank_gate = nullptr;  // [rank] with Adapter::gating: whose gate scales a rank of x Aᵀ
   const float* out_scale = nullptr;  // [out] or nullptr
   const float* bias = nullptr;       // [out] or nullptr
   InputRotation input_rotation;
@@ -148,6 +149,38 @@ struct Bottleneck {
   const float* up_bias = nullptr;    // [D]
 };
 
+// Gates, token by token, of an adapter whose pairs are those of several LoRAs one below the other
+// (X-LoRA, Buehler & Buehler 2024): a small network on the final hidden state that the base model
+// alone gives the token. It needs keys and values of the base beside the adapter's own.
+struct Gating {
+  struct Layer {
+    int32_t in = 0, out = 0;
+    std::vector<float> weight;  // [out, in]
+    std::vector<float> bias;    // [out]
+  };
+  int32_t experts = 0;            // 0: no gates
+  std::vector<Layer> layers;      // ReLU between them
+  int32_t sets = 1;               // of gates: one for all linears, or one for each that is adapted
+  std::vector<int32_t> set_of;    // [modules] by ModuleId
+  bool softmax = true;
+  float temperature = 1;
+  int32_t top = 0;                // that many gates of a set are kept, the others 0; 0: all
+  bool softmax_of_top = false;
+
+  int32_t width() const { return sets * experts; }
+};
+
+struct Adapter;
+
+// LoRAs of each layer's MLP among which a router deals out the tokens (MixLoRA, Li et al. 2024): of a
+// token the `chosen` with the largest score, w a softmax of their scores alone.
+//     out = Σ over the chosen e of w_e · MLP_e(x), the MLP with the pairs of LoRA e
+struct MlpMixture {
+  std::vector<std::shared_ptr<const Adapter>> experts;  // [E] with pairs on the MLPs' linears alone
+  std::vector<std::vector<float>> routers;              // [layers] of [E, D]
+  int32_t chosen = 0;
+};
+
 constexpr int NormIndex(int layer, bool attention) { return 2 * layer + (attention ? 1 : 0); }
 constexpr int FinalNorm(int layers) { return 2 * layers; }
 
@@ -176,10 +209,14 @@ struct Adapter {
   std::vector<const float*> norms;   // [FinalNorm(layers) + 1] of [D] or nullptr; or empty
   VirtualTokens virtual_tokens;
   std::vector<PromptAttention> prompt_attention;  // [layers] or empty
+  Gating gating;
+  MlpMixture mlp_mixture;
   std::vector<Bottleneck> bottlenecks;            // by NormIndex of what precedes them; or empty
   // Rows before the last of these sequences in the prompt are the base's (activated LoRA, Greenewald
   // et al. 2025). Empty: all rows are the adapter's.
   std::vector<int32_t> invocation_tokens;
+  // Of keys and values that a sequence has: the adapter's, and the base's where gates need them.
+  int32_t kv_sets() const { return gating.experts > 0 ? 2 : 1; }
   const ModuleDelta& module(ModuleId id) const {
     static const ModuleDelta kNone;
     return static_cast<size_t>(id) < modules.size() ? modules[id] : kNone;

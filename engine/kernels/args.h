@@ -59,6 +59,8 @@ struct StepInput {
   std::span<const int32_t> page_ids;
   std::span<const int32_t> logit_rows;         // [L] ascending
   std::span<const AdapterSegment> segments;    // ascending, disjoint
+  // [T] the gates of rows whose adapter has any, [Gating::width()] each; empty: no row has.
+  std::span<const float* const> gates;
 };
 
 // Which rows of the step an operation is over: all T, or the L of `logit_rows`, adjacent.
@@ -101,7 +103,7 @@ struct LinearArgs {
   bool split = false;
 };
 
-// An expert of a layer: two linears.
+// An expert of a layer, or a layer's only MLP: two linears.
 struct Expert {
   const LinearWeight* gate_up = nullptr;
   const LinearWeight* down = nullptr;
@@ -118,6 +120,14 @@ struct ExpertsArgs {
   bool normalise = false;
   Matrix x;    // [T, D]
   Matrix out;  // [T, D]
+};
+
+// out's rows of adapters with an MlpMixture become what that makes of x.
+struct MlpMixtureArgs {
+  Expert mlp;  // the layer's
+  Matrix x;    // [T, D] float32
+  Matrix out;  // [T, D] float32
+  int32_t layer = 0;
 };
 
 // x += delta (delta.data may be nullptr: nothing added); out = RMSNorm(x) ∘ weight

@@ -14,7 +14,7 @@ PrefixCache::Tokens BlockOf(std::span<const int32_t> tokens, size_t block) {
 }  // namespace
 
 bool SequencePages::Reserve(int64_t tokens) {
-  const int32_t missing = layout_->PagesFor(tokens) - count();
+  const int32_t missing = PagesFor(tokens) - count();
   return missing <= 0 || cache_->Alloc(missing, &ids_);
 }
 

@@ -14,8 +14,10 @@ namespace lorikeet {
 // Gives its pages back when it dies.
 class SequencePages {
  public:
-  // `cache` and `layout` outlive it.
-  SequencePages(PrefixCache* cache, const KvLayout* layout) : cache_(cache), layout_(layout) {}
+  // `cache` and `layout` outlive it. A sequence may have `sets` of keys and values for its tokens, a
+  // block of each in turn; with more than one it shares nothing.
+  SequencePages(PrefixCache* cache, const KvLayout* layout, int32_t sets = 1)
+      : cache_(cache), layout_(layout), sets_(sets) {}
   ~SequencePages() { Release(); }
   SequencePages(const SequencePages&) = delete;
   SequencePages& operator=(const SequencePages&) = delete;
@@ -32,10 +34,13 @@ class SequencePages {
   // one's own if `replace`, which needs that no step still writes to it; else sharing ends there.
   void Share(std::span<const int32_t> tokens, const KvIdentity& identity, bool replace);
 
-  // Pages of the first `tokens` tokens: block-major, pages_per_block ids a block.
+  // Pages of the first `tokens` tokens: block-major, pages_per_block ids a block and set.
   std::span<const int32_t> First(int64_t tokens) const {
-    return std::span(ids_).first(layout_->PagesFor(tokens));
+    return std::span(ids_).first(PagesFor(tokens));
   }
+  // For `tokens` tokens, of all sets.
+  int32_t PagesFor(int64_t tokens) const { return sets_ * layout_->PagesFor(tokens); }
+  int32_t sets() const { return sets_; }
   int32_t count() const { return static_cast<int32_t>(ids_.size()); }
 
  private:
@@ -43,6 +48,7 @@ class SequencePages {
 
   PrefixCache* cache_;
   const KvLayout* layout_;
+  const int32_t sets_;
   std::vector<int32_t> ids_;
   std::vector<PrefixCache::Block*> shared_;  // of the first shared_.size() blocks of `ids_`
 };

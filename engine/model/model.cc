@@ -185,6 +185,8 @@ void Model::RunLayer(int32_t index, int32_t rows) {
     backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
     // The final norm, which reads the last layer's, is not among the operations given to Run.
     multiply(layer.down, gated_.First(rows), projected, index + 1 < config_.layers);
+    backend_->MlpMixtures({.mlp = {layer.gate_up.get(), layer.down.get()}, .x = normed,
+                           .out = projected, .layer = index});
   }
   adapt(true);
 }

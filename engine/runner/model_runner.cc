@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
+#include "engine/runner/gates.h"
 
 namespace lorikeet {
 namespace {
@@ -184,17 +185,69 @@ absl::Status ModelRunner::Pool(int32_t begin, int32_t rows) {
   return absl::OkStatus();
 }
 
+absl::Status ModelRunner::ComputeGates(const Batch& batch) {
+  gates_.clear();
+  if (batch.base_pages.empty()) return absl::OkStatus();
+  // Sequences whose adapters have gates, as a batch of base rows whose results are all wanted.
+  std::vector<int32_t> rows, tokens, positions, begin = {0}, page_begin = {0}, all, pages;
+  const auto page = [&](int32_t i) { return batch.base_pages.begin() + batch.base_page_begin[i]; };
+  for (int32_t s = 0; s < batch.sequences(); ++s) {
+    if (page(s) == page(s + 1)) continue;
+    for (int32_t r = batch.sequence_begin[s]; r < batch.sequence_begin[s + 1]; ++r) {
+      all.push_back(static_cast<int32_t>(rows.size()));
+      rows.push_back(r);
+      tokens.push_back(batch.tokens[r]);
+      positions.push_back(batch.positions[r]);
+    }
+    pages.insert(pages.end(), page(s), page(s + 1));
+    begin.push_back(static_cast<int32_t>(rows.size()));
+    page_begin.push_back(static_cast<int32_t>(pages.size()));
+  }
+  model_->Forward({.tokens = tokens, .positions = positions, .sequence_begin = begin,
+                   .page_begin = page_begin, .page_ids = pages, .logit_rows = all, .segments = {}});
+  LK_RETURN_IF_ERROR(backend_->status());
+  LK_RETURN_IF_ERROR(model_->Hidden(0, static_cast<int32_t>(rows.size()), &hidden_));
+  GateRows(batch, rows);
+  return absl::OkStatus();
+}
+
+// From the hidden states of `rows`.
+void ModelRunner::GateRows(const Batch& batch, std::span<const int32_t> rows) {
+  const size_t width = hidden_.size() / rows.size();
+  std::vector<const Gating*> gating(batch.rows());
+  for (const AdapterSegment& segment : batch.segments) {
+    for (int32_t r = segment.row_begin; r < segment.row_end; ++r) gating[r] = &segment.adapter->gating;
+  }
+  size_t values = 0;
+  for (const int32_t row : rows) values += gating[row]->width();
+  gate_values_.resize(values);
+  gates_.assign(batch.rows(), nullptr);
+  std::vector<std::span<float>> of_row(rows.size());
+  std::span<float> left = gate_values_;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::span<float> gates = left.first(gating[rows[i]]->width());
+    left = left.subspan(gates.size());
+    of_row[i] = gates;
+    gates_[rows[i]] = gates.data();
+  }
+  backend_->ParallelFor(static_cast<int32_t>(rows.size()), [&](int32_t i, int32_t) {
+    EvaluateGates(*gating[rows[i]], std::span(hidden_).subspan(i * width, width), of_row[i]);
+  });
+}
+
 absl::StatusOr<StepResult> ModelRunner::Run(const Batch& batch) {
   rows_.assign(batch.logit_rows.begin(), batch.logit_rows.end());
   logit_rows_.clear();
   for (const LogitRow& row : batch.logit_rows) logit_rows_.push_back(row.row);
+  LK_RETURN_IF_ERROR(ComputeGates(batch));
   model_->Forward({.tokens = batch.tokens,
                    .positions = batch.positions,
                    .sequence_begin = batch.sequence_begin,
                    .page_begin = batch.page_begin,
                    .page_ids = batch.pages,
                    .logit_rows = logit_rows_,
-                   .segments = batch.segments});
+                   .segments = batch.segments,
+                   .gates = gates_});
   LK_RETURN_IF_ERROR(backend_->status());
   // While a GPU computes. On the CPU all cores have just become free, and have nothing to gain from a
   // thread more.

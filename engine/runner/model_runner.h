@@ -58,6 +58,9 @@ class ModelRunner final : public Runner {
   // some billion weights on a GPU, nothing on the CPU.
   absl::Status WarmUp();
 
+  // The base's own pass over the rows of adapters with gates, and their gates from it.
+  absl::Status ComputeGates(const Batch& batch);
+  void GateRows(const Batch& batch, std::span<const int32_t> rows);
   void FillMasks();
   int32_t RowsOfAKind(int32_t begin) const;
   absl::Status Sample(int32_t begin, std::span<SampledToken> out);
@@ -75,7 +78,9 @@ class ModelRunner final : public Runner {
   std::vector<LogitRow> rows_;       // [L] with what their constraints allow
   std::vector<int32_t> constrained_;  // [C] indices of those that are, in rows_
   std::vector<uint32_t> masks_;       // [C, words]
-  std::vector<float> hidden_;        // [rows, D] on their way into embeddings
+  std::vector<float> hidden_;        // [rows, D] on their way into embeddings or gates
+  std::vector<float> gate_values_;    // of all rows that have any
+  std::vector<const float*> gates_;   // [T], or empty: see StepInput
 };
 
 }  // namespace lorikeet

@@ -19,6 +19,9 @@ struct Batch {
   std::vector<int32_t> sequence_begin;  // [S + 1] rows of sequence s: [begin[s], begin[s + 1])
   std::vector<int32_t> page_begin;      // [S + 1] into `pages`
   std::vector<int32_t> pages;           // page ids: block-major, pages_per_block ids a block
+  // The same for the base's own keys and values of sequences whose adapter's gates need them (Gating).
+  std::vector<int32_t> base_page_begin;  // [S + 1]
+  std::vector<int32_t> base_pages;
   std::vector<AdapterSegment> segments;
   std::vector<LogitRow> logit_rows;     // ascending by row
 

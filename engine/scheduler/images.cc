@@ -93,11 +93,11 @@ void Scheduler::DropUnloaded() {
 // Fetches images in the order of admission, where they leave room for the requests that wait for
 // them. Only the first in line may push out images that others wait for.
 void Scheduler::StartLoads() {
-  int64_t tokens_room = int64_t{running()} * options_.kv.pages_per_block;
+  int64_t tokens_room = RunningBlocks();
   no_room_ = nullptr;
   const auto fetch = [&](const Sequence* sequence, bool first) {
     Group* group = sequence->group;
-    tokens_room += options_.kv.PagesFor(sequence->length());
+    tokens_room += sequence->pages.PagesFor(sequence->length());
     if (group->image != ImageState::kAbsent) return true;
     if (loading_ >= kMaxLoading) return false;
     if (!MakeRoom(group->image_pages + tokens_room, group, first)) {

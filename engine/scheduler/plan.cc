@@ -45,7 +45,7 @@ bool Scheduler::PlanDecodes() {
 // Pages for all of the sequence's tokens, taken from images, prefixes and younger sequences if need
 // be. False if it was preempted itself, or is alone and must wait.
 bool Scheduler::ReserveOrPreempt(Sequence* sequence) {
-  const int64_t missing = options_.kv.PagesFor(sequence->length()) - sequence->pages.count();
+  const int64_t missing = sequence->pages.PagesFor(sequence->length()) - sequence->pages.count();
   while (!MakeRoom(missing, nullptr, true)) {
     if (running_.size() == 1 && loading_ > 0) return false;
     PreemptYoungest();
@@ -117,15 +117,22 @@ void Scheduler::LeaveRunning(Sequence* sequence) {
   sequence->group->last_use = cache_.now();
 }
 
+// Pages of one block for everybody who runs.
+int64_t Scheduler::RunningBlocks() const {
+  int64_t pages = 0;
+  for (const Sequence* sequence : running_) pages += sequence->pages.PagesFor(1);
+  return pages;
+}
+
 // Pages for all its tokens, if there is also one block more for it and for everybody who runs
 // already. Nothing is held if not.
 bool Scheduler::TakePages(Sequence* sequence) {
-  const int64_t block = options_.kv.pages_per_block;
-  const int64_t headroom = running_.empty() ? 0 : (running() + 1) * block;
+  const int64_t block = sequence->pages.PagesFor(1);
+  const int64_t headroom = running_.empty() ? 0 : RunningBlocks() + block;
   const Group* group = sequence->group;
   if (headroom + block > Available(group, true)) return false;  // one block at least is its own
   AdoptPrefix(sequence);
-  const int64_t missing = options_.kv.PagesFor(sequence->length()) - sequence->pages.count();
+  const int64_t missing = sequence->pages.PagesFor(sequence->length()) - sequence->pages.count();
   if (missing + headroom <= Available(group, true)) {
     LK_CHECK(MakeRoom(missing, group, true));
     LK_CHECK(sequence->pages.Reserve(sequence->length()));
@@ -191,6 +198,8 @@ void Scheduler::BuildBatch(Batch* batch) {
   batch->sequence_begin.assign(1, 0);
   batch->page_begin.assign(1, 0);
   batch->pages.clear();
+  batch->base_page_begin.assign(1, 0);
+  batch->base_pages.clear();
   batch->segments.clear();
   batch->logit_rows.clear();
   for (Sequence* sequence : step_.sequences) AppendRows(sequence, batch);
@@ -225,6 +234,21 @@ Scheduler::RowUse Scheduler::Sequence::UseOf(int32_t position) const {
   return last ? RowUse::kSample : RowUse::kPromptLogprob;
 }
 
+// Blocks are the adapter's and the base's in turn where there are both.
+void Scheduler::AppendPages(const Sequence& sequence, int32_t tokens, Batch* batch) const {
+  const size_t block = options_.kv.pages_per_block;
+  const size_t sets = sequence.pages.sets();
+  const auto pages = sequence.pages.First(tokens);
+  for (size_t first = 0; first < pages.size(); first += sets * block) {
+    const auto own = pages.subspan(first, block);
+    const auto of_base = pages.subspan(first + block, (sets - 1) * block);
+    batch->pages.insert(batch->pages.end(), own.begin(), own.end());
+    batch->base_pages.insert(batch->base_pages.end(), of_base.begin(), of_base.end());
+  }
+  batch->page_begin.push_back(static_cast<int32_t>(batch->pages.size()));
+  batch->base_page_begin.push_back(static_cast<int32_t>(batch->base_pages.size()));
+}
+
 void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
   const int32_t first_row = batch->rows();
   const int32_t index = batch->sequences();
@@ -255,10 +279,8 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
     batch->logit_rows.push_back(row);
     step_.logits.push_back({sequence, use});
   }
-  const auto pages = sequence->pages.First(end);
-  batch->pages.insert(batch->pages.end(), pages.begin(), pages.end());
+  AppendPages(*sequence, end, batch);
   batch->sequence_begin.push_back(batch->rows());
-  batch->page_begin.push_back(static_cast<int32_t>(batch->pages.size()));
 
   const Adapter* adapter = sequence->group->adapter;
   if (adapter == nullptr || sequence->adapter_from >= end) return;
@@ -286,7 +308,7 @@ void Scheduler::CountStep(const Batch& batch) {
   for (const Sequence* sequence : step_.sequences) {
     const bool decode = sequence->decoding() && sequence->generated() > 0;
     if (!decode) stats_.prefill_rows += sequence->planned;
-    stats_.context_bytes += options_.kv.PagesFor(sequence->computed + sequence->planned) *
+    stats_.context_bytes += sequence->pages.PagesFor(sequence->computed + sequence->planned) *
                             options_.kv.page_bytes();
   }
   stats_.sequences = batch.sequences();

@@ -23,9 +23,10 @@ KvIdentity IdentityOf(const Request& request) {
 
 }  // namespace
 
-int32_t ContextTokens(const SchedulerOptions& options, int32_t image_pages) {
+int32_t ContextTokens(const SchedulerOptions& options, int32_t image_pages, int32_t kv_sets) {
   const int32_t pages = std::max(0, options.pages - image_pages);
-  const int64_t pool_tokens = int64_t{pages / options.kv.pages_per_block} * KvLayout::kPageTokens;
+  const int64_t blocks = pages / (options.kv.pages_per_block * kv_sets);
+  const int64_t pool_tokens = blocks * KvLayout::kPageTokens;
   return static_cast<int32_t>(std::min<int64_t>(options.limits.max_context_tokens, pool_tokens));
 }
 
@@ -216,7 +217,7 @@ FinishReason Scheduler::ReasonToFinish(const Sequence& sequence, int32_t token) 
   if (!sequence.request.ignore_eos && has(EosOf(sequence.request))) return FinishReason::kEos;
   if (has(sequence.request.stop_token_ids)) return FinishReason::kStop;
   if (sequence.generated() >= sequence.request.max_new_tokens ||
-      sequence.length() >= ContextTokens(options_, sequence.group->image_pages)) {
+      sequence.length() >= ContextTokens(options_, sequence.group->image_pages, sequence.pages.sets())) {
     return FinishReason::kLength;
   }
   return FinishReason::kNone;

@@ -61,9 +61,9 @@ struct SchedulerOptions {
   std::vector<int32_t> eos_ids;
 };
 
-// Prompt and output together: the smaller of max_context_tokens and what the pool holds beside an
-// image of `image_pages`.
-int32_t ContextTokens(const SchedulerOptions& options, int32_t image_pages = 0);
+// Prompt and output together: the smaller of max_context_tokens and what the pool holds in `kv_sets`
+// sets of keys and values beside an image of `image_pages`.
+int32_t ContextTokens(const SchedulerOptions& options, int32_t image_pages = 0, int32_t kv_sets = 1);
 
 struct RequestEvent {
   RequestId id = 0;
@@ -135,6 +135,7 @@ class Scheduler {
   bool PlanDecodes();
   void PlanPrefill(Sequence* sequence);
   bool Admit(int64_t now_us);
+  int64_t RunningBlocks() const;
   bool TakePages(Sequence* sequence);
   int64_t Available(const Group* keep, bool wanted) const;
   bool Evictable(const Group& group, const Group* keep, bool wanted) const;
@@ -153,6 +154,7 @@ class Scheduler {
 
   void BuildBatch(Batch* batch);
   void FindForbidden(Sequence* sequence) const;
+  void AppendPages(const Sequence& sequence, int32_t tokens, Batch* batch) const;
   void AppendRows(Sequence* sequence, Batch* batch);
   void CountStep(const Batch& batch);
 

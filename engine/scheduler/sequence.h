@@ -24,10 +24,13 @@ struct Scheduler::Sequence {
         tokens(TokensOf(std::move(this->request.prompt), virtual_tokens)),
         prompt_tokens(static_cast<int32_t>(tokens.size())),
         group(group),
-        pages(cache, layout) {}
+        pages(cache, layout, KvSetsOf(this->request)) {}
 
   static int32_t VirtualTokensOf(const Request& request) {
     return request.adapter.get() ? request.adapter.get()->virtual_tokens.count : 0;
+  }
+  static int32_t KvSetsOf(const Request& request) {
+    return request.adapter.get() ? request.adapter.get()->kv_sets() : 1;
   }
   static int32_t AdapterFrom(const Request& request);
   static std::vector<int32_t> TokensOf(std::vector<int32_t> prompt, int32_t virtual_tokens);

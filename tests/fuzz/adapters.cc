@@ -4,7 +4,9 @@
 #include <cmath>
 #include <memory>
 #include <utility>
+#include <vector>
 
+#include "adapters_cache/formats/adapter_files.h"
 #include "adapters_cache/formats/format_table.h"
 #include "adapters_cache/normalise.h"
 #include "engine/base/check.h"
@@ -39,6 +41,24 @@ void CheckModule(const ModuleDelta& delta, LinearShape shape) {
   }
 }
 
+// X-LoRA's LoRAs, which are in no file of the input: a golden's.
+const std::vector<AdapterFiles>& Experts() {
+  static const auto* files = [] {
+    auto golden = ReadAdapterFiles("tests/golden/variants/xlora", {});
+    LK_CHECK_MSG(golden.ok(), golden.status().ToString());
+    return new AdapterFiles(*std::move(golden));
+  }();
+  return files->experts;
+}
+
+void CheckAdapter(const BaseModel& base, const Adapter& adapter) {
+  const auto count = static_cast<int>(adapter.modules.size());
+  LK_CHECK(count == ModuleCount(base.layers()) ||
+           count == ModuleCount(base.layers(), base.experts()));
+  for (const ModuleId id : base.modules()) CheckModule(adapter.module(id), base.shape(id));
+  for (const auto& expert : adapter.mlp_mixture.experts) CheckAdapter(base, *expert);
+}
+
 }  // namespace
 
 void FuzzAdapter(const BaseModel& base, std::string_view config,
@@ -50,6 +70,7 @@ void FuzzAdapter(const BaseModel& base, std::string_view config,
   AdapterFiles files;
   files.config = nlohmann::ordered_json::parse(config.begin(), config.end());
   files.tensors = TensorFile({}, *std::move(tensors));
+  if (json->contains("peft_type") && (*json)["peft_type"] == "XLORA") files.experts = Experts();
   Problems problems;
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   if (!problems.empty()) {
@@ -61,10 +82,7 @@ void FuzzAdapter(const BaseModel& base, std::string_view config,
     LK_CHECK(!adapter.status().message().empty());
     return;
   }
-  const auto count = static_cast<int>((*adapter)->modules.size());
-  LK_CHECK(count == ModuleCount(base.layers()) ||
-           count == ModuleCount(base.layers(), base.experts()));
-  for (const ModuleId id : base.modules()) CheckModule((*adapter)->module(id), base.shape(id));
+  CheckAdapter(base, **adapter);
 }
 
 void FuzzAdapterFiles(std::span<const std::byte> bytes) {

@@ -43,7 +43,7 @@ class Counts final : public StatsSink {
 std::vector<VariantCase> Cases() {
   std::vector<VariantCase> cases;
   for (VariantCase& c : LoadVariantCases()) {
-    if (c.base == kBase) cases.push_back(std::move(c));
+    if (c.base == kBase && RunsOnTestDevice(c)) cases.push_back(std::move(c));
   }
   return cases;
 }

@@ -97,8 +97,10 @@ class FakeImages final : public AdapterImages {
       if (PagesOf(*segment.adapter) == 0) continue;
       EXPECT_TRUE(there_.contains(segment.adapter->serial)) << "a step before its adapter";
     }
-    for (const int32_t page : batch.pages) {
-      EXPECT_EQ(owner_[page], 0u) << "page " << page << " has an image and keys and values";
+    for (const auto* pages : {&batch.pages, &batch.base_pages}) {
+      for (const int32_t page : *pages) {
+        EXPECT_EQ(owner_[page], 0u) << "page " << page << " has an image and keys and values";
+      }
     }
   }
 
@@ -168,46 +170,59 @@ class FakeRunner final : public Runner {
     bool operator==(const Slot&) const = default;
   };
 
-  static std::string VersionOf(const Batch& batch, int32_t row) {
+  static const Adapter* AdapterOf(const Batch& batch, int32_t row) {
     for (const AdapterSegment& segment : batch.segments) {
-      if (row >= segment.row_begin && row < segment.row_end) return segment.adapter->version;
+      if (row >= segment.row_begin && row < segment.row_end) return segment.adapter;
     }
-    return "";
+    return nullptr;
   }
 
-  Slot& SlotOf(const Batch& batch, int32_t sequence, int32_t position, int32_t page_of_block) {
+  // One of the two lists of pages of a batch.
+  struct Pages {
+    std::span<const int32_t> begin;
+    std::span<const int32_t> ids;
+  };
+  static Pages Own(const Batch& batch) { return {batch.page_begin, batch.pages}; }
+  static Pages OfBase(const Batch& batch) { return {batch.base_page_begin, batch.base_pages}; }
+
+  Slot& SlotOf(const Pages& pages, int32_t sequence, int32_t position, int32_t page_of_block) {
     const int32_t block = position / KvLayout::kPageTokens;
-    const int32_t index = batch.page_begin[sequence] + block * kv_.pages_per_block + page_of_block;
-    EXPECT_LT(index, batch.page_begin[sequence + 1]) << "no page for position " << position;
-    return slots_[size_t(batch.pages[index]) * KvLayout::kPageTokens +
+    const int32_t index = pages.begin[sequence] + block * kv_.pages_per_block + page_of_block;
+    EXPECT_LT(index, pages.begin[sequence + 1]) << "no page for position " << position;
+    return slots_[size_t(pages.ids[index]) * KvLayout::kPageTokens +
                   position % KvLayout::kPageTokens];
   }
 
   void Store(const Batch& batch) {
     for (int32_t s = 0; s < batch.sequences(); ++s) {
       for (int32_t r = batch.sequence_begin[s]; r < batch.sequence_begin[s + 1]; ++r) {
+        const Adapter* adapter = AdapterOf(batch, r);
         for (int32_t p = 0; p < kv_.pages_per_block; ++p) {
-          SlotOf(batch, s, batch.positions[r], p) = {batch.tokens[r], VersionOf(batch, r)};
+          SlotOf(Own(batch), s, batch.positions[r], p) = {batch.tokens[r],
+                                                          adapter ? adapter->version : ""};
+          if (!adapter || adapter->kv_sets() == 1) continue;
+          SlotOf(OfBase(batch), s, batch.positions[r], p) = {batch.tokens[r], ""};
         }
       }
     }
   }
 
   SampledToken Answer(const Batch& batch, const LogitRow& row) {
-    const Adapter* adapter = nullptr;
-    for (const AdapterSegment& segment : batch.segments) {
-      if (row.row >= segment.row_begin && row.row < segment.row_end) adapter = segment.adapter;
-    }
+    const Adapter* adapter = AdapterOf(batch, row.row);
     const int32_t position = batch.positions[row.row];
     EXPECT_EQ(row.history.size(), position + 1);
     std::vector<int32_t> history(position + 1);
     for (int32_t i = 0; i <= position; ++i) {
-      const Slot& slot = SlotOf(batch, row.sequence, i, 0);
+      const Slot& slot = SlotOf(Own(batch), row.sequence, i, 0);
       history[i] = slot.token;
+      if (adapter && adapter->kv_sets() == 2) {
+        EXPECT_TRUE(SlotOf(OfBase(batch), row.sequence, i, 0) == (Slot{slot.token, ""}))
+            << "the base's page holds something else at position " << i;
+      }
       EXPECT_EQ(slot.token, row.history[i]) << "pages hold another token at position " << i;
       EXPECT_EQ(slot.version, adapter ? adapter->version : "") << "written by another adapter";
       for (int32_t p = 1; p < kv_.pages_per_block; ++p) {
-        EXPECT_TRUE(SlotOf(batch, row.sequence, i, p) == slot) << "page " << p << " of a block";
+        EXPECT_TRUE(SlotOf(Own(batch), row.sequence, i, p) == slot) << "page " << p << " of a block";
       }
     }
     const uint64_t state = model_.State(history, adapter);

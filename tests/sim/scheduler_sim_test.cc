@@ -51,8 +51,12 @@ class Simulation {
     for (int i = Pick(0, 5); i >= 0; --i) {
       auto adapter = std::make_shared<Adapter>();
       adapter->version = "adapter " + std::to_string(i);
-      // Its image leaves a block of keys and values at least.
-      adapter->bytes = Pick(0, std::min(5, options_.pages - options_.kv.pages_per_block));
+      // Gates: a second set of keys and values. Its image leaves a block of each at least.
+      const bool gates = options_.pages >= 2 * options_.kv.pages_per_block && Pick(0, 2) == 0;
+      if (gates) adapter->gating.experts = 1;
+      adapter->cacheable = !gates;
+      adapter->bytes = Pick(
+          0, std::min(5, options_.pages - adapter->kv_sets() * options_.kv.pages_per_block));
       if (!with_images) adapter->bytes = 0;
       adapters_.push_back(i == 0 ? AdapterLease() : AdapterLease(adapter));
     }
@@ -180,7 +184,8 @@ class Simulation {
   // Tokens that a request can come to.
   int32_t Context(const Request& request) const {
     const Adapter* adapter = request.adapter.get();
-    return ContextTokens(options_, adapter && images_ ? images_->PagesOf(*adapter) : 0);
+    return ContextTokens(options_, adapter && images_ ? images_->PagesOf(*adapter) : 0,
+                         adapter ? adapter->kv_sets() : 1);
   }
 
   void CheckBatch() {
@@ -193,6 +198,8 @@ class Simulation {
     ASSERT_EQ(batch_.positions.size(), rows);
     ASSERT_EQ(batch_.sequence_begin.back(), rows);
     ASSERT_EQ(batch_.page_begin.back(), batch_.pages.size());
+    ASSERT_EQ(batch_.base_page_begin.size(), batch_.page_begin.size());
+    ASSERT_EQ(batch_.base_page_begin.back(), batch_.base_pages.size());
     CheckWrites();
     for (int32_t s = 0; s < batch_.sequences(); ++s) {
       ASSERT_LT(batch_.sequence_begin[s], batch_.sequence_begin[s + 1]);
@@ -217,6 +224,7 @@ class Simulation {
       const int32_t begin = batch_.page_begin[s] + first * options_.kv.pages_per_block;
       for (int32_t p = begin; p < batch_.page_begin[s + 1]; ++p) ++writers[batch_.pages[p]];
     }
+    for (const int32_t page : batch_.base_pages) ++writers[page];
     for (const auto& [page, count] : writers) ASSERT_EQ(count, 1) << "page " << page;
   }
 

@@ -15,6 +15,7 @@
 #include "engine/engine.h"
 #include "engine/runner/model_runner.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/test_device.h"
 
 namespace lorikeet {
 
@@ -56,6 +57,14 @@ inline std::vector<VariantCase> LoadVariantCases() {
   return cases;
 }
 
+// A GPU computes neither layers with experts nor gates per token (X-LoRA, a directory with LoRAs below
+// it, and MixLoRA).
+inline bool RunsOnTestDevice(const VariantCase& c) {
+  const bool gates = std::filesystem::is_directory(kGoldenRoot / "variants" / c.name / "0") ||
+                     c.name.starts_with("mixlora");
+  return RunsOnTestDevice(kGoldenRoot / "models" / c.base) && !(gates && kTestDevice != std::string("cpu"));
+}
+
 // A base model with its engine and registry.
 class VariantServer {
  public:
@@ -66,7 +75,8 @@ class VariantServer {
     LK_CHECK_MSG(runner.ok(), runner.status().ToString());
     runner_ = *std::move(runner);
     auto registry = AdapterRegistry::Create(
-        runner_->base_model(), {.base_name = "base", .allowed_roots = {}, .allow_dense = true});
+        runner_->base_model(), {.base_name = "base", .allowed_roots = {}, .allow_dense = true,
+                                 .allow_gates = runner_->images() == nullptr});
     LK_CHECK_MSG(registry.ok(), registry.status().ToString());
     registry_ = *std::move(registry);
     mixer_ = std::make_unique<AdapterMixer>(runner_->base_model(), registry_.get());

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <functional>
@@ -27,6 +28,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::PeftName;
 using testing::TempDir;
+using testing::TensorSpec;
 using testing::TestAdapter;
 using testing::TestBase;
 using testing::WriteFile;
@@ -161,7 +163,30 @@ TEST_F(AdapterLoad, UnknownKeysWarnOnlyWhenTheySaySomething) {
   EXPECT_THAT(loaded->warnings[0], HasSubstr("'use_something_new'"));
 }
 
+// Of GPT-2's Conv1D alone, whose models are not served; PEFT too unsets it on linears.
+TEST_F(AdapterLoad, FanInFanOutChangesNothingAndIsNamed) {
+  const auto plain = WriteAndLoad(adapter_);
+  adapter_.config["fan_in_fan_out"] = true;
+  const auto loaded = WriteAndLoad(adapter_);
+  ASSERT_TRUE(plain.ok() && loaded.ok()) << loaded.status();
+  EXPECT_THAT(loaded->warnings, Contains(HasSubstr("fan_in_fan_out")));
+  const AlignedBuffer &a = plain->adapter->storage, &b = loaded->adapter->storage;
+  EXPECT_TRUE(std::equal(a.data(), a.data() + a.size(), b.data(), b.data() + b.size()));
+}
+
 // ---- what is refused
+
+TEST_F(AdapterLoad, AnAdapterOfConv1dFindsNoPlace) {
+  adapter_.config["fan_in_fan_out"] = true;
+  adapter_.config["target_modules"] = {"c_attn"};
+  const TensorSpec a{DType::kF32, {4, 16}, std::vector<float>(64, 1)};
+  const TensorSpec b{DType::kF32, {48, 4}, std::vector<float>(192, 1)};
+  adapter_.tensors = {{PeftName("transformer.h.0.attn.c_attn", "lora_A.weight"), a},
+                      {PeftName("transformer.h.0.attn.c_attn", "lora_B.weight"), b}};
+  const auto loaded = WriteAndLoad(adapter_);
+  EXPECT_TRUE(absl::IsNotFound(loaded.status())) << loaded.status();
+  EXPECT_THAT(std::string(loaded.status().message()), HasSubstr("transformer.h.0.attn.c_attn"));
+}
 
 struct BadCase {
   const char* name;

@@ -66,6 +66,7 @@ class CpuBackend final : public Backend {
   void Bottlenecks(const BottleneckArgs& args) override;
   void SwiGlu(Matrix gate_up, Matrix out) override;
   void Experts(const ExpertsArgs& args) override;
+  void MlpMixtures(const MlpMixtureArgs& args) override;
   absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                       std::span<SampledToken> out) override;
   absl::Status Download(const float* from, std::span<float> to) override;
@@ -118,15 +119,18 @@ class CpuBackend final : public Backend {
     bool rotated = false;     // a segment rotates its inputs
     bool structured = false;  // a segment has parts that ApplyStructured adds
     int32_t round_tasks = 0;  // of quantising and rounding
+    std::span<const int32_t> step_rows;           // of x's rows; empty: they are the step's
     std::vector<AdapterSegment> segments;         // in rows of x
     std::vector<AdapterSegment> shrinks;          // pieces of segments that have a low-rank part
     int32_t t_stride = 0;                         // widest rank among them
     int32_t chunk_columns[kMaxParts] = {};        // by part
     int32_t chunk_begin[kMaxParts + 1] = {};      // first chunk of each part; last: their count
   };
-  // LinearProducts on rows whose adapters are `segments`.
-  void Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments);
+  // LinearProducts on rows of the step, all or `rows`, whose adapters are `segments`.
+  void Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments,
+                std::span<const int32_t> rows);
   void PlanInputs(const LinearArgs& args, std::span<const AdapterSegment> segments);
+  void GateRanks(const AdapterSegment& rows, ModuleId module, float* t) const;
   void PlanChunks(const LinearArgs& args);
   void GrowRounded(const LinearArgs& args, Rounded* rows);
   void RoundRow(const float* x, int32_t width, int32_t r, Rounded* rows);
@@ -140,8 +144,22 @@ class CpuBackend final : public Backend {
   void MultiplyRows(const LinearArgs& args, int32_t part, int32_t begin, int32_t end, int32_t thread,
                     Matrix y);
   void ApplyStructured(const LinearArgs& args);
+  // The rows that an expert is chosen for, and its weight in each.
+  struct Routed {
+    std::vector<int32_t> rows;
+    std::vector<float> weights;
+    void Add(int32_t row, float weight) {
+      rows.push_back(row);
+      weights.push_back(weight);
+    }
+  };
   void Route(const ExpertsArgs& args);
-  void ApplyExpert(const ExpertsArgs& args, int32_t expert);
+  // to[row] += weight · what the expert makes of from[row]. Row i of its product, routed.rows[i], has
+  // the adapter of `segments`.
+  void ApplyExpert(const Expert& weights, Matrix from, const Routed& routed,
+                   std::span<const AdapterSegment> segments, Matrix to);
+  void DealOut(const AdapterSegment& segment, const MlpMixtureArgs& args, Routed* dealt,
+               std::vector<AdapterSegment>* segments);
   void EmbedRow(const Adapter* adapter, int32_t token, float* row, int32_t width);
   static void AdaptEmbedding(const Adapter& adapter, int32_t token, float* row, int32_t width);
   void StorePrefix(const RopeStoreArgs& args, int32_t row);
@@ -168,11 +186,7 @@ class CpuBackend final : public Backend {
   AlignedBuffer shrunk_;    // [parts][T][t_stride]
   std::vector<std::vector<float>> panels_;              // [threads] widened weights
 
-  // By expert, of the step's last Route: the rows it is chosen for, ascending, and its weight in each.
-  struct Routed {
-    std::vector<int32_t> rows;
-    std::vector<float> weights;
-  };
+  // By expert, of the last Route or DealOut.
   std::vector<Routed> routed_;
   AlignedBuffer expert_in_, expert_gate_up_, expert_gated_, expert_out_;  // of one expert's rows
 

@@ -123,8 +123,20 @@ void CpuBackend::PrepareInputs(const LinearArgs& args) {
       if (pair.rank == 0) continue;
       float* t = shrunk_.as<float>() + (int64_t(i) * x.rows + rows.row_begin) * plan_.t_stride;
       LoraShrink(pair, x.width, x_pairs, width, rows.row_end - rows.row_begin, t, plan_.t_stride);
+      if (rows.adapter->gating.experts > 0) GateRanks(rows, args.weight->first_module + i, t);
     }
   });
+}
+
+// t: the ranks of the rows' products with A.
+void CpuBackend::GateRanks(const AdapterSegment& rows, ModuleId module, float* t) const {
+  const ModuleDelta& delta = rows.adapter->module(module);
+  const Gating& gating = rows.adapter->gating;
+  for (int32_t r = rows.row_begin; r < rows.row_end; ++r, t += plan_.t_stride) {
+    const float* gates = step_.gates[plan_.step_rows.empty() ? r : plan_.step_rows[r]];
+    gates += gating.set_of[module] * gating.experts;
+    for (int32_t k = 0; k < delta.low_rank.rank; ++k) t[k] *= gates[delta.rank_gate[k]];
+  }
 }
 
 // y: the part's columns.
@@ -314,10 +326,13 @@ void CpuBackend::RotateInputs(const LinearArgs& args) {
 
 void CpuBackend::LinearProducts(const LinearArgs& args) {
   const std::span<const AdapterSegment> of_logits = logit_segments_;
-  Multiply(args, args.rows == RowSet::kAll ? step_.segments : of_logits);
+  if (args.rows == RowSet::kAll) return Multiply(args, step_.segments, {});
+  Multiply(args, of_logits, step_.logit_rows.subspan(args.first_row));
 }
 
-void CpuBackend::Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments) {
+void CpuBackend::Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments,
+                          std::span<const int32_t> rows) {
+  plan_.step_rows = rows;
   PlanInputs(args, segments);
   PlanStructured(args);
   PlanChunks(args);

@@ -1,0 +1,82 @@
+#include "adapters_cache/gated.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/mixer.h"
+#include "adapters_cache/pack.h"
+#include "engine/base/status_macros.h"
+
+namespace lorikeet {
+namespace {
+
+// What of an expert has no gate; nullptr: nothing.
+const char* BesideGatedPairs(const Adapter& adapter) {
+  if (const char* part = Unsummable(adapter); part != nullptr) return part;
+  if (adapter.embedding.low_rank.rank > 0) return "a pair on the embedding";
+  for (const ModuleDelta& module : adapter.modules) {
+    if (module.bias) return "biases";
+    if (module.output_rotation.scale || module.input_rotation.block) return "scaled activations";
+  }
+  return nullptr;
+}
+
+// The classifier must read this base's states and have a gate for each expert, or one for each
+// expert and linear.
+absl::Status CheckWidths(const Gating& gating, const BaseModel& base) {
+  const int32_t in = gating.layers.front().in, out = gating.layers.back().out;
+  if (in == base.hidden() && out == gating.width()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "X-LoRA's classifier leads from ", in, " to ", out, " values; the base's states have ",
+      base.hidden(), ", and ", gating.experts, " experts on ", gating.sets,
+      gating.sets == 1 ? " set of linears" : " linears", " take ", gating.width()));
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& raw,
+                                                              const BaseModel& base,
+                                                              const NormaliseOptions& options) {
+  if (!options.allow_gates) {
+    return absl::UnimplementedError(
+        "gates per token (X-LoRA) are computed on the CPU alone; serve the base with device cpu");
+  }
+  std::vector<AdapterLease> experts;
+  std::vector<WeightedAdapter> terms;
+  for (const RawAdapter& expert : raw.experts) {
+    LK_ASSIGN_OR_RETURN(auto adapter, Normalise(expert, base, options));
+    terms.push_back({absl::StrCat(experts.size()), raw.gates_weight});
+    if (const char* part = BesideGatedPairs(*adapter); part != nullptr) {
+      return absl::UnimplementedError(
+          absl::StrCat("X-LoRA's expert ", terms.back().name, " has ", part, "; gates are of pairs alone"));
+    }
+    experts.emplace_back(std::move(adapter));
+  }
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<Adapter> adapter, SumAdapters(base, terms, experts));
+  adapter->version = raw.version;
+  adapter->variant = raw.variant;
+  adapter->cacheable = false;  // the base's keys and values would be needed too
+  adapter->gating = raw.gating;
+  Gating& gating = adapter->gating;
+  for (const Gating::Layer& layer : gating.layers) {
+    adapter->bytes += static_cast<int64_t>((layer.weight.size() + layer.bias.size()) * sizeof(float));
+  }
+  gating.set_of.resize(adapter->modules.size());
+  Packer packer(options, adapter.get());
+  int32_t adapted = 0;
+  for (const ModuleId m : base.modules()) {
+    if (adapter->module(m).low_rank.rank == 0) continue;
+    gating.set_of[m] = raw.gates_each_linear ? adapted++ : 0;
+    std::vector<int32_t> gate;
+    for (size_t e = 0; e < experts.size(); ++e) {
+      gate.insert(gate.end(), experts[e].get()->module(m).low_rank.rank, static_cast<int32_t>(e));
+    }
+    adapter->modules[m].rank_gate = packer.Integers(gate);
+  }
+  if (raw.gates_each_linear) gating.sets = adapted;
+  LK_RETURN_IF_ERROR(CheckWidths(gating, base));
+  return std::shared_ptr<const Adapter>(std::move(adapter));
+}
+
+}  // namespace lorikeet
