@@ -28,6 +28,11 @@ constexpr int ModuleCount(int layers, int experts = 0) {
   const int of_experts = experts == 0 ? 0 : layers * (1 + experts * kLinearsPerExpert);
   return layers * kLinearsPerLayer + 1 + of_experts;
 }
+// The layers of a table of `modules` modules.
+constexpr int LayersOf(int modules, int experts) {
+  const int a_layer = kLinearsPerLayer + (experts == 0 ? 0 : 1 + experts * kLinearsPerExpert);
+  return (modules - 1) / a_layer;
+}
 constexpr ModuleId RouterModule(int layers, int experts, int layer) {
   return ModuleCount(layers) + layer * (1 + experts * kLinearsPerExpert);
 }

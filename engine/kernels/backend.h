@@ -41,7 +41,8 @@ struct BackendOptions {
   Quantization quantization = Quantization::kNone;
   DType stored = DType::kBF16;  // of the model's linears, for the choice of activations
   int32_t threads = 0;   // of the host; 0: as many as there are cores
-  bool experts = false;  // the model has layers with experts, which a GPU does not compute yet
+  int32_t experts = 0;  // of a layer that has them
+  int32_t experts_per_token = 0;
   int32_t max_rows = 0;  // of a step
   int64_t pinned_bytes = 0;  // of host memory, for adapters on their way to a GPU; 0: a quarter
                              // of it, at most 32 GiB
@@ -105,7 +106,7 @@ class Backend {
   // out = silu(gate) ∘ up (Shazeer 2020, SwiGLU). gate_up: [T, 2 F], gate first; out: [T, F].
   virtual void SwiGlu(Matrix gate_up, Matrix out) = 0;
   // REQUIRES: BackendOptions::experts.
-  virtual void Experts(const ExpertsArgs&) { LK_CHECK_MSG(false, "this backend has no experts"); }
+  virtual void Experts(const ExpertsArgs& args) = 0;
 
   // One token a row of `logits` [rows, vocab] float32, as engine/kernels/sampler.h defines it, from
   // the row's own vocabulary, which may reach into what lies between rows; on return `out` is filled. A failure is the device's: nothing can be computed after it.

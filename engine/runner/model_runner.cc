@@ -88,7 +88,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                                        .quantization = quantization,
                                        .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
                                        .threads = options.threads,
-                                       .experts = source->config().experts > 0,
+                                       .experts = source->config().experts,
+                                       .experts_per_token = source->config().experts_per_token,
                                        .max_rows = options.limits.max_batch_tokens,
                                        .pinned_bytes = options.pinned_bytes,
                                        .record = options.record};

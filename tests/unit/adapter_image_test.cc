@@ -172,13 +172,13 @@ TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
   expect(parts.adapter.virtual_tokens.kv, c.kKv, c.kv);
   expect(parts.norms[1], c.kWidth, c.norm);
   EXPECT_EQ(parts.norms[0].rows, 0);
-  EXPECT_EQ(PartsOf(c.adapter), Bit(Part::kInputRotation) | Bit(Part::kRows) | Bit(Part::kEmbedding) |
+  EXPECT_EQ(PartsOf(c.adapter, 0), Bit(Part::kInputRotation) | Bit(Part::kRows) | Bit(Part::kEmbedding) |
                                     Bit(Part::kPrefix) | Bit(Part::kNorms));
   RowCursor<uint16_t> cursor(module.rotation, 0);
   for (int32_t r = 0; r < module.rotation.rows; ++r) {
     EXPECT_EQ(cursor.Next(), module.rotation.row<uint16_t>(r)) << r;
   }
-  EXPECT_EQ(LinearsOf(c.adapter), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
+  EXPECT_EQ(LinearsOf(c.adapter, 0), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
 }
 
 TEST(AdapterImage, ARankRowWiderThanAPageIsRefusedByName) {

@@ -306,7 +306,17 @@ void WritePiece(const ImagePlan::Piece& piece, std::byte* to) {
   }
 }
 
-PartSet PartsOf(const Adapter& adapter) {
+namespace {
+
+// Of `modules` modules of a model with `experts` experts a layer.
+bool IsExpert(ModuleId module, int32_t modules, int32_t experts) {
+  const int32_t behind = module - ModuleCount(LayersOf(modules, experts));
+  return behind >= 0 && behind % (1 + experts * kLinearsPerExpert) != 0;
+}
+
+}  // namespace
+
+PartSet PartsOf(const Adapter& adapter, int32_t experts) {
   PartSet set = 0;
   const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
   for (const ModuleDelta& delta : adapter.modules) {
@@ -318,6 +328,10 @@ PartSet PartsOf(const Adapter& adapter) {
     add(Part::kOutputRotation, delta.output_rotation.scale != nullptr);
     add(Part::kReplacedRows, delta.rows.rows.data != nullptr);
   }
+  const auto modules = static_cast<int32_t>(adapter.modules.size());
+  for (ModuleId m = 0; m < modules; ++m) {
+    add(Part::kExperts, IsExpert(m, modules, experts) && !adapter.modules[m].empty());
+  }
   add(Part::kEmbedding, !adapter.embedding.empty() || adapter.virtual_tokens.count > 0);
   add(Part::kNorms, !adapter.norms.empty());
   add(Part::kPrefix, adapter.virtual_tokens.kv != nullptr);
@@ -326,10 +340,12 @@ PartSet PartsOf(const Adapter& adapter) {
   return set;
 }
 
-LinearSet LinearsOf(const Adapter& adapter) {
+LinearSet LinearsOf(const Adapter& adapter, int32_t experts) {
   LinearSet set = 0;
-  const size_t head = adapter.modules.size() - 1;
-  for (size_t m = 0; m <= head; ++m) {
+  const auto modules = static_cast<int32_t>(adapter.modules.size());
+  const ModuleId head = HeadModule(LayersOf(modules, experts));
+  for (ModuleId m = 0; m < modules; ++m) {
+    if (IsExpert(m, modules, experts)) continue;
     const ModuleDelta& delta = adapter.modules[m];
     const uint32_t linear = m == head ? kHeadLinear : 1u << m % kLinearsPerLayer;
     const auto add = [&set, linear](LinearPart part, bool used) {
@@ -356,6 +372,20 @@ void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn) 
   for (PagedRows& norm : tables->norms) all(norm);
   for (PromptAttentionParts& p : tables->prompt_attention) all(p.k, p.v);
   for (BottleneckParts& b : tables->bottlenecks) all(b.down, b.up, b.down_bias, b.up_bias);
+}
+
+absl::Status CheckExperts(const Adapter& adapter, int32_t experts) {
+  const auto modules = static_cast<int32_t>(adapter.modules.size());
+  for (ModuleId m = 0; m < modules; ++m) {
+    const ModuleDelta& delta = adapter.modules[m];
+    const bool more = delta.input_rotation.block > 0 || delta.adds() ||
+                      delta.output_rotation.scale != nullptr || delta.rows.rows.data != nullptr;
+    if (!more || !IsExpert(m, modules, experts)) continue;
+    return absl::InvalidArgumentError(
+        "the adapter changes experts by more than low-rank pairs, output scales and biases, which "
+        "only the CPU computes; set device to cpu");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,

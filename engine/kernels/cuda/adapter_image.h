@@ -83,6 +83,9 @@ struct ImagePlan {
 // The piece's rows in their type.
 void WritePiece(const ImagePlan::Piece& piece, std::byte* to);
 
+// INVALID_ARGUMENT: an expert's linear has a part that its kernel does not take.
+absl::Status CheckExperts(const Adapter& adapter, int32_t experts);
+
 // `widths` by ModuleId. INVALID_ARGUMENT: a row or vector is larger than a page, or a part larger than
 // its kernel takes.
 absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,

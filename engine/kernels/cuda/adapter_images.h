@@ -36,7 +36,8 @@ struct DeviceAdapter {
 
 class DeviceImages final : public AdapterImages {
  public:
-  explicit DeviceImages(DType dtype) : dtype_(dtype) {}
+  // `experts`: of a layer.
+  DeviceImages(DType dtype, int32_t experts) : dtype_(dtype), experts_(experts) {}
   ~DeviceImages() override;
 
   // Widths of a module, before any load.
@@ -78,6 +79,7 @@ class DeviceImages final : public AdapterImages {
                          Resident* resident);
 
   const DType dtype_;
+  const int32_t experts_;
   std::vector<ModuleWidths> widths_;
   std::byte* pages_ = nullptr;
   int64_t page_bytes_ = 0;
