@@ -36,6 +36,21 @@ constexpr ModuleId ExpertModule(int layers, int experts, int layer, int expert, 
          static_cast<int>(linear) - static_cast<int>(Linear::kGate);
 }
 
+// Which modules are experts', of a model that has them.
+struct ExpertModules {
+  int32_t layers = 0;   // of the model; 0: none has experts
+  int32_t experts = 0;  // of a layer
+
+  constexpr bool contains(ModuleId module) const {
+    const int behind = module - ModuleCount(layers);
+    return layers > 0 && behind >= 0 && behind % (1 + experts * kLinearsPerExpert) != 0;
+  }
+  // The layers of a model whose table of modules has `modules` entries.
+  constexpr int layers_of(size_t modules) const {
+    return layers > 0 ? layers : (static_cast<int>(modules) - 1) / kLinearsPerLayer;
+  }
+};
+
 // The Hugging Face path below the model class: "model.layers.3.self_attn.q_proj", "lm_head".
 // REQUIRES: id < ModuleCount(layers), no router's or expert's.
 std::string ModulePath(ModuleId id, int layers);

@@ -71,6 +71,7 @@ struct LinearSource {
   const TensorView* weight = nullptr;  // [out, in]
   const TensorView* bias = nullptr;    // [out] or nullptr
   bool quantize = true;                // as BackendOptions has it; else the weight keeps its type
+  bool expert = false;                 // multiplied by Experts alone
   bool feeds_softmax = false;          // its outputs are scores: rounding shows most there
 };
 

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "engine/api/adapter_images.h"
 #include "engine/api/logit_row.h"
+#include "engine/api/module.h"
 #include "engine/base/check.h"
 #include "engine/kernels/args.h"
 #include "engine/memory/kv_layout.h"
@@ -43,7 +44,8 @@ struct BackendOptions {
   Quantization quantization = Quantization::kNone;
   DType stored = DType::kBF16;  // of the model's linears, for the choice of activations
   int32_t threads = 0;   // of the host; 0: as many as there are cores
-  bool experts = false;  // the model has layers with experts, which a GPU does not compute yet
+  ExpertModules experts;
+  int32_t experts_per_token = 0;
   int32_t max_rows = 0;  // of a step
   int64_t pinned_bytes = 0;  // of host memory, for adapters on their way to a GPU; 0: a quarter
                              // of it, at most 32 GiB
@@ -107,7 +109,7 @@ class Backend {
   // out = silu(gate) ∘ up (Shazeer 2020, SwiGLU). gate_up: [T, 2 F], gate first; out: [T, F].
   virtual void SwiGlu(Matrix gate_up, Matrix out) = 0;
   // REQUIRES: BackendOptions::experts.
-  virtual void Experts(const ExpertsArgs&) { LK_CHECK_MSG(false, "this backend has no experts"); }
+  virtual void Experts(const ExpertsArgs& args) = 0;
   // A device whose adapters are images is given none that has mixtures.
   virtual void MlpMixtures(const MlpMixtureArgs&) {}
 

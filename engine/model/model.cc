@@ -90,7 +90,7 @@ void Model::LoadExperts(int32_t index, Layer* layer) {
   for (int32_t e = 0; e < experts; ++e) {
     const auto linear = [&](Linear first, int32_t parts) {
       layer->expert_linears.push_back(
-          LoadLinear(ExpertModule(layers, experts, index, e, first), parts));
+          LoadLinear(ExpertModule(layers, experts, index, e, first), parts, {.quantize = false, .expert = true}));
       return layer->expert_linears.back().get();
     };
     const LinearWeight* gate_up = linear(Linear::kGate, 2);

@@ -16,7 +16,6 @@
 #include "engine/tensor/safetensors.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/model_harness.h"
-#include "tests/support/test_device.h"
 
 namespace lorikeet {
 namespace {
@@ -40,7 +39,6 @@ void LoadCases(const std::string& index, std::vector<Case>* cases) {
     c.model = item["model"];
     c.adapter = item["adapter"].is_null() ? "" : item["adapter"];
     if (c.adapter.ends_with("lora_head")) continue;  // LoRA on embeddings is not served
-    if (!RunsOnTestDevice(kRoot / c.model)) continue;
     c.prompt = item["prompt_ids"].get<std::vector<int32_t>>();
     c.greedy = item["greedy_ids"].get<std::vector<int32_t>>();
     const std::string path = item["logits_file"];

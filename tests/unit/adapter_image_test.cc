@@ -60,7 +60,7 @@ TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
     for (const int32_t out : outs) widths.push_back({in, out});
     // Room for a tile of 16 rows of up to 200 elements, or for fewer.
     const int64_t page_bytes = seed % 2 == 0 ? 8192 : 2048;
-    const absl::StatusOr<ImagePlan> planned = PlanImage(random.adapter, widths, kType, page_bytes);
+    const absl::StatusOr<ImagePlan> planned = PlanImage(random.adapter, widths, {}, kType, page_bytes);
     ASSERT_TRUE(planned.ok()) << planned.status();
     const ImagePlan& plan = *planned;
     const std::vector<std::byte> image = Image(plan, page_bytes);
@@ -128,7 +128,7 @@ TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
   std::vector<ModuleWidths> widths(ModuleCount(1), {c.kWidth, c.kWidth});
   widths[LayerModule(0, Linear::kK)].out = c.kKv;
   widths[HeadModule(1)].out = c.kVocab;
-  const absl::StatusOr<ImagePlan> plan = PlanImage(c.adapter, widths, kType, kPageBytes);
+  const absl::StatusOr<ImagePlan> plan = PlanImage(c.adapter, widths, {}, kType, kPageBytes);
   ASSERT_TRUE(plan.ok()) << plan.status();
   const std::vector<std::byte> image = Image(*plan, kPageBytes);
   std::vector<std::vector<std::byte>> pages;
@@ -172,19 +172,19 @@ TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
   expect(parts.adapter.virtual_tokens.kv, c.kKv, c.kv);
   expect(parts.norms[1], c.kWidth, c.norm);
   EXPECT_EQ(parts.norms[0].rows, 0);
-  EXPECT_EQ(PartsOf(c.adapter), Bit(Part::kInputRotation) | Bit(Part::kRows) | Bit(Part::kEmbedding) |
+  EXPECT_EQ(PartsOf(c.adapter, {}), Bit(Part::kInputRotation) | Bit(Part::kRows) | Bit(Part::kEmbedding) |
                                     Bit(Part::kPrefix) | Bit(Part::kNorms));
   RowCursor<uint16_t> cursor(module.rotation, 0);
   for (int32_t r = 0; r < module.rotation.rows; ++r) {
     EXPECT_EQ(cursor.Next(), module.rotation.row<uint16_t>(r)) << r;
   }
-  EXPECT_EQ(LinearsOf(c.adapter), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
+  EXPECT_EQ(LinearsOf(c.adapter, {}), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
 }
 
 TEST(AdapterImage, ARankRowWiderThanAPageIsRefusedByName) {
   std::mt19937 rng(1);
   const RandomAdapter random(64, {600}, kType, 8, rng);
-  const absl::Status status = PlanImage(random.adapter, {{64, 600}}, kType, 1024).status();
+  const absl::Status status = PlanImage(random.adapter, {{64, 600}}, {}, kType, 1024).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("64 to 600"), std::string::npos) << status;
 }

@@ -145,7 +145,8 @@ absl::Status PlanTiles(const Adapter& adapter, const std::vector<ModuleWidths>& 
     plan->tiles_per_module = std::max(
         plan->tiles_per_module, DivideUp(adapter.modules[m].low_rank.rank, tile_ranks[m]));
   }
-  plan->tiles.resize(adapter.modules.size() * plan->tiles_per_module);
+  // Kernels look up every linear of the model, whether the adapter goes so far or not.
+  plan->tiles.resize(std::max(adapter.modules.size(), widths.size()) * plan->tiles_per_module);
   for (size_t m = 0; m < adapter.modules.size(); ++m) {
     const ModuleDelta& delta = adapter.modules[m];
     if (delta.empty()) continue;
@@ -222,10 +223,9 @@ BottleneckParts PlanBottleneck(const Bottleneck& b, int32_t width, Planner* plan
           planner->Vector(b.up_bias, width)};
 }
 
-void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, Planner* planner,
-               PartTables* tables) {
+void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, int32_t layers,
+               Planner* planner, PartTables* tables) {
   const size_t modules = adapter.modules.size();
-  const int32_t layers = static_cast<int32_t>(modules) / kLinearsPerLayer;
   const int32_t width = widths[LayerModule(0, Linear::kQ)].in;
   const auto structured = [](const ModuleDelta& delta) { return delta.structured(); };
   if (std::any_of(adapter.modules.begin(), adapter.modules.end(), structured)) {
@@ -234,9 +234,10 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
                                     ? PlanModule(adapter.modules[m], widths[m], planner)
                                     : ModuleParts());
     }
+    tables->modules.resize(std::max(modules, widths.size()));
   }
   if (!adapter.embedding.empty()) {
-    const int32_t vocab = adapter.vocab > 0 ? adapter.vocab : widths[modules - 1].out;
+    const int32_t vocab = adapter.vocab > 0 ? adapter.vocab : widths[HeadModule(layers)].out;
     tables->adapter.embedding = PlanEmbedding(adapter.embedding, vocab, width, planner);
   }
   for (const float* norm : adapter.norms) tables->norms.push_back(planner->Vector(norm, width));
@@ -280,6 +281,17 @@ absl::Status CheckParts(const Adapter& adapter, const std::vector<ModuleWidths>&
   return absl::OkStatus();
 }
 
+absl::Status CheckExperts(const Adapter& adapter, const ExpertModules& experts) {
+  const auto modules = static_cast<int32_t>(adapter.modules.size());
+  for (ModuleId m = 0; m < modules; ++m) {
+    if (!experts.contains(m) || !adapter.modules[m].structured()) continue;
+    return absl::InvalidArgumentError(
+        "the adapter changes experts by more than low-rank pairs, output scales and biases, which "
+        "only the CPU computes; set device to cpu");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void WritePiece(const ImagePlan::Piece& piece, std::byte* to) {
@@ -306,7 +318,7 @@ void WritePiece(const ImagePlan::Piece& piece, std::byte* to) {
   }
 }
 
-PartSet PartsOf(const Adapter& adapter) {
+PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts) {
   PartSet set = 0;
   const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
   for (const ModuleDelta& delta : adapter.modules) {
@@ -318,6 +330,10 @@ PartSet PartsOf(const Adapter& adapter) {
     add(Part::kOutputRotation, delta.output_rotation.scale != nullptr);
     add(Part::kReplacedRows, delta.rows.rows.data != nullptr);
   }
+  const auto modules = static_cast<int32_t>(adapter.modules.size());
+  for (ModuleId m = 0; m < modules; ++m) {
+    add(Part::kExperts, experts.contains(m) && !adapter.modules[m].empty());
+  }
   add(Part::kEmbedding, !adapter.embedding.empty() || adapter.virtual_tokens.count > 0);
   add(Part::kNorms, !adapter.norms.empty());
   add(Part::kPrefix, adapter.virtual_tokens.kv != nullptr);
@@ -326,10 +342,12 @@ PartSet PartsOf(const Adapter& adapter) {
   return set;
 }
 
-LinearSet LinearsOf(const Adapter& adapter) {
+LinearSet LinearsOf(const Adapter& adapter, const ExpertModules& experts) {
   LinearSet set = 0;
-  const size_t head = adapter.modules.size() - 1;
-  for (size_t m = 0; m <= head; ++m) {
+  const auto modules = static_cast<int32_t>(adapter.modules.size());
+  const ModuleId head = HeadModule(experts.layers_of(adapter.modules.size()));
+  for (ModuleId m = 0; m < modules; ++m) {
+    if (experts.contains(m)) continue;
     const ModuleDelta& delta = adapter.modules[m];
     const uint32_t linear = m == head ? kHeadLinear : 1u << m % kLinearsPerLayer;
     const auto add = [&set, linear](LinearPart part, bool used) {
@@ -359,12 +377,13 @@ void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn) 
 }
 
 absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,
-                                    DType dtype, int64_t page_bytes) {
+                                    const ExpertModules& experts, DType dtype, int64_t page_bytes) {
   ImagePlan plan;
   Planner planner(dtype, page_bytes, &plan);
   LK_RETURN_IF_ERROR(CheckParts(adapter, widths));
+  LK_RETURN_IF_ERROR(CheckExperts(adapter, experts));
   LK_RETURN_IF_ERROR(PlanTiles(adapter, widths, dtype, page_bytes, &planner, &plan));
-  PlanParts(adapter, widths, &planner, &plan.parts);
+  PlanParts(adapter, widths, experts.layers_of(adapter.modules.size()), &planner, &plan.parts);
   LK_RETURN_IF_ERROR(planner.status());
   plan.pages = planner.DivideUpPages();
   return plan;

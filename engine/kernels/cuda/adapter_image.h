@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/api/adapter.h"
+#include "engine/api/module.h"
 #include "engine/base/dtype.h"
 #include "engine/kernels/cuda/adapter_parts.h"
 
@@ -83,9 +84,9 @@ struct ImagePlan {
 // The piece's rows in their type.
 void WritePiece(const ImagePlan::Piece& piece, std::byte* to);
 
-// `widths` by ModuleId. INVALID_ARGUMENT: a row or vector is larger than a page, or a part larger than
-// its kernel takes.
+// `widths` by ModuleId. INVALID_ARGUMENT: a row or vector is larger than a page, a part larger than
+// its kernel takes, or an expert changed by more than pairs, output scales and biases.
 absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<ModuleWidths>& widths,
-                                    DType dtype, int64_t page_bytes);
+                                    const ExpertModules& experts, DType dtype, int64_t page_bytes);
 
 }  // namespace lorikeet::cuda

@@ -115,7 +115,7 @@ absl::Status DeviceImages::Start(std::byte* pages, int64_t page_bytes, int64_t p
 }
 
 absl::StatusOr<int32_t> DeviceImages::Pages(const Adapter& adapter) const {
-  LK_ASSIGN_OR_RETURN(const ImagePlan plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
+  LK_ASSIGN_OR_RETURN(const ImagePlan plan, PlanImage(adapter, widths_, experts_, dtype_, page_bytes_));
   return static_cast<int32_t>(std::max<int64_t>(1, plan.pages));
 }
 
@@ -217,9 +217,9 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   }
   Packed packed;
   packed.serial = adapter.serial;
-  packed.linears = LinearsOf(adapter);
-  packed.part_set = PartsOf(adapter);
-  LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, dtype_, page_bytes_));
+  packed.linears = LinearsOf(adapter, experts_);
+  packed.part_set = PartsOf(adapter, experts_);
+  LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, experts_, dtype_, page_bytes_));
   LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
   const std::vector<ImagePlan::Piece>& pieces = packed.plan.pieces;
   ForEach(static_cast<int64_t>(pieces.size()), [&](int64_t i) {

@@ -37,7 +37,7 @@ struct DeviceAdapter {
 
 class DeviceImages final : public AdapterImages {
  public:
-  explicit DeviceImages(DType dtype) : dtype_(dtype) {}
+  DeviceImages(DType dtype, const ExpertModules& experts) : dtype_(dtype), experts_(experts) {}
   ~DeviceImages() override;
 
   // Widths of a module, before any load.
@@ -88,6 +88,7 @@ class DeviceImages final : public AdapterImages {
                          Resident* resident);
 
   const DType dtype_;
+  const ExpertModules experts_;
   std::vector<ModuleWidths> widths_;
   std::byte* pages_ = nullptr;
   int64_t page_bytes_ = 0;

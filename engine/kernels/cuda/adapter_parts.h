@@ -135,15 +135,19 @@ enum class Part : uint32_t {
   kPrefix = 1 << 9,      // virtual tokens that are keys and values
   kPromptAttention = 1 << 10,
   kBottlenecks = 1 << 11,
+  kExperts = 1 << 12,    // low-rank pairs, output scales and biases of experts
 };
 using PartSet = uint32_t;
 
 constexpr PartSet Bit(Part part) { return static_cast<PartSet>(part); }
-PartSet PartsOf(const Adapter& adapter);
+PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts);
 // Whether an AdapterParts is needed for them.
-constexpr bool BeyondLowRank(PartSet parts) { return (parts & ~Bit(Part::kOutScale)) != 0; }
+constexpr bool BeyondLowRank(PartSet parts) {
+  return (parts & ~(Bit(Part::kOutScale) | Bit(Part::kExperts))) != 0;
+}
 
-// Which linears have what in some layer: eight bits a LinearPart, by Linear, the head's last.
+// Which linears have what in some layer: eight bits a LinearPart, by Linear, the head's last. A router
+// counts as the linear of its number; experts do not count.
 enum class LinearPart : uint32_t {
   kAny = 0,
   kInputRotation = 8,
@@ -155,7 +159,7 @@ inline constexpr uint32_t kHeadLinear = 1u << kLinearsPerLayer;
 inline constexpr LinearSet kHeadLinears = kHeadLinear * 0x01010101u;
 static_assert(kHeadLinear < 1u << 8);
 
-LinearSet LinearsOf(const Adapter& adapter);
+LinearSet LinearsOf(const Adapter& adapter, const ExpertModules& experts);
 
 // The adapters of an operation's rows.
 struct RowAdapters {

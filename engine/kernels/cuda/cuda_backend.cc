@@ -58,7 +58,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       dtype_(ActivationType(options)),
       stream_(stream),
       gemm_(&errors_),
-      adapters_(dtype_),
+      adapters_(dtype_, options.experts),
       arrays_(&errors_),
       sampler_(&errors_, stream) {
   Note(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "a stream");
@@ -122,6 +122,7 @@ DeviceMemory CudaBackend::Upload(std::span<const float> values) {
 }
 
 int32_t CudaBackend::AllocatePages(const KvLayout& layout, int64_t bytes) {
+  if (options_.experts.layers > 0) ReserveExperts();
   if (bytes == 0) {
     size_t free = 0, total = 0;
     Note(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
@@ -197,12 +198,14 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
   linears_ = 0;
   part_set_ = 0;
   work_.parts.clear();
+  work_.experts.clear();
   for (const AdapterSegment& segment : step.segments) {
     const DeviceAdapter& adapter = adapters_.Get(*segment.adapter);
     segments.push_back(
         {segment.row_begin, segment.row_end, adapter.tiles, adapter.tiles_per_module});
     linears_ |= adapter.linears;
     part_set_ |= adapter.part_set;
+    if ((adapter.part_set & Bit(Part::kExperts)) != 0) work_.experts.push_back(segments.back());
     if (adapter.parts == nullptr) continue;
     work_.parts.push_back({segment.row_begin, segment.row_end, adapter.parts});
   }
@@ -468,9 +471,10 @@ absl::Status CudaBackend::Sample(Matrix logits, std::span<const LogitRow> rows,
 namespace lorikeet {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options) {
-  if (options.experts) {
-    return absl::FailedPreconditionError(
-        "the model has layers with experts, which only the CPU computes; set device to cpu");
+  if (options.experts.experts > cuda::kMaxExperts || options.experts_per_token > cuda::kMaxChosenExperts) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "the model has %d experts a layer, %d a token; a GPU takes %d and %d; set device to cpu",
+        options.experts.experts, options.experts_per_token, cuda::kMaxExperts, cuda::kMaxChosenExperts));
   }
   LK_ASSIGN_OR_RETURN(const cudaDeviceProp device, cuda::FindDevice());
   if (options.quantization != Quantization::kNone && !cuda::CanMultiplyCoded()) {

@@ -18,6 +18,7 @@
 #include "engine/kernels/cuda/coded_gemm.h"
 #include "engine/kernels/cuda/cuda_status.h"
 #include "engine/kernels/cuda/device_sampler.h"
+#include "engine/kernels/cuda/experts.h"
 #include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/step_arrays.h"
 #include "engine/kernels/cuda/structured.h"
@@ -66,6 +67,7 @@ class CudaBackend final : public Backend {
   void Attention(const AttentionArgs& args) override;
   void Bottlenecks(const BottleneckArgs& args) override;
   void SwiGlu(Matrix gate_up, Matrix out) override;
+  void Experts(const ExpertsArgs& args) override;
   absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                       std::span<SampledToken> out) override;
   absl::Status Download(const float* from, std::span<float> to) override;
@@ -105,6 +107,10 @@ class CudaBackend final : public Backend {
   StructuredArgs StructuredOf(const LinearArgs& args) const;
   void Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside);
   void MultiplyRotated(const LinearArgs& args);
+  void ReserveExperts();
+  Routing RoutingOf(int32_t chosen) const;
+  // [2, experts]: where the weights of gate and up lie, then of down.
+  const void* const* ExpertWeights(std::span<const Expert> experts);
   // What LinearProducts kept apart of the y at `data`, after it is there. Once.
   Beside TakeBeside(const void* data);
   KvStep KvOf() const;
@@ -148,6 +154,12 @@ class CudaBackend final : public Backend {
   const void* pending_y_ = nullptr;             // to the y there
   DeviceMemory rotated_;  // [max_rows, widest_input_] once an adapter rotates inputs
   DeviceMemory inner_;    // [max_rows, D] float32 once one has bottlenecks
+  DeviceMemory routing_;  // of max_rows rows: what RoutingOf points into
+  struct {
+    int32_t gate_up = 0, down_in = 0, down_out = 0;   // widths of the model's
+    DeviceMemory rows[3];                             // [max_rows * experts_per_token] of each
+    std::map<const Expert*, DeviceMemory> weights;    // by a layer's first
+  } experts_;
   DeviceMemory slots_;  // of the low-rank sums
   int64_t slot_floats_ = 0;
   DeviceMemory slots_arrived_;

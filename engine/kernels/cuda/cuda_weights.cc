@@ -150,7 +150,14 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
   for (size_t p = 0; p < parts.size(); ++p) {
     adapters_.SetWidths(first_module + static_cast<int32_t>(p), {linear->in, linear->out[p]});
   }
-  widest_input_ = std::max(widest_input_, linear->in);
+  if (parts[0].expert && parts.size() == 2) {
+    experts_.gate_up = linear->width();
+  } else if (parts[0].expert) {
+    experts_.down_in = linear->in;
+    experts_.down_out = linear->out[0];
+  } else {
+    widest_input_ = std::max(widest_input_, linear->in);
+  }
   slots_per_item_ = std::max(slots_per_item_,
                              static_cast<int32_t>(parts.size()) * ShrinkSlices(linear->in));
   if (parts.size() == 3) query_group_ = std::max(1, linear->out[0] / linear->out[1]);

@@ -69,8 +69,10 @@ std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segme
 }
 
 int64_t StepArrays::RowBytes(int32_t rows) {
-  constexpr int64_t kBytesPerRow = kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*);
+  constexpr int64_t kBytesPerRow =
+      kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*) + sizeof(RowTiles);
   static_assert(kRowArrays * sizeof(int32_t) % alignof(const AdapterParts*) == 0);
+  static_assert(alignof(RowTiles) <= alignof(const AdapterParts*));
   return RoundUp(kBytesPerRow * rows);
 }
 
@@ -136,6 +138,11 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   std::fill_n(parts, rows, nullptr);
   for (const PartsSegment& s : work.parts) {
     std::fill(parts + s.row_begin, parts + s.row_end, s.parts);
+  }
+  auto* tiles = reinterpret_cast<RowTiles*>(parts + rows);
+  std::fill_n(tiles, rows, RowTiles());
+  for (const DeviceSegment& s : work.experts) {
+    std::fill(tiles + s.row_begin, tiles + s.row_end, RowTiles{s.tiles, s.tiles_per_module});
   }
   used_ = kHeaderBytes + RowBytes(rows);
 

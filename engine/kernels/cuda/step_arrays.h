@@ -15,6 +15,7 @@
 #include "engine/kernels/cuda/adapter_parts.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/cuda_status.h"
+#include "engine/kernels/cuda/experts.h"
 #include "engine/kernels/cuda/low_rank.h"
 
 namespace lorikeet::cuda {
@@ -42,6 +43,7 @@ struct StepWork {
   LowRankWork prompts_low_rank;  // long ones
   LowRankWork logits;
   std::vector<PartsSegment> parts;
+  std::vector<DeviceSegment> experts;  // of adapters that change experts
 };
 
 void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work);
@@ -68,6 +70,9 @@ class StepArrays {
   const int32_t* adapted() const { return RowArray(3); }  // 1 where the row has an adapter
   const AdapterParts* const* parts() const {  // [rows] nullptr: a row without
     return reinterpret_cast<const AdapterParts* const*>(RowArray(kRowArrays));
+  }
+  const RowTiles* row_tiles() const {  // [rows] of work.experts
+    return reinterpret_cast<const RowTiles*>(parts() + rows_);
   }
   const int32_t* logit_rows() const { return logit_rows_; }
 
