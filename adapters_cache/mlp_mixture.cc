@@ -24,7 +24,7 @@ absl::Status CheckRouters(const RawAdapter& raw, const BaseModel& base) {
       return absl::NotFoundError(absl::StrCat("the base model (", base.layers(), " layers) has no place for ",
                                               router.name));
     }
-    if (router.view.shape != expected || IsInteger(router.view.dtype)) {
+    if (router.view.shape != expected || IsCode(router.view.dtype)) {
       return absl::InvalidArgumentError(absl::StrCat(
           router.name, " is ", Info(router.view.dtype).name, ShapeString(router.view.shape), "; ",
           raw.experts.size(), " experts on this base need floats ", ShapeString(expected)));

@@ -92,7 +92,7 @@ class XLoraReader {
     const auto& layers = raw_->gating.layers;
     const bool chained = shape.size() == 2 && (layers.empty() || shape[1] == layers.back().out);
     if (!chained || bias.view.shape != std::vector<int64_t>{shape[0]} || weight.view.elements() == 0 ||
-        weight.view.elements() > INT32_MAX || IsInteger(weight.view.dtype) || IsInteger(bias.view.dtype)) {
+        weight.view.elements() > INT32_MAX || IsCode(weight.view.dtype) || IsCode(bias.view.dtype)) {
       problems_->Invalid(absl::StrCat(weight.name, " is ", ShapeString(shape), ", ", bias.name, " ",
                                       ShapeString(bias.view.shape),
                                       ": no linear of floats on what comes before it"));
