@@ -93,6 +93,16 @@ TEST_F(HttpTest, WhatIsTooLargeIsRefusedBeforeItIsRead) {
   for (int i = 0; i < 10'000; ++i) absl::StrAppend(&headers, "X-", i, ": y\r\n");
   flood.Send(headers);
   EXPECT_EQ(flood.Receive().status, 431);
+
+  const std::string head =
+      "POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+  const std::string lines[] = {"1;" + std::string(100'000, 'a'), std::string(100'000, '0'),
+                               "2\r\n{}\r\n0\r\n" + headers.substr(headers.find('\n') + 1)};
+  for (const std::string& endless : lines) {  // a chunk's extension, its size, trailers
+    HttpClient client(service_->http_port());
+    client.Send(head + endless);
+    EXPECT_EQ(client.Receive().status, 431) << endless.substr(0, 10);
+  }
 }
 
 TEST_F(HttpTest, GarbageIsRefused) {
@@ -107,6 +117,8 @@ TEST_F(HttpTest, GarbageIsRefused) {
       "POST /tokenize HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde",
       "POST /tokenize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
       std::string("GET /\0health HTTP/1.1\r\n\r\n", 24),
+      "GET /health HTTP/1.1\r\n\r\n",
+      "GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
   };
   for (const std::string& bytes : garbage) {
     HttpClient client(service_->http_port());
@@ -115,6 +127,15 @@ TEST_F(HttpTest, GarbageIsRefused) {
     EXPECT_GE(result.status, 400) << bytes;
     EXPECT_LT(result.status, 500) << bytes;
     EXPECT_EQ(client.Receive().status, 0) << "the connection goes on after: " << bytes;
+  }
+  const std::pair<const char*, const char*> bodies[] = {
+      {"gzip", ""}, {"identity", ""}, {"gzip, chunked", "2\r\n{}\r\n0\r\n\r\n"}};
+  for (const auto& [coding, body] : bodies) {
+    HttpClient client(service_->http_port());
+    client.Send(absl::StrCat("POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ", coding,
+                             "\r\n\r\n", body, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"));
+    EXPECT_EQ(client.Receive().status, 501) << coding;
+    EXPECT_EQ(client.Receive().status, 0) << "what follows is no request";
   }
   HttpClient pipelined(service_->http_port());
   pipelined.Send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n\r\n\r\nrubbish rubbish\r\n\r\n");
