@@ -2,9 +2,13 @@
 // on.
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <fstream>
+#include <future>
 #include <sstream>
+#include <thread>
 
+#include "server/http/http_server.h"
 #include "tests/e2e/http_client.h"
 #include "tests/e2e/service_fixture.h"
 
@@ -186,6 +190,29 @@ TEST_F(HttpTest, AReaderThatNeverReadsIsDroppedAndCostsLittle) {
   const int64_t before_kib = ResidentKiB();
   while (client.Send(requests)) continue;  // until it is dropped
   EXPECT_LT(ResidentKiB() - before_kib, 32 << 10);
+}
+
+// However many there are, and however long reading each of them takes.
+TEST(HttpServerTest, LongBodiesKeepNobodyElseWaiting) {
+  std::promise<void> release;
+  std::atomic<int> begun{0};
+  auto server = HttpServer::Start(
+      {"127.0.0.1", 0}, [&, released = release.get_future().share()](HttpRequest request, auto) {
+        ++begun;
+        if (!request.body.empty()) released.wait();
+        return std::make_unique<HttpReply>(HttpResponse{.body = request.method});
+      });
+  ASSERT_TRUE(server.ok()) << server.status();
+  std::vector<std::unique_ptr<HttpClient>> clients;
+  for (int i = 0; i < 6; ++i) {
+    clients.push_back(std::make_unique<HttpClient>((*server)->port()));
+    clients.back()->SendPost("/", std::string(1 << 20, 'x'));
+  }
+  while (begun < 2) std::this_thread::yield();
+  EXPECT_EQ(HttpClient((*server)->port()).Get("/").body, "GET");
+  clients.pop_back();  // leaves, begun or not
+  release.set_value();
+  for (const auto& client : clients) EXPECT_EQ(client->Receive().body, "POST");
 }
 
 TEST_F(HttpTest, ConnectionsOverTheLimitAreClosed) {
