@@ -187,9 +187,11 @@ absl::Status ValidateTerms(std::span<const WeightedAdapter> terms) {
   }
   std::set<std::string> names;
   for (const WeightedAdapter& term : terms) {
-    if (!std::isfinite(term.weight)) {
+    if (!(std::abs(term.weight) <= AdapterMixer::kMaxWeight)) {  // or it is not a number
       return absl::InvalidArgumentError(
-          absl::StrCat("adapters: the weight of '", term.name, "' is not finite"));
+          absl::StrCat("adapters: the weight of '", term.name, "' is ", term.weight,
+                       "; it must be between ", -AdapterMixer::kMaxWeight, " and ",
+                       AdapterMixer::kMaxWeight));
     }
     if (!names.insert(term.name).second) {
       return absl::InvalidArgumentError(absl::StrCat("adapters: '", term.name, "' is given twice"));

@@ -34,6 +34,7 @@ absl::StatusOr<std::shared_ptr<Adapter>> SumAdapters(const BaseModel& base,
 class AdapterMixer {
  public:
   static constexpr size_t kMaxTerms = 16;
+  static constexpr float kMaxWeight = 1000;  // either sign
 
   // `base` outlives it, and it outlives whatever `store` still has to bring.
   AdapterMixer(const BaseModel& base, AdapterStore* store) : base_(base), store_(store) {}
@@ -43,7 +44,7 @@ class AdapterMixer {
   // Hands `done` the lease of the sum, which pins every adapter in it: at once, on this thread, if
   // all are in host memory or the sum cannot be had, else on the thread that brings the last. A
   // single adapter with weight 1 is that adapter itself. NOT_FOUND and the like as the store;
-  // INVALID_ARGUMENT: no term, more than kMaxTerms, a name twice, a weight that is not finite, a
+  // INVALID_ARGUMENT: no term, more than kMaxTerms, a name twice, a weight beyond kMaxWeight, a
   // rank over Limits::kMaxAdapterRank, or an adapter with a part that has no weighted sum (DoRA's
   // scale, a rotation, virtual tokens, replaced rows, ...), named. Copies the factors the first time.
   void AcquireAsync(const std::vector<WeightedAdapter>& terms, LeaseDone done);

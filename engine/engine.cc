@@ -94,7 +94,7 @@ absl::Status CheckRequest(const Request& request, const EngineOptions& options,
   }
   LK_RETURN_IF_ERROR(AtLeast("max_new_tokens", request.max_new_tokens, 1));
   if (request.cache_salt.size() > Limits::kMaxCacheSaltBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("cache_salt has ", request.cache_salt.size(),
+    return absl::InvalidArgumentError(absl::StrCat("cache_salt: ", request.cache_salt.size(),
                                                    " bytes; at most ",
                                                    Limits::kMaxCacheSaltBytes, " are allowed"));
   }

@@ -56,6 +56,7 @@ struct GenerationInput {
   std::optional<int32_t> prompt_logprobs;
   std::vector<std::string> bad_words;    // texts that do not occur in the answer
   std::optional<GrammarSource> grammar;  // what the answer looks like
+  std::string grammar_field = "form";    // where the client said so, for messages
   std::optional<int32_t> max_tokens;  // absent: what the context has room for
   std::vector<std::string> stop_strings;
   bool include_stop_string = false;  // in the text

@@ -84,8 +84,15 @@ absl::Status ValidateChoices(const GenerationInput& input) {
 // A word has other tokens at the beginning of an answer than behind a space.
 absl::Status AddBadWords(const ModelText& text, const std::vector<std::string>& words,
                          SamplingParams* sampling) {
+  if (words.size() > Limits::kMaxBadWords) {
+    return Invalid(absl::StrCat("bad_words: ", words.size(), " words; at most ",
+                                Limits::kMaxBadWords));
+  }
   for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i].empty()) return Invalid(absl::StrCat("bad_words[", i, "]: empty"));
+    if (words[i].empty() || words[i].size() > Limits::kMaxBadWordBytes) {
+      return Invalid(absl::StrCat("bad_words[", i, "]: ", words[i].size(), " bytes; 1 to ",
+                                  Limits::kMaxBadWordBytes));
+    }
     LK_RETURN_IF_ERROR(ValidateUtf8(words[i], absl::StrCat("bad_words[", i, "]")));
     for (const std::string& form : {words[i], " " + words[i]}) {
       LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
@@ -107,14 +114,14 @@ absl::Status ValidateBias(const SamplingParams& sampling, int32_t vocab_size) {
 
 absl::StatusOr<std::unique_ptr<TokenConstraint>> CompileGrammar(const ServingContext& context,
                                                                 const ModelText& text,
-                                                                const GrammarSource& source) {
+                                                                const GenerationInput& input) {
   if (text.grammars == nullptr) {
-    return Invalid(absl::StrCat("grammar: the model '", context.model_name,
-                                "' has no end-of-sequence token to end one with"));
+    return Invalid(absl::StrCat(input.grammar_field, ": the model '", context.model_name,
+                                "' has no end-of-sequence token to end an answer with"));
   }
-  auto constraint = text.grammars->Compile(source);
+  auto constraint = text.grammars->Compile(*input.grammar);
   if (constraint.ok()) return constraint;
-  return Invalid(absl::StrCat("grammar: ", constraint.status().message()));
+  return Invalid(absl::StrCat(input.grammar_field, ": ", constraint.status().message()));
 }
 
 // The adapter's part of "base:adapter"; `name` if it has no such form.
@@ -183,9 +190,12 @@ absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, const 
   if (!found.ok() && caller.Sees(before) && context.adapters->MayAppear(before)) return asked;
   if (at == std::string_view::npos) return whole;
   LK_ASSIGN_OR_RETURN(const std::string version, std::move(found));
-  // Fewer digits than that might be meant for another.
-  LK_RETURN_IF_ERROR(
-      CheckVersion(asked, asked.version.size() < kLeastVersionDigits ? "" : version));
+  if (asked.version.size() < kLeastVersionDigits) {  // which might be meant for another
+    return absl::NotFoundError(absl::StrCat("version '", asked.version, "' of adapter '", asked.name,
+                                            "' has ", asked.version.size(), " digits; at least ",
+                                            kLeastVersionDigits));
+  }
+  LK_RETURN_IF_ERROR(CheckVersion(asked, version));
   return asked;
 }
 
@@ -209,6 +219,10 @@ absl::Status ValidateInput(const GenerationInput& input) {
   LK_RETURN_IF_ERROR(ValidateStops(input));
   if (input.max_tokens && *input.max_tokens < 1) {
     return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
+  }
+  if (input.max_tokens && input.sampling.min_tokens > *input.max_tokens) {
+    return Invalid(absl::StrCat("min_tokens: ", input.sampling.min_tokens,
+                                "; at most max_tokens, which is ", *input.max_tokens));
   }
   return absl::OkStatus();
 }
@@ -235,7 +249,7 @@ absl::StatusOr<Request> BuildRequest(const ServingContext& context, const ModelT
   request.ignore_eos = input.ignore_eos;
   if (text.eos_ids != nullptr) request.eos_ids = *text.eos_ids;
   if (input.grammar) {
-    LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, text, *input.grammar));
+    LK_ASSIGN_OR_RETURN(request.constraint, CompileGrammar(context, text, input));
   }
   if (input.pooling) request.embedding = std::make_shared<Embedding>(*input.pooling);
   request.cache_salt = input.cache_salt;

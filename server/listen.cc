@@ -1,5 +1,6 @@
 #include "server/listen.h"
 
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -55,6 +56,16 @@ bool IsLoopback(const std::string& host) {
     if (!IsLoopback(at->ai_addr)) return false;
   }
   return found != nullptr;
+}
+
+bool IsFixedHost(std::string_view host_port) {
+  std::string host(host_port.substr(0, host_port.rfind(':')));
+  unsigned char address[sizeof(in6_addr)];
+  if (host_port.starts_with('[')) {
+    host = host_port.substr(1, host_port.find(']') - 1);
+    return inet_pton(AF_INET6, host.c_str(), address) == 1;
+  }
+  return host == "localhost" || inet_pton(AF_INET, host.c_str(), address) == 1;
 }
 
 std::string HostPort(const std::string& host, int32_t port) {

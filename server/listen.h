@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 
@@ -15,6 +16,10 @@ absl::Status CheckCanListen(const std::string& host, int32_t port, const std::st
 
 // Whether only this machine can reach every address that `host` names.
 bool IsLoopback(const std::string& host);
+
+// Whether the host of "host" or "host:port" leads to the same place for everyone and for ever, as an
+// address and "localhost" do.
+bool IsFixedHost(std::string_view host_port);
 
 // "host:port", an IPv6 address in brackets.
 std::string HostPort(const std::string& host, int32_t port);

@@ -17,6 +17,7 @@ struct Limits {
   static constexpr int32_t kMaxTopLogprobs = 20;
   static constexpr int32_t kMaxLogitBiases = 1024;
   static constexpr int32_t kMaxBadWords = 1024;  // and tokens of all of them
+  static constexpr int32_t kMaxBadWordBytes = 256;
   static constexpr int32_t kMaxChoices = 64;  // of one call: n and best_of
   static constexpr int32_t kMaxEmbeddingInputs = 2048;  // of one call
   static constexpr int32_t kMaxCacheSaltBytes = 256;

@@ -1,6 +1,8 @@
 #include "engine/tensor/json.h"
 
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -49,8 +51,10 @@ class StrictBuilder final : public nlohmann::json_sax<Json> {
     if (object.size() == limits_.members) {
       return Fail(absl::StrCat("an object of more than ", limits_.members, " members"));
     }
-    if (object.contains(name)) return Fail(absl::StrCat("key \"", name, "\" appears twice"));
-    slot_ = &object[name];
+    if (!keys_.back().insert(name).second) {
+      return Fail(absl::StrCat("key \"", name, "\" appears twice"));
+    }
+    slot_ = AddMember(object, std::move(name));
     return true;
   }
   bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
@@ -71,6 +75,15 @@ class StrictBuilder final : public nlohmann::json_sax<Json> {
     *slot_ = std::move(value);
     return slot_;
   }
+  // REQUIRES: `name` is new. An object that keeps its members' order would look at all of them.
+  static Json* AddMember(Json& object, string_t name) {
+    auto& members = object.template get_ref<typename Json::object_t&>();
+    if constexpr (requires { members.emplace_back(name, nullptr); }) {
+      return &members.emplace_back(std::move(name), nullptr).second;
+    } else {
+      return &members[std::move(name)];
+    }
+  }
   template <typename T>
   bool Add(T&& value) {
     Place(Json(std::forward<T>(value)));
@@ -81,10 +94,12 @@ class StrictBuilder final : public nlohmann::json_sax<Json> {
       return Fail(absl::StrCat("nested deeper than ", limits_.depth, " levels"));
     }
     open_.push_back(Place(std::move(container)));
+    keys_.emplace_back();
     return true;
   }
   bool Close() {
     open_.pop_back();
+    keys_.pop_back();
     return true;
   }
   bool Fail(std::string message) {
@@ -95,6 +110,7 @@ class StrictBuilder final : public nlohmann::json_sax<Json> {
   const JsonLimits limits_;
   Json document_;
   std::vector<Json*> open_;  // containers not yet closed, outermost first
+  std::vector<std::set<string_t>> keys_;  // theirs
   Json* slot_ = nullptr;
   std::string error_;
 };

@@ -1,4 +1,6 @@
 // `lorikeet serve`: opens the model, starts the service, waits for a signal, drains.
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -85,6 +87,14 @@ sigset_t BlockStopSignals() {
   return signals;
 }
 
+// Every connection is a file, and what a shell or a service manager gives is less than it allows.
+void RaiseFileLimit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 // Until a signal comes or the device fails, which is returned.
 absl::Status WaitForStop(const Service& service, const sigset_t& signals) {
   const timespec poll{0, kDevicePollNs};
@@ -107,6 +117,7 @@ absl::Status RunServe(Arguments args) {
   SetLogJson(config.log_format == "json");
   LK_ASSIGN_OR_RETURN(const LogLevel level, ParseLogLevel(config.log_level));
   SetLogLevel(level);
+  RaiseFileLimit();
   const sigset_t signals = BlockStopSignals();
   const SteadyClock clock;
   const int64_t start_us = clock.NowMicros();

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/base/status_macros.h"
 #include "server/openai/request.h"
 
@@ -35,12 +36,22 @@ absl::StatusOr<std::vector<std::string>> RawElements(const std::string& raw,
   return elements;
 }
 
+absl::Status CheckShape(const ModelInferRequest::InferInputTensor& tensor) {
+  for (const int64_t dimension : tensor.shape()) {
+    if (dimension == 1) continue;
+    return FieldError(tensor.name(), absl::StrCat("shape [", absl::StrJoin(tensor.shape(), ", "),
+                                                  "]; one element"));
+  }
+  return absl::OkStatus();
+}
+
 // The one text of input `index`.
 absl::StatusOr<std::string> OneText(const ModelInferRequest& request, int index) {
   const ModelInferRequest::InferInputTensor& tensor = request.inputs(index);
   if (tensor.datatype() != "BYTES") {
     return FieldError(tensor.name(), absl::StrCat("'", tensor.datatype(), "' is not BYTES"));
   }
+  LK_RETURN_IF_ERROR(CheckShape(tensor));
   const auto& contents = tensor.contents().bytes_contents();
   std::vector<std::string> elements(contents.begin(), contents.end());
   if (request.raw_input_contents_size() > 0) {
@@ -52,6 +63,7 @@ absl::StatusOr<std::string> OneText(const ModelInferRequest& request, int index)
 
 absl::StatusOr<bool> OneBool(const ModelInferRequest& request, int index) {
   const ModelInferRequest::InferInputTensor& tensor = request.inputs(index);
+  LK_RETURN_IF_ERROR(CheckShape(tensor));
   const bool raw = request.raw_input_contents_size() > 0;
   const auto& contents = tensor.contents().bool_contents();
   const size_t size = raw ? request.raw_input_contents(index).size() : contents.size();
@@ -77,9 +89,22 @@ Json ToJson(const InferParameter& parameter) {
   return nullptr;
 }
 
+// A field of a completion's body that the client says beside the inputs.
+absl::Status AddField(const std::string& name, Json value, Json* body) {
+  if (name == "model" || name == "prompt") {
+    return FieldError(name, "not for parameters; the request has it already");
+  }
+  if (body->contains(name)) return FieldError(name, "given twice");
+  (*body)[name] = std::move(value);
+  return absl::OkStatus();
+}
+
 // Adds what is in the tensor `index` to the body of a completion.
 absl::Status AddInput(const ModelInferRequest& request, int index, Json* body, bool* stream) {
   const std::string& name = request.inputs(index).name();
+  for (int before = 0; before < index; ++before) {
+    if (request.inputs(before).name() == name) return FieldError("inputs", name + " is there twice");
+  }
   if (name == kText) {
     LK_ASSIGN_OR_RETURN((*body)["prompt"], OneText(request, index));
   } else if (name == kStream) {
@@ -87,7 +112,7 @@ absl::Status AddInput(const ModelInferRequest& request, int index, Json* body, b
   } else if (name == kSampling) {
     LK_ASSIGN_OR_RETURN(const std::string text, OneText(request, index));
     LK_ASSIGN_OR_RETURN(const Json more, ParseBody(text));
-    body->update(more);
+    for (const auto& [field, value] : more.items()) LK_RETURN_IF_ERROR(AddField(field, value, body));
   } else {
     return FieldError("inputs", absl::StrCat("'", name, "' is none of ", kText, ", ", kSampling,
                                              " and ", kStream));
@@ -116,7 +141,7 @@ absl::StatusOr<GenerationInput> ToInput(const ModelInferRequest& request, bool* 
   if (!body.contains("prompt")) return FieldError(kText, "missing");
   for (const auto& [name, parameter] : request.parameters()) {
     if (name.starts_with("triton_")) continue;  // Triton's client to itself
-    body[name] = ToJson(parameter);
+    LK_RETURN_IF_ERROR(AddField(name, ToJson(parameter), &body));
   }
   body["model"] = request.model_version().empty()
                       ? request.model_name()
@@ -159,8 +184,14 @@ void SetEnd(const GenerationEnd& end, inference::ModelInferResponse* response) {
   parameters["completion_tokens"].set_int64_param(end.completion_tokens);
 }
 
+absl::Status CheckRepository(const std::string& name) {
+  if (name.empty()) return absl::OkStatus();
+  return FieldError("repository_name", absl::StrCat("'", name, "'; there is one, without a name"));
+}
+
 absl::StatusOr<v1::LoadAdapterRequest> ToLoad(
     const inference::RepositoryModelLoadRequest& request) {
+  LK_RETURN_IF_ERROR(CheckRepository(request.repository_name()));
   v1::LoadAdapterRequest load;
   load.set_name(request.model_name());
   load.set_path(request.model_name());

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "inference/inference.pb.h"
 #include "lorikeet/v1/adapters.pb.h"
@@ -20,6 +21,8 @@ inference::ModelInferResponse ResponseTo(const inference::ModelInferRequest& req
 void SetTexts(const std::vector<std::string>& texts, inference::ModelInferResponse* response);
 void SetEnd(const GenerationEnd& end, inference::ModelInferResponse* response);
 
+// INVALID_ARGUMENT unless it is empty: there is one repository.
+absl::Status CheckRepository(const std::string& name);
 absl::StatusOr<v1::LoadAdapterRequest> ToLoad(const inference::RepositoryModelLoadRequest& request);
 
 }  // namespace lorikeet

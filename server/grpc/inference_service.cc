@@ -133,9 +133,10 @@ InferenceServiceImpl::ModelStreamInfer(Call* call) {
 }
 
 grpc::ServerUnaryReactor* InferenceServiceImpl::RepositoryIndex(
-    Call* call, const inference::RepositoryIndexRequest*,
+    Call* call, const inference::RepositoryIndexRequest* request,
     inference::RepositoryIndexResponse* response) {
-  return Answer(*context_, Role::kAdaptersRead, call, [&](const Client& client) {
+  return Answer(*context_, Role::kAdaptersRead, call, [&](const Client& client) -> absl::Status {
+    LK_RETURN_IF_ERROR(CheckRepository(request->repository_name()));
     const auto add = [response](const std::string& name, const std::string& version) {
       auto* model = response->add_models();
       model->set_name(name);
@@ -170,8 +171,10 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::RepositoryModelUnload(
     inference::RepositoryModelUnloadResponse*) {
   Unary* reactor = call->DefaultReactor();
   const absl::StatusOr<Client> client = AdmitCall(*context_->access, *call, Role::kAdaptersWrite);
-  if (!client.ok()) {
-    reactor->Finish(ToGrpcStatus(client.status()));
+  const absl::Status good =
+      client.ok() ? CheckRepository(request->repository_name()) : client.status();
+  if (!good.ok()) {
+    reactor->Finish(ToGrpcStatus(good));
     return reactor;
   }
   v1::UnloadAdapterRequest unload;

@@ -6,6 +6,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <chrono>
 #include <mutex>
 #include <thread>
@@ -15,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "server/file_watch.h"
+#include "server/http/begun_elsewhere.h"
 #include "server/http/tls.h"
 #include "server/listen.h"
 #include "server/log.h"
@@ -26,6 +28,8 @@ namespace asio = boost::asio;
 using ErrorCode = boost::system::error_code;
 using tcp = asio::ip::tcp;
 
+constexpr size_t kLongBodyBytes = 64 << 10;  // take some milliseconds to read
+constexpr int kLongBodyThreads = 2;
 constexpr auto kSweepEvery = std::chrono::seconds(1);
 constexpr auto kAcceptPause = std::chrono::milliseconds(50);
 
@@ -34,7 +38,11 @@ constexpr auto kAcceptPause = std::chrono::milliseconds(50);
 struct HttpServer::Impl {
   Impl(const HttpOptions& options, HttpHandler handler, HttpGate gate)
       : io(options.threads), strand(asio::make_strand(io)), acceptor(strand), sweep(strand) {
-    shared->handler = std::move(handler);
+    shared->handler = [this, handler = std::move(handler)](HttpRequest request, auto wake) {
+      if (request.body.size() < kLongBodyBytes) return handler(std::move(request), std::move(wake));
+      return std::unique_ptr<HttpAnswer>(std::make_unique<BegunElsewhere>(
+          &long_bodies, handler, std::move(request), std::move(wake)));
+    };
     shared->gate = std::move(gate);
     shared->limits = options.limits;
   }
@@ -43,6 +51,7 @@ struct HttpServer::Impl {
     shared->stopping = true;
     asio::post(strand, [this] { Stop(); });
     for (std::thread& thread : threads) thread.join();
+    long_bodies.join();
     shared->wakes.Close();
   }
 
@@ -117,6 +126,7 @@ struct HttpServer::Impl {
   asio::steady_timer sweep;
   std::vector<std::weak_ptr<HttpConnection>> connections;
   std::vector<std::thread> threads;
+  asio::thread_pool long_bodies{kLongBodyThreads};
   std::unique_ptr<FileWatch> tls_watch;  // null: plain
 };
 

@@ -21,7 +21,7 @@ struct HttpOptions {
   int32_t port = 0;  // 0: any free one
   TlsFiles tls;
   HttpLimits limits;
-  int threads = 2;  // one answers while another tokenises a long prompt
+  int threads = 2;
 };
 
 class HttpServer {
@@ -29,7 +29,7 @@ class HttpServer {
   // Listens and serves. UNAVAILABLE: the port is in use; INVALID_ARGUMENT: no such address, or
   // what LoadTls finds wrong. Certificates that change are taken for new connections. The
   // handler and the gate are called on the server's threads, several at a time, and outlive the
-  // server. No gate: every body is read.
+  // server; requests with long bodies are handled on threads of their own. No gate: every body is read.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options,
                                                            HttpHandler handler,
                                                            HttpGate gate = nullptr);

@@ -44,7 +44,7 @@ class Fields {
   // The first error; else the first member that nothing read.
   absl::Status Finish() const;
 
- private:
+  // A value as a T; `field`: its name in messages.
   static absl::Status Convert(const Json& value, const std::string& field, bool* out);
   static absl::Status Convert(const Json& value, const std::string& field, int32_t* out);
   static absl::Status Convert(const Json& value, const std::string& field, int64_t* out);
@@ -61,6 +61,7 @@ class Fields {
     return value.size() <= kMaxItems ? absl::OkStatus() : TooMany(field, value.size());
   }
 
+ private:
   static constexpr size_t kMaxItems = 1 << 22;
   static absl::Status WrongType(const std::string& field, const Json& value, const char* wanted);
   static absl::Status TooMany(const std::string& field, size_t size);

@@ -9,6 +9,7 @@
 #include "engine/base/status_macros.h"
 #include "server/generation_request.h"
 #include "server/http/errors.h"
+#include "server/listen.h"
 #include "server/log.h"
 #include "server/openai/adapter_rest.h"
 #include "server/openai/adapter_routes.h"
@@ -62,10 +63,11 @@ ToolStyle ToolStyleOf(const ChatTemplate* chat) {
   return chat == nullptr ? ToolStyle::kNone : chat->tool_style();
 }
 
-// Whether a web page of another server asks: its reader's browser reaches loopback too.
+// Whether a web page of another server asks: its reader's browser reaches loopback too. Without a
+// certificate the owner of a host name can lead it here after the page was read.
 bool IsForeignPage(const HttpRequest& request) {
-  return !request.origin.empty() && request.origin != "http://" + request.host &&
-         request.origin != "https://" + request.host;
+  if (request.origin.empty() || request.origin == "https://" + request.host) return false;
+  return request.origin != "http://" + request.host || !IsFixedHost(request.host);
 }
 
 bool Matches(std::string_view method, std::string_view given) {

@@ -59,16 +59,25 @@ absl::StatusOr<GrammarSource> ResponseFormat(const Json& format, bool* constrain
   if (schema == nullptr || !schema->is_object() || !schema->contains("schema")) {
     return FieldError("response_format.json_schema.schema", "missing");
   }
+  Fields inner(*schema, "response_format.json_schema.");
+  std::string name, description;  // for models that are told of them
+  bool strict = true;             // answers fit in any case
+  inner.Read("name", &name);
+  inner.Read("description", &description);
+  inner.Read("strict", &strict);
+  inner.Take("schema");
+  LK_RETURN_IF_ERROR(inner.Finish());
   return GrammarSource{GrammarSource::Kind::kJsonSchema, Dump((*schema)["schema"])};
 }
 
 // OpenAI's response_format and vLLM's structured_outputs (and guided_*, its older names): one of
 // them at most.
-void ReadGrammar(Fields& fields, std::optional<GrammarSource>* grammar) {
+void ReadGrammar(Fields& fields, GenerationInput* input) {
   using Kind = GrammarSource::Kind;
   const auto set = [&](const std::string& name, GrammarSource source) {
-    if (*grammar) return fields.Note(FieldError(name, "the answer has a form already"));
-    *grammar = std::move(source);
+    if (input->grammar) return fields.Note(FieldError(name, "the answer has a form already"));
+    input->grammar = std::move(source);
+    input->grammar_field = name;
   };
   if (const Json* format = fields.Take("response_format")) {
     bool constrained = false;
@@ -80,18 +89,18 @@ void ReadGrammar(Fields& fields, std::optional<GrammarSource>* grammar) {
     const auto text = [](const Json& json) {
       return json.is_string() ? json.get<std::string>() : Dump(json);
     };
-    if (const Json* json = from.Take((prefix + "json").c_str())) {
-      set(prefix + "json", {Kind::kJsonSchema, text(*json)});
+    const auto named = [&](const char* name) { return from.prefix() + prefix + name; };
+    for (const auto& [name, kind] : {std::pair("json", Kind::kJsonSchema),
+                                     std::pair("regex", Kind::kRegex),
+                                     std::pair("grammar", Kind::kLark)}) {
+      const Json* json = from.Take((prefix + name).c_str());
+      if (json != nullptr) set(named(name), {kind, text(*json)});
     }
-    if (const Json* json = from.Take((prefix + "regex").c_str())) {
-      set(prefix + "regex", {Kind::kRegex, text(*json)});
-    }
-    if (const Json* json = from.Take((prefix + "grammar").c_str())) {
-      set(prefix + "grammar", {Kind::kLark, text(*json)});
-    }
-    std::vector<std::string> choices;
+    std::optional<std::vector<std::string>> choices;
     from.Read((prefix + "choice").c_str(), &choices);
-    if (!choices.empty()) set(prefix + "choice", ChoiceGrammar(choices));
+    if (!choices) return;
+    if (choices->empty()) return from.Note(FieldError(named("choice"), "empty; at least one"));
+    set(named("choice"), ChoiceGrammar(*choices));
   };
   read(fields, "guided_");
   const Json* structured = fields.Take("structured_outputs");
@@ -169,7 +178,7 @@ void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
   ReadBias(fields, &input->sampling);
   fields.Read("min_tokens", &input->sampling.min_tokens);
   fields.Read("bad_words", &input->bad_words);
-  ReadGrammar(fields, &input->grammar);
+  ReadGrammar(fields, input);
   ReadStops(fields, input);
   ReadStream(fields, output);
   fields.Read("n", &input->choices);
@@ -197,11 +206,8 @@ bool IsIds(const Json& json) {
 absl::StatusOr<Prompt> OnePrompt(const Json& json, const std::string& name) {
   if (json.is_string()) return Prompt(json.get<std::string>());
   if (!json.is_array()) return FieldError(name, "neither text nor an array of token ids");
-  const Json holder = {{"ids", json}};
-  Fields fields(holder, name + ".");
   std::vector<int32_t> ids;
-  fields.Read("ids", &ids);
-  LK_RETURN_IF_ERROR(fields.Finish());
+  LK_RETURN_IF_ERROR(Fields::Convert(json, name, &ids));
   return Prompt(std::move(ids));
 }
 
@@ -440,6 +446,7 @@ absl::StatusOr<OpenAiRequest> ParseChat(const Json& body, ToolStyle style) {
   if (auto& forced = request.output.tools.grammar) {
     if (input.grammar) fields.Note(FieldError("tool_choice", "the answer has a form already"));
     input.grammar = std::move(forced);
+    input.grammar_field = "tools";
   }
   fields.Accept("store", false);
   fields.Accept("service_tier", "auto");

@@ -37,7 +37,7 @@ class GrammarConstraint final : public TokenConstraint {
     if (lk_matcher_mask(matcher_.get(), allowed.data(), allowed.size(), &error)) {
       return absl::OkStatus();
     }
-    return absl::InternalError(rust::TakeString(error));
+    return CannotGoOn(error);
   }
 
   absl::Status Accept(int32_t token) override {
@@ -45,12 +45,17 @@ class GrammarConstraint final : public TokenConstraint {
     if (lk_matcher_accept(matcher_.get(), static_cast<uint32_t>(token), &error)) {
       return absl::OkStatus();
     }
-    return absl::InternalError(rust::TakeString(error));
+    return CannotGoOn(error);
   }
 
   bool finished() const override { return lk_matcher_stopped(matcher_.get()); }
 
  private:
+  // A form that takes more work at some token than one may.
+  static absl::Status CannotGoOn(const LkBytes& error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the answer's form: ", rust::TakeString(error)));
+  }
   struct Free {
     void operator()(LkMatcher* matcher) const { lk_matcher_free(matcher); }
   };

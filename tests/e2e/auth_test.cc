@@ -281,15 +281,29 @@ TEST_F(OpenTest, BeyondLoopbackNobodyChangesAdaptersWithoutKeys) {
 
 TEST_F(OpenTest, PagesOfOthersDoNotChangeAdapters) {
   Start();
-  HttpClient client(service_->http_port());
-  const std::string load = R"({"lora_name": "x", "lora_path": "lora"})";
-  for (const char* origin : {"https://example.com", "null", "http://test.example.com"}) {
-    client.set_headers(absl::StrCat("Origin: ", origin, "\r\n"));
-    EXPECT_EQ(client.Post("/v1/load_lora_adapter", load).status, 403) << origin;
-    EXPECT_EQ(client.Get("/v1/models").status, 200);
+  const auto load = [&](const std::string& origin, const std::string& host) {
+    const std::string body = R"({"lora_name": "x", "lora_path": "lora", "load_inplace": true})";
+    HttpClient client(service_->http_port());
+    client.Send(absl::StrCat("POST /v1/load_lora_adapter HTTP/1.1\r\nHost: ", host,
+                             "\r\nOrigin: ", origin, "\r\nContent-Length: ", body.size(),
+                             "\r\n\r\n", body));
+    return client.Receive().status;
+  };
+  for (const char* origin : {"https://example.com", "null", "http://localhost.example.com"}) {
+    EXPECT_EQ(load(origin, "localhost:8080"), 403) << origin;
   }
-  client.set_headers("Origin: http://test\r\n");  // its own: the client calls the server "test"
-  EXPECT_EQ(client.Post("/v1/load_lora_adapter", load).status, 200);
+  // Whoever owns a name may have led it here.
+  for (const char* name :
+       {"example.com", "example.com:8080", "127.0.0.1.example.com", "localhost.", "[x]"}) {
+    EXPECT_EQ(load(absl::StrCat("http://", name), name), 403) << name;
+  }
+  for (const char* own : {"localhost:8080", "127.0.0.1", "10.0.0.7:8080", "[::1]:8080"}) {
+    EXPECT_EQ(load(absl::StrCat("http://", own), own), 200) << own;
+  }
+  EXPECT_EQ(load("https://example.com", "example.com"), 200);  // a certificate vouches for it
+  HttpClient client(service_->http_port());
+  client.set_headers("Origin: https://example.com\r\n");
+  EXPECT_EQ(client.Get("/v1/models").status, 200);
 }
 
 TEST_F(OpenTest, UnlessItIsToldThatAnyoneMay) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -463,6 +464,16 @@ TEST_F(BinaryTest, KilledInTheMiddleOfChangesItKnowsWhatItSaid) {
     server_ = -1;
   }
   EXPECT_GE(loaded.size(), 7u);
+}
+
+TEST_F(BinaryTest, ItHasAsManyFilesAsItMayHave) {
+  rlimit given{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &given), 0);
+  const rlimit few{.rlim_cur = 64, .rlim_max = given.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  Serve();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &given), 0);
+  EXPECT_EQ(Metric("process_max_fds"), static_cast<double>(given.rlim_max));
 }
 
 TEST_F(BinaryTest, SigtermEndsItCleanly) {

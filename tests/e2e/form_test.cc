@@ -124,9 +124,17 @@ TEST_F(FormTest, BadWordsDoNotComeAndTheAnswerIsLongEnough) {
 TEST_F(FormTest, WhatCannotBeCompiledIsNamed) {
   Serve();
   const std::vector<std::pair<json, std::string>> cases = {
-      {{{"guided_regex", "[0-9"}}, "regex"},
-      {{{"guided_json", "{"}}, "json_schema"},
-      {{{"guided_grammar", "start: nothing"}}, "lark"},
+      {{{"guided_regex", "[0-9"}}, "guided_regex: "},
+      {{{"guided_json", "{"}}, "guided_json: "},
+      {{{"guided_grammar", "start: nothing"}}, "guided_grammar: "},
+      {{{"guided_choice", json::array()}}, "guided_choice: empty"},
+      {{{"structured_outputs", {{"regex", "("}}}}, "structured_outputs.regex: "},
+      {{{"response_format",
+         {{"type", "json_schema"}, {"json_schema", {{"schema", {{"type", "x"}}}}}}}},
+       "response_format: "},
+      {{{"response_format",
+         {{"type", "json_schema"}, {"json_schema", {{"schema", true}, {"strct", true}}}}}},
+       "response_format.json_schema.strct"},
       {{{"guided_json", {{"type", "no such type"}}}}, "no such type"},
       {{{"guided_regex", "a"}, {"guided_json", json::object()}}, "form already"},
       {{{"response_format", {{"type", "xml"}}}}, "xml"},
@@ -135,7 +143,10 @@ TEST_F(FormTest, WhatCannotBeCompiledIsNamed) {
       {{{"logit_bias", {{"4", 101}}}}, "101"},
       {{{"logit_bias", {{"x", 1}}}}, "logit_bias.x"},
       {{{"min_tokens", -1}}, "-1"},
-      {{{"bad_words", {""}}}, "bad_words[0]"}};
+      {{{"min_tokens", 9}, {"max_tokens", 8}}, "min_tokens: 9; at most max_tokens, which is 8"},
+      {{{"bad_words", {""}}}, "bad_words[0]"},
+      {{{"bad_words", {std::string(257, 'x')}}}, "bad_words[0]: 257 bytes; 1 to 256"},
+      {{{"bad_words", std::vector<std::string>(1025, "x")}}, "1025 words; at most 1024"}};
   for (const auto& [more, part] : cases) {
     EXPECT_THAT(Complete(more, 400)["error"]["message"].get<std::string>(), HasSubstr(part))
         << more;

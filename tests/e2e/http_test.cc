@@ -2,9 +2,13 @@
 // on.
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <fstream>
+#include <future>
 #include <sstream>
+#include <thread>
 
+#include "server/http/http_server.h"
 #include "tests/e2e/http_client.h"
 #include "tests/e2e/service_fixture.h"
 
@@ -93,6 +97,16 @@ TEST_F(HttpTest, WhatIsTooLargeIsRefusedBeforeItIsRead) {
   for (int i = 0; i < 10'000; ++i) absl::StrAppend(&headers, "X-", i, ": y\r\n");
   flood.Send(headers);
   EXPECT_EQ(flood.Receive().status, 431);
+
+  const std::string head =
+      "POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+  const std::string lines[] = {"1;" + std::string(100'000, 'a'), std::string(100'000, '0'),
+                               "2\r\n{}\r\n0\r\n" + headers.substr(headers.find('\n') + 1)};
+  for (const std::string& endless : lines) {  // a chunk's extension, its size, trailers
+    HttpClient client(service_->http_port());
+    client.Send(head + endless);
+    EXPECT_EQ(client.Receive().status, 431) << endless.substr(0, 10);
+  }
 }
 
 TEST_F(HttpTest, GarbageIsRefused) {
@@ -107,6 +121,8 @@ TEST_F(HttpTest, GarbageIsRefused) {
       "POST /tokenize HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde",
       "POST /tokenize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
       std::string("GET /\0health HTTP/1.1\r\n\r\n", 24),
+      "GET /health HTTP/1.1\r\n\r\n",
+      "GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
   };
   for (const std::string& bytes : garbage) {
     HttpClient client(service_->http_port());
@@ -115,6 +131,15 @@ TEST_F(HttpTest, GarbageIsRefused) {
     EXPECT_GE(result.status, 400) << bytes;
     EXPECT_LT(result.status, 500) << bytes;
     EXPECT_EQ(client.Receive().status, 0) << "the connection goes on after: " << bytes;
+  }
+  const std::pair<const char*, const char*> bodies[] = {
+      {"gzip", ""}, {"identity", ""}, {"gzip, chunked", "2\r\n{}\r\n0\r\n\r\n"}};
+  for (const auto& [coding, body] : bodies) {
+    HttpClient client(service_->http_port());
+    client.Send(absl::StrCat("POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ", coding,
+                             "\r\n\r\n", body, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"));
+    EXPECT_EQ(client.Receive().status, 501) << coding;
+    EXPECT_EQ(client.Receive().status, 0) << "what follows is no request";
   }
   HttpClient pipelined(service_->http_port());
   pipelined.Send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n\r\n\r\nrubbish rubbish\r\n\r\n");
@@ -165,6 +190,29 @@ TEST_F(HttpTest, AReaderThatNeverReadsIsDroppedAndCostsLittle) {
   const int64_t before_kib = ResidentKiB();
   while (client.Send(requests)) continue;  // until it is dropped
   EXPECT_LT(ResidentKiB() - before_kib, 32 << 10);
+}
+
+// However many there are, and however long reading each of them takes.
+TEST(HttpServerTest, LongBodiesKeepNobodyElseWaiting) {
+  std::promise<void> release;
+  std::atomic<int> begun{0};
+  auto server = HttpServer::Start(
+      {"127.0.0.1", 0}, [&, released = release.get_future().share()](HttpRequest request, auto) {
+        ++begun;
+        if (!request.body.empty()) released.wait();
+        return std::make_unique<HttpReply>(HttpResponse{.body = request.method});
+      });
+  ASSERT_TRUE(server.ok()) << server.status();
+  std::vector<std::unique_ptr<HttpClient>> clients;
+  for (int i = 0; i < 6; ++i) {
+    clients.push_back(std::make_unique<HttpClient>((*server)->port()));
+    clients.back()->SendPost("/", std::string(1 << 20, 'x'));
+  }
+  while (begun < 2) std::this_thread::yield();
+  EXPECT_EQ(HttpClient((*server)->port()).Get("/").body, "GET");
+  clients.pop_back();  // leaves, begun or not
+  release.set_value();
+  for (const auto& client : clients) EXPECT_EQ(client->Receive().body, "POST");
 }
 
 TEST_F(HttpTest, ConnectionsOverTheLimitAreClosed) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "inference/inference.grpc.pb.h"
 #include "tests/e2e/service_fixture.h"
 
@@ -233,6 +234,25 @@ TEST_F(InferenceTest, WhatIsWrongIsNamed) {
   request.clear_inputs();
   request.clear_raw_input_contents();
   EXPECT_THAT(Refused(request), HasSubstr("text_input: missing"));
+  request = Request("llama", "hello");
+  request.mutable_inputs(0)->add_shape(7);
+  EXPECT_THAT(Refused(request), HasSubstr("text_input: shape [1, 7]"));
+  request = Request("llama", "hello");
+  *request.add_inputs() = request.inputs(0);
+  request.add_raw_input_contents(Raw("other"));
+  EXPECT_THAT(Refused(request), HasSubstr("text_input is there twice"));
+  for (const char* known : {"model", "prompt"}) {
+    request = Request("llama", "hello");
+    (*request.mutable_parameters())[known].set_string_param("style");
+    EXPECT_THAT(Refused(request), HasSubstr(absl::StrCat(known, ": not for parameters")));
+  }
+  inference::RepositoryModelUnloadRequest unload;
+  unload.set_model_name("style");
+  unload.set_repository_name("other");
+  inference::RepositoryModelUnloadResponse unloaded;
+  grpc::ClientContext unloading;
+  EXPECT_THAT(stub_->RepositoryModelUnload(&unloading, unload, &unloaded).error_message(),
+              HasSubstr("repository_name: 'other'"));
 }
 
 }  // namespace

@@ -188,7 +188,7 @@ TEST_F(MixedTest, ASharedBeginningIsComputedOnceForEachAdapterAndSalt) {
   v1::GenerateResponse response;
   const grpc::Status status = Unary(request, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_THAT(status.error_message(), HasSubstr("cache_salt has 257 bytes; at most 256"));
+  EXPECT_THAT(status.error_message(), HasSubstr("cache_salt: 257 bytes; at most 256"));
 }
 
 TEST_F(MixedTest, WithoutPrefixCacheEveryPromptIsComputedInFull) {

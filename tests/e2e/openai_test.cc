@@ -82,7 +82,8 @@ TEST_F(OpenAiTest, TheModelChoosesTheAdapter) {
   EXPECT_EQ(text("llama:style@" + version.substr(0, 8)), adapted);
   for (const std::string& unknown :
        {std::string("nobody"), std::string("llama:nobody"), "style@0" + version.substr(0, 20),
-        "style@" + version.substr(0, 7), std::string("other:style"), std::string("llama:")}) {
+        "style@" + version.substr(0, 7), std::string("style@"), std::string("other:style"),
+        std::string("llama:")}) {
     const json error =
         Post("/v1/completions", Completion({{"model", unknown}}), 404)["error"];
     EXPECT_EQ(error["code"], "model_not_found") << unknown;
@@ -108,6 +109,12 @@ TEST_F(OpenAiTest, AdaptersWithWeightsAreSummed) {
   ASSERT_TRUE(Load("plain", "lora").ok());
   Post("/v1/completions", Completion({{"adapters", {{{"id", "nobody"}}}}}), 404);
   Post("/v1/completions", Completion({{"adapters", {{{"id", "plain"}, {"mass", 1}}}}}), 400);
+  for (const double weight : {1000.5, -1e30, 1e39}) {
+    const json error = Post("/v1/completions",
+                            Completion({{"adapters", {{{"id", "plain"}, {"weight", weight}}}}}), 400);
+    EXPECT_THAT(error["error"]["message"].get<std::string>(),
+                HasSubstr("between -1000 and 1000"));
+  }
 }
 
 TEST_F(OpenAiTest, AStreamAddsUpToTheWholeAnswer) {

@@ -38,6 +38,7 @@
 #include "engine/base/check.h"
 #include "engine/model/base_model_view.h"
 #include "lorikeet/v1/generation.grpc.pb.h"
+#include "server/log.h"
 #include "server/service.h"
 
 namespace lorikeet {
@@ -145,6 +146,7 @@ ServedModel MakeModel(EnginePart* part, std::chrono::nanoseconds phase, int stre
 }
 
 void Serve(Shared* shared, int streams) {
+  SetLogLevel(LogLevel::kWarning);  // not a line a request
   ServerConfig config;
   config.model = kModel;
   config.grpc_port = config.http_port = 0;
