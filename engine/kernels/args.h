@@ -116,7 +116,7 @@ struct Expert {
 // with the adapters' deltas on their rows.
 struct ExpertsArgs {
   std::span<const Expert> experts;  // [E]
-  Matrix scores;                    // [T, E] what the router's linear gives
+  Matrix scores;                    // [T, E] float32: what the router's linear gives
   int32_t chosen = 0;
   bool normalise = false;
   Matrix x;    // [T, D]

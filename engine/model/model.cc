@@ -58,7 +58,7 @@ void Model::AllocateRows() {
   projected_ = activations(config_.hidden);
   gate_up_ = activations(2 * config_.ffn);
   gated_ = activations(config_.ffn);
-  scores_ = activations(config_.experts);
+  scores_ = allocate(max_rows_, config_.experts, DType::kF32);  // rounding would change who is chosen
   final_ = activations(config_.hidden);
   // Adapters' own tokens lie behind the base's, in the same row.
   const Rows logits = allocate(backend_->max_logit_rows(), config_.vocab + Limits::kMaxAddedTokens,

@@ -347,7 +347,7 @@ TEST(ModelSourceTest, AWeightMayNotBeIntegers) {
                                           std::string(kVocab * kHidden, 1)};
   model.WriteDirectory(dir.path(), model.Config());
   EXPECT_THAT(std::string(ModelSource::Open(dir.path()).status().message()),
-              HasSubstr("lm_head.weight is U8; F32, F16, BF16 and bitsandbytes' NF4"));
+              HasSubstr("lm_head.weight is U8; F32, F16, BF16, F8_E4M3 with scales and bitsandbytes' NF4"));
 }
 
 TEST(ModelSourceTest, AHeadBesideATiedEmbeddingMustEqualIt) {
