@@ -1,6 +1,10 @@
 #include "server/service.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <ctime>
 #include <filesystem>
@@ -101,6 +105,7 @@ absl::Status Service::Serve(ServedModel model) {
                                                           model_.eos_ids));
   }
   if (!config_.model_name.empty()) model_.name = config_.model_name;
+  LK_RETURN_IF_ERROR(TakeDirectory());
   LK_RETURN_IF_ERROR(StartSources());
   LK_RETURN_IF_ERROR(StartRegistry());
   LK_RETURN_IF_ERROR(StartEngine());
@@ -112,6 +117,24 @@ absl::Status Service::Serve(ServedModel model) {
   http_api_->Serve(&context_, admin_.get());
   ready_ = true;
   return absl::OkStatus();
+}
+
+// Two servers would write over each other's list of adapters. A file system without locks is trusted.
+absl::Status Service::TakeDirectory() {
+  if (config_.adapter_dir.empty()) return absl::OkStatus();
+  std::error_code error;
+  std::filesystem::create_directories(config_.adapter_dir, error);
+  if (error) {
+    return absl::UnavailableError(absl::StrCat("adapter directory ", config_.adapter_dir, ": ",
+                                               error.message()));
+  }
+  directory_ = std::make_unique<FileDescriptor>(
+      open(config_.adapter_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (flock(directory_->get(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("adapter directory ", config_.adapter_dir, " is another server's, which runs"));
 }
 
 absl::Status Service::StartSources() {
@@ -172,12 +195,6 @@ absl::Status Service::StartRegistry() {
     options.tenant_host_bytes = config_.tenant_adapter_host_mib * kMiB;
   }
   if (!config_.adapter_dir.empty()) {
-    std::error_code error;
-    std::filesystem::create_directories(config_.adapter_dir, error);
-    if (error) {
-      return absl::UnavailableError(absl::StrCat("adapter directory ", config_.adapter_dir, ": ",
-                                                 error.message()));
-    }
     options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";
     uploads_ = std::make_unique<Uploads>(std::filesystem::path(config_.adapter_dir) / "uploads");
     options.owned = uploads_->directory();

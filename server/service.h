@@ -11,6 +11,7 @@
 #include "adapters_cache/mixer.h"
 #include "adapters_cache/registry.h"
 #include "engine/api/base_model.h"
+#include "engine/base/file_descriptor.h"
 #include "engine/engine.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/runner/runner.h"
@@ -77,6 +78,7 @@ class Service {
 
   absl::Status OpenAccess();
   absl::Status OpenRequestLog();
+  absl::Status TakeDirectory();
   absl::Status StartSources();
   absl::Status StartRegistry();
   void StartWatch();
@@ -98,6 +100,7 @@ class Service {
   std::unique_ptr<FileWatch> keys_watch_;  // null: no keys file
   ServedModel model_;
   ServingContext context_;
+  std::unique_ptr<FileDescriptor> directory_;  // adapter_dir, locked; nullptr: there is none
   std::unique_ptr<Uploads> uploads_;     // nullptr: none are taken
   std::unique_ptr<AdapterAdmin> admin_;  // takes what the registry's last calls end with
   std::unique_ptr<AdapterMixer> mixer_;  // takes what the registry's last loads bring

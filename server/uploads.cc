@@ -68,7 +68,9 @@ absl::StatusOr<fs::path> Uploads::Scratch() const {
 }
 
 absl::StatusOr<fs::path> Uploads::Keep(const fs::path& scratch, const std::string& name) {
-  for (const auto& file : fs::directory_iterator(scratch)) LK_RETURN_IF_ERROR(Sync(file.path()));
+  for (const auto& entry : fs::recursive_directory_iterator(scratch)) {
+    LK_RETURN_IF_ERROR(Sync(entry.path()));
+  }
   LK_RETURN_IF_ERROR(Sync(scratch));
   fs::path place = directory_ / name;
   std::lock_guard lock(mutex_);

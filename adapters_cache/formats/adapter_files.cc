@@ -27,7 +27,6 @@ constexpr const char* kTextNames[] = {
     "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json",
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"};
 constexpr int64_t kMaxConfigBytes = 1 << 20;
-constexpr int64_t kMaxTextBytes = 64 << 20;  // of one file
 constexpr size_t kMaxExperts = 64;
 
 // With its length first, so that no two sequences of parts run together alike.
@@ -149,7 +148,7 @@ absl::Status ReadText(std::span<const fs::path> roots, AdapterFiles* files) {
     const fs::path path = files->directory / name;
     std::error_code error;
     if (!fs::exists(path, error)) continue;
-    LK_ASSIGN_OR_RETURN(const auto file, ReadFile(path, roots, kMaxTextBytes));
+    LK_ASSIGN_OR_RETURN(const auto file, ReadFile(path, roots, kMaxAdapterTextBytes));
     files->text[name] = {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()};
   }
   return absl::OkStatus();
@@ -181,6 +180,8 @@ absl::StatusOr<std::vector<AdapterFiles>> ReadExperts(const Json& config, const 
 }
 
 }  // namespace
+
+std::span<const char* const> AdapterTextNames() { return kTextNames; }
 
 bool IsUnder(const fs::path& path, std::span<const fs::path> roots) {
   return std::any_of(roots.begin(), roots.end(), [&path](const fs::path& root) {

@@ -14,12 +14,16 @@
 
 namespace lorikeet {
 
+// What a directory may bring of a tokenizer and a chat template, by the names of its files.
+std::span<const char* const> AdapterTextNames();
+inline constexpr int64_t kMaxAdapterTextBytes = 64 << 20;  // of one of them
+
 struct AdapterFiles {
   std::filesystem::path directory;  // as opened
   // adapter_config.json, keys in file order: PEFT's patterns take the first that matches.
   nlohmann::ordered_json config;
   TensorFile tensors;  // adapter_model.safetensors
-  // Contents of what it brings of a tokenizer and a chat template, by name in the directory.
+  // Contents of those of AdapterTextNames that are there.
   std::map<std::string, std::string, std::less<>> text;
   // X-LoRA's LoRAs, in the order of its configuration: the directories below its own that have the
   // names the configuration gives them.

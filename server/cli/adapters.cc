@@ -3,8 +3,11 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <functional>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "adapters_cache/convert.h"
+#include "adapters_cache/formats/adapter_files.h"
 #include "adapters_cache/inspect.h"
 #include "adapters_cache/sha256.h"
 #include "engine/api/limits.h"
@@ -163,23 +167,40 @@ absl::Status Load(const Flags& flags, const Positional& args) {
   return AskAndPrint(flags, &v1::AdapterService::Stub::LoadAdapter, request, "loaded");
 }
 
+std::string HashOf(const std::string& bytes) {
+  Sha256 sha256;
+  sha256.Add(bytes);
+  return sha256.Hex();
+}
+
+// Calls `send` with one piece after the other until it says no.
+bool InPieces(const std::string& bytes, const std::function<bool(std::string piece)>& send) {
+  constexpr size_t kPiece = 1 << 20;
+  for (size_t at = 0; at < bytes.size(); at += kPiece) {
+    if (!send(bytes.substr(at, kPiece))) return false;
+  }
+  return true;
+}
+
 absl::Status Upload(const Flags& flags, const Positional& args) {
-  LK_ASSIGN_OR_RETURN(const std::string config, ReadTextFile(args[1] + "/adapter_config.json"));
+  const std::string directory = args[1] + "/";
+  LK_ASSIGN_OR_RETURN(const std::string config, ReadTextFile(directory + "adapter_config.json"));
   LK_ASSIGN_OR_RETURN(const std::string weights,
-                      ReadTextFile(args[1] + "/adapter_model.safetensors"));
-  const auto hash = [](const std::string& bytes) {
-    Sha256 sha256;
-    sha256.Add(bytes);
-    return sha256.Hex();
-  };
+                      ReadTextFile(directory + "adapter_model.safetensors"));
   v1::UploadAdapterRequest part;
   v1::UploadHeader* header = part.mutable_header();
   header->set_name(args[0]);
   header->set_replace(flags.replace);
   header->set_pin(flags.pin);
   header->set_weights_bytes(static_cast<int64_t>(weights.size()));
-  header->set_weights_sha256(hash(weights));
-  header->set_config_sha256(hash(config));
+  header->set_weights_sha256(HashOf(weights));
+  header->set_config_sha256(HashOf(config));
+  std::map<std::string, std::string> texts;
+  for (const std::string name : AdapterTextNames()) {
+    if (!std::filesystem::exists(directory + name)) continue;
+    LK_ASSIGN_OR_RETURN(texts[name], ReadTextFile(directory + name));
+    (*header->mutable_text_sha256())[name] = HashOf(texts[name]);
+  }
   const auto stub = v1::AdapterService::NewStub(Connect(flags.server));
   grpc::ClientContext context;
   v1::LoadAdapterResponse reply;
@@ -187,11 +208,17 @@ absl::Status Upload(const Flags& flags, const Positional& args) {
   bool open = writer->Write(part);
   part.set_config(config);
   open = open && writer->Write(part);
-  constexpr size_t kPiece = 1 << 20;
-  for (size_t at = 0; open && at < weights.size(); at += kPiece) {
-    part.set_weights(weights.substr(at, kPiece));
-    open = writer->Write(part);
+  for (const auto& [name, text] : texts) {
+    open = open && InPieces(text, [&, &name = name](std::string piece) {
+      part.mutable_text()->set_name(name);
+      part.mutable_text()->set_piece(std::move(piece));
+      return writer->Write(part);
+    });
   }
+  open = open && InPieces(weights, [&](std::string piece) {
+    part.set_weights(std::move(piece));
+    return writer->Write(part);
+  });
   writer->WritesDone();
   LK_RETURN_IF_ERROR(CallStatus(flags.server, writer->Finish()));
   Print("loaded", reply.adapter());

@@ -1,9 +1,12 @@
 #include "server/grpc/adapter_upload.h"
 
+#include <algorithm>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "adapters_cache/formats/adapter_files.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 #include "server/grpc/wire.h"
@@ -18,19 +21,20 @@ constexpr char kWeightsName[] = "adapter_model.safetensors";
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr size_t kHashDigits = 64;
 
-absl::Status CheckHash(const char* file, const std::string& wanted, const std::string& found) {
-  if (wanted == found) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrCat(file, " has SHA-256 ", found, "; the header says ", wanted));
-}
-
-absl::Status CheckDigits(const char* field, const std::string& hash) {
-  if (hash.size() == kHashDigits &&
-      hash.find_first_not_of("0123456789abcdef") == std::string::npos) {
+absl::Status CheckDigits(const std::string& file, const std::string& sha256) {
+  if (sha256.size() == kHashDigits &&
+      sha256.find_first_not_of("0123456789abcdef") == std::string::npos) {
     return absl::OkStatus();
   }
+  return absl::InvalidArgumentError(absl::StrCat("the header's SHA-256 of ", file, " is not ",
+                                                 kHashDigits, " lower-case hexadecimal digits"));
+}
+
+absl::Status CheckTextName(const std::string& name) {
+  if (std::ranges::count(AdapterTextNames(), name) > 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(field, ": not ", kHashDigits, " lower-case hexadecimal digits"));
+      absl::StrCat("text_sha256: an adapter has no '", name.substr(0, 64), "'; it may have ",
+                   absl::StrJoin(AdapterTextNames(), ", ")));
 }
 
 }  // namespace
@@ -82,9 +86,11 @@ absl::Status AdapterUpload::Take(v1::UploadAdapterRequest part) {
   if (!begun_) return absl::InvalidArgumentError("the first message of an upload is its header");
   switch (part.part_case()) {
     case v1::UploadAdapterRequest::kConfig:
-      return Append(&config_, kConfigName, part.config());
+      return Append(kConfigName, part.config());
     case v1::UploadAdapterRequest::kWeights:
-      return Append(&weights_, kWeightsName, part.weights());
+      return Append(kWeightsName, part.weights());
+    case v1::UploadAdapterRequest::kText:
+      return Append(part.text().name(), part.text().piece());
     default:
       return absl::InvalidArgumentError("a message of an upload is empty");
   }
@@ -93,8 +99,6 @@ absl::Status AdapterUpload::Take(v1::UploadAdapterRequest part) {
 absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
   if (begun_) return absl::InvalidArgumentError("an upload has one header");
   LK_RETURN_IF_ERROR(AdapterAdmin::CheckMayName(*client_.caller, header.name()));
-  LK_RETURN_IF_ERROR(CheckDigits("weights_sha256", header.weights_sha256()));
-  LK_RETURN_IF_ERROR(CheckDigits("config_sha256", header.config_sha256()));
   if (header.weights_bytes() < 1 || header.weights_bytes() > Limits::kMaxAdapterFileBytes) {
     return absl::InvalidArgumentError(absl::StrCat("weights_bytes: ", header.weights_bytes(),
                                                    " is not in [1, ",
@@ -105,43 +109,70 @@ absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
         "this server has no directory to keep uploads in; it is started with --adapter-dir");
   }
   LK_ASSIGN_OR_RETURN(scratch_, admin_->uploads()->Scratch());
+  LK_RETURN_IF_ERROR(Expect(kConfigName, kMaxConfigBytes, header.config_sha256()));
+  LK_RETURN_IF_ERROR(Expect(kWeightsName, header.weights_bytes(), header.weights_sha256()));
+  for (const auto& [name, sha256] : header.text_sha256()) {
+    LK_RETURN_IF_ERROR(CheckTextName(name));
+    LK_RETURN_IF_ERROR(Expect(name, kMaxAdapterTextBytes, sha256));
+  }
   header_ = header;
   begun_ = true;
-  config_.most = kMaxConfigBytes;
-  weights_.most = header.weights_bytes();
-  config_.out.open(scratch_ / kConfigName, std::ios::binary);
-  weights_.out.open(scratch_ / kWeightsName, std::ios::binary);
   return absl::OkStatus();
 }
 
-absl::Status AdapterUpload::Append(File* file, const char* name, const std::string& bytes) {
-  file->bytes += static_cast<int64_t>(bytes.size());
-  if (file->bytes > file->most) {
-    return absl::DataLossError(absl::StrCat(name, " has more than ", file->most, " bytes"));
+absl::Status AdapterUpload::Expect(const std::string& name, int64_t most,
+                                   const std::string& sha256) {
+  LK_RETURN_IF_ERROR(CheckDigits(name, sha256));
+  File& file = files_[name];
+  file.most = most;
+  file.wanted = sha256;
+  std::error_code ignored;
+  fs::create_directories((scratch_ / name).parent_path(), ignored);
+  file.out.open(scratch_ / name, std::ios::binary);
+  return absl::OkStatus();
+}
+
+absl::Status AdapterUpload::Append(const std::string& name, const std::string& bytes) {
+  const auto found = files_.find(name);
+  if (found == files_.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("text: the header has no '", name.substr(0, 64), "'"));
   }
-  file->hash.Add(bytes);
-  if (file->out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
+  File& file = found->second;
+  file.bytes += static_cast<int64_t>(bytes.size());
+  if (file.bytes > file.most) {
+    return absl::DataLossError(absl::StrCat(name, " has more than ", file.most, " bytes"));
+  }
+  file.hash.Add(bytes);
+  if (file.out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
     return absl::OkStatus();
   }
-  return absl::ResourceExhaustedError(absl::StrCat("cannot write ", name, " after ",
-                                                   file->bytes, " bytes: is the disk full?"));
+  return absl::ResourceExhaustedError(absl::StrCat("cannot write ", name, " after ", file.bytes,
+                                                   " bytes: is the disk full?"));
 }
 
 // The files in their place.
 absl::StatusOr<fs::path> AdapterUpload::Complete() {
   if (!begun_) return absl::InvalidArgumentError("an upload begins with its header");
-  if (weights_.bytes < weights_.most) {
-    return absl::DataLossError(absl::StrCat(kWeightsName, " has ", weights_.bytes,
-                                            " bytes; the header says ", weights_.most));
+  const File& weights = files_.at(kWeightsName);
+  if (weights.bytes < weights.most) {
+    return absl::DataLossError(absl::StrCat(kWeightsName, " has ", weights.bytes,
+                                            " bytes; the header says ", weights.most));
   }
-  LK_RETURN_IF_ERROR(CheckHash(kConfigName, header_.config_sha256(), config_.hash.Hex()));
-  LK_RETURN_IF_ERROR(CheckHash(kWeightsName, header_.weights_sha256(), weights_.hash.Hex()));
-  for (File* file : {&config_, &weights_}) {
-    file->out.close();
-    if (!file->out) return absl::ResourceExhaustedError("cannot write the files: disk full?");
+  std::string folder = absl::StrCat(header_.config_sha256(), "-", header_.weights_sha256());
+  Sha256 texts;
+  for (auto& [name, file] : files_) {
+    const std::string hash = file.hash.Hex();
+    if (hash != file.wanted) {
+      return absl::DataLossError(
+          absl::StrCat(name, " has SHA-256 ", hash, "; the header says ", file.wanted));
+    }
+    texts.Add(absl::StrCat(name, " ", hash, "\n"));
+    file.out.close();
+    if (!file.out) return absl::ResourceExhaustedError("cannot write the files: disk full?");
   }
-  return admin_->uploads()->Keep(
-      scratch_, absl::StrCat(header_.config_sha256(), "-", header_.weights_sha256()));
+  if (header_.text_sha256_size() > 0) absl::StrAppend(&folder, "-", texts.Hex());
+  return admin_->uploads()->Keep(scratch_, folder);
 }
 
 }  // namespace lorikeet

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -26,10 +27,10 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   void OnDone() override { delete this; }
 
  private:
-  // One of the two files.
   struct File {
     std::ofstream out;
     Sha256 hash;
+    std::string wanted;  // its hash
     int64_t bytes = 0;
     int64_t most = 0;
   };
@@ -39,7 +40,8 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
 
   absl::Status Take(v1::UploadAdapterRequest part);
   absl::Status Begin(const v1::UploadHeader& header);
-  absl::Status Append(File* file, const char* name, const std::string& bytes);
+  absl::Status Expect(const std::string& name, int64_t most, const std::string& sha256);
+  absl::Status Append(const std::string& name, const std::string& bytes);
   absl::StatusOr<std::filesystem::path> Complete();
   void Fail(const absl::Status& status);
   void End(const absl::Status& status);
@@ -52,7 +54,7 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   v1::UploadHeader header_;
   bool begun_ = false;
   std::filesystem::path scratch_;  // empty: nothing to remove
-  File config_, weights_;
+  std::map<std::string, File> files_;  // by name
 };
 
 }  // namespace lorikeet

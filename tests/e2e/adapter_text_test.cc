@@ -1,9 +1,11 @@
 // Adapters with tokens, a tokenizer and a chat template of their own, over both ports.
 #include <gmock/gmock.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "server/adapter_texts.h"
 #include "tests/e2e/http_client.h"
 #include "tests/e2e/service_fixture.h"
@@ -72,6 +74,15 @@ class AdapterTextTest : public ServiceTest {
     return result.json();
   }
 
+  std::string Version(const std::string& name) {
+    grpc::ClientContext context;
+    v1::GetAdapterRequest request;
+    request.set_name(name);
+    v1::GetAdapterResponse reply;
+    EXPECT_TRUE(adapters().GetAdapter(&context, request, &reply).ok()) << name;
+    return reply.adapter().version();
+  }
+
   json Tokens(const std::string& model, const json& what) {
     json body = what;
     body["model"] = model;
@@ -123,6 +134,30 @@ TEST_F(AdapterTextTest, ChatsAreWrittenByItsTemplate) {
                    {{"model", "llama"}, {"messages", messages}, {"logit_bias", {{"325", 1}}}}, 400)
                   .dump(),
               HasSubstr("token 325 is not in [0, 320)"));
+}
+
+TEST_F(AdapterTextTest, AnUploadBringsItsTextAndKeepsItOverARestart) {
+  config_.adapter_dir = root_.path() / "kept";
+  Serve();
+  const fs::path own = root_.path() / "own";
+  fs::create_directories(own / "additional_chat_templates");
+  Write(own / "additional_chat_templates/tool_use.jinja", kOwnTemplate);
+  ASSERT_TRUE(Load("whole", own).ok());
+  const std::string command = absl::StrCat(
+      LORIKEET_BINARY, " adapters --server 127.0.0.1:", service_->grpc_port(), " upload sent ",
+      own.string(), " > /dev/null");
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  EXPECT_EQ(Version("sent"), Version("whole"));
+  const json chat = {{"messages", {{{"role", "user"}, {"content", "hello<|own_5|>"}}}}};
+  for (const bool again : {false, true}) {
+    if (again) {
+      service_.reset();
+      Start();
+      client_ = std::make_unique<HttpClient>(service_->http_port());
+    }
+    EXPECT_EQ(Tokens("sent", chat), Tokens("own", chat)) << again;
+    EXPECT_NE(Tokens("sent", chat), Tokens("llama", chat)) << again;
+  }
 }
 
 TEST_F(AdapterTextTest, GrpcSpeaksItToo) {

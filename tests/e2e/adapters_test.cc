@@ -66,6 +66,7 @@ class AdaptersTest : public ServiceTest {
     std::string weights = Read(fs::path(kGoldenAdapters) / "lora/adapter_model.safetensors");
     v1::UploadHeader header;
     bool send_header = true;
+    std::string text;  // empty: none is sent
     Upload() {
       header.set_name("sent");
       header.set_weights_bytes(static_cast<int64_t>(weights.size()));
@@ -81,6 +82,10 @@ class AdaptersTest : public ServiceTest {
     if (upload.send_header) writer->Write(part);
     part.set_config(upload.config);
     writer->Write(part);
+    if (!upload.text.empty()) {
+      part.mutable_text()->set_name(upload.text);
+      writer->Write(part);
+    }
     for (size_t at = 0; at < upload.weights.size(); at += 1000) {
       part.set_weights(upload.weights.substr(at, 1000));
       if (!writer->Write(part)) break;
@@ -140,6 +145,15 @@ TEST_F(AdaptersTest, ABadUploadLeavesNothing) {
   EXPECT_EQ(code(upload), grpc::StatusCode::INVALID_ARGUMENT);
   upload = Upload();
   upload.header.set_weights_sha256("../../../etc");
+  EXPECT_EQ(code(upload), grpc::StatusCode::INVALID_ARGUMENT);
+  upload = Upload();
+  (*upload.header.mutable_text_sha256())["../adapter_config.json"] = HashOf("");
+  EXPECT_EQ(code(upload), grpc::StatusCode::INVALID_ARGUMENT);
+  upload = Upload();
+  (*upload.header.mutable_text_sha256())["tokenizer.json"] = HashOf("what never comes");
+  EXPECT_EQ(code(upload), grpc::StatusCode::DATA_LOSS);
+  upload = Upload();
+  upload.text = "chat_template.jinja";
   EXPECT_EQ(code(upload), grpc::StatusCode::INVALID_ARGUMENT);
   upload = Upload();
   upload.send_header = false;

@@ -305,6 +305,16 @@ TEST_F(BinaryTest, EveryVerbOfAdaptersDoesWhatItSays) {
   Wait(watch);
 }
 
+TEST_F(BinaryTest, AnAdapterDirectoryHasOneServer) {
+  Serve({"--adapter-dir", Path("kept")});
+  const std::vector<std::string> second = {"serve",       "--model", kModel,          "--grpc-port", "0",
+                                           "--http-port", "0",       "--adapter-dir", Path("kept")};
+  ExpectOneLineError(Run(second), Path("kept") + " is another server's");
+  kill(server_, SIGKILL);
+  Wait(server_);
+  Serve({"--adapter-dir", Path("kept")});
+}
+
 TEST_F(BinaryTest, KeysAreMadeAndUsed) {
   const std::string file = Path("keys.yaml");
   const auto add = [&](const std::string& id, std::vector<std::string> more) {

@@ -13,6 +13,11 @@ from lorikeet.v1 import adapters_pb2, generation_pb2
 Prompt = Union[str, Sequence[Tuple[str, str]], Sequence[int]]
 
 UPLOAD_PIECE_BYTES = 1 << 20
+# What an adapter may bring of a tokenizer and a chat template.
+TEXT_NAMES = (
+    "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+)
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
              "presence_penalty", "frequency_penalty", "logit_bias", "bad_words")
@@ -113,10 +118,17 @@ def upload(
     digest = hashlib.sha256()
     for piece in _pieces(weights):
         digest.update(piece)
+    texts = {text: folder / text for text in TEXT_NAMES if (folder / text).exists()}
     yield adapters_pb2.UploadAdapterRequest(header=adapters_pb2.UploadHeader(
         name=name, replace=replace, pin=pin, weights_bytes=weights.stat().st_size,
-        weights_sha256=digest.hexdigest(), config_sha256=hashlib.sha256(config).hexdigest()))
+        weights_sha256=digest.hexdigest(), config_sha256=hashlib.sha256(config).hexdigest(),
+        text_sha256={text: hashlib.sha256(path.read_bytes()).hexdigest()
+                     for text, path in texts.items()}))
     yield adapters_pb2.UploadAdapterRequest(config=config)
+    for text, path in texts.items():
+        for piece in _pieces(path):
+            yield adapters_pb2.UploadAdapterRequest(
+                text=adapters_pb2.UploadText(name=text, piece=piece))
     for piece in _pieces(weights):
         yield adapters_pb2.UploadAdapterRequest(weights=piece)
 
