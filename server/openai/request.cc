@@ -49,6 +49,9 @@ absl::StatusOr<GrammarSource> ResponseFormat(const Json& format, bool* constrain
   fields.Read("type", &type);
   const Json* schema = fields.Take("json_schema");
   LK_RETURN_IF_ERROR(fields.Finish());
+  if (schema != nullptr && type != "json_schema") {
+    return FieldError("response_format.json_schema", "only with type json_schema");
+  }
   *constrained = type != "text";
   if (type == "text") return GrammarSource{};
   if (type == "json_object") return GrammarSource{GrammarSource::Kind::kJsonObject, {}};

@@ -139,6 +139,8 @@ TEST_F(FormTest, WhatCannotBeCompiledIsNamed) {
       {{{"guided_regex", "a"}, {"guided_json", json::object()}}, "form already"},
       {{{"response_format", {{"type", "xml"}}}}, "xml"},
       {{{"response_format", {{"type", "json_schema"}}}}, "json_schema.schema"},
+      {{{"response_format", {{"type", "text"}, {"json_schema", json::object()}}}},
+       "response_format.json_schema: only with"},
       {{{"logit_bias", {{"400", 1}}}}, "400"},
       {{{"logit_bias", {{"4", 101}}}}, "101"},
       {{{"logit_bias", {{"x", 1}}}}, "logit_bias.x"},

@@ -75,7 +75,7 @@ def embed(
     request = generation_pb2.EmbedRequest(
         adapter=adapter or "",
         adapters=_weighted(adapters),
-        pooling=generation_pb2.Pooling.Value(f"POOLING_{pooling.upper()}"),
+        pooling=f"POOLING_{pooling.upper()}",
         dimensions=dimensions)
     if isinstance(prompt, str):
         request.text = prompt
