@@ -115,9 +115,9 @@ ROWS = [
                              rate("lorikeet_adapter_evictions_total", "tier"))],
          "Into host memory from disk, onto the device from host memory."),
         ("Time of a load", "s",
-         [("{{tier}}", f"{level('lorikeet_adapter_load_seconds_total', 'tier')} / "
-                       f"({level('lorikeet_adapter_loads_total', 'tier')} > 0)")],
-         "Mean of all so far."),
+         [("{{tier}}", rate("lorikeet_adapter_load_seconds_total", "tier") + " / "
+           + rate("lorikeet_adapter_loads_total", "tier"))],
+         "Mean; empty while nothing is loaded."),
         ("Bytes loaded", "Bps", [("{{tier}}", rate("lorikeet_adapter_load_bytes_total", "tier"))],
          "A second."),
         ("Adapters resident", "short", [("{{tier}}", level("lorikeet_adapters_resident", "tier")),
@@ -179,14 +179,14 @@ def panels():
 def choice(name, label):
     return {"name": name, "label": label, "type": "query", "query": f"label_values(up, {name})",
             "datasource": {"type": "prometheus", "uid": "${datasource}"}, "multi": True,
-            "includeAll": True, "allValue": ".*", "refresh": 2, "sort": 1,
+            "includeAll": True, "allValue": ".+", "refresh": 2, "sort": 1,
             "current": {"text": "All", "value": "$__all"}}
 
 
 def dashboard():
     return {
         "uid": "lorikeet", "title": "Lorikeet", "tags": ["lorikeet"], "schemaVersion": 41,
-        "version": 1, "editable": True, "refresh": "10s", "timezone": "browser",
+        "version": 1, "editable": False, "refresh": "10s", "timezone": "browser",
         "time": {"from": "now-30m", "to": "now"},
         "annotations": {"list": []}, "links": [],
         "templating": {"list": [

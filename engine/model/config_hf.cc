@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/model/config_rope.h"
+#include "engine/model/fp8.h"
 
 namespace lorikeet {
 namespace {
@@ -203,6 +204,11 @@ class HfConfigReader {
     };
     for (const char* method : {"compressed-tensors", "fp8", "fbgemm_fp8", "modelopt"}) {
       if (!is("quant_method", method)) continue;
+      const json* block = Get(*quantization, "weight_block_size");
+      if (block != nullptr && *block != json::array({kFp8Block, kFp8Block})) {
+        return Invalid("weight_block_size = ", Text(*block), " is not supported; [", kFp8Block, ", ",
+                       kFp8Block, "] is");
+      }
       const json* transforms = Get(*quantization, "transform_config");
       if (transforms == nullptr || transforms->empty()) return absl::OkStatus();
       return Invalid("transform_config = ", Text(*transforms), " is not supported");

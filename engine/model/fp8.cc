@@ -1,5 +1,6 @@
 #include "engine/model/fp8.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -59,6 +60,17 @@ absl::StatusOr<Scales> ReadScales(const std::string& name, const TensorView& wei
   return scales;
 }
 
+// INVALID_ARGUMENT: some code is none of a number.
+absl::Status CheckCodes(const std::string& name, const TensorView& codes) {
+  constexpr std::byte kMagnitude{0x7f};
+  const auto nan = std::ranges::find_if(codes.bytes, [](std::byte code) {
+    return (code & kMagnitude) == kMagnitude;
+  });
+  if (nan == codes.bytes.end()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, "[", nan - codes.bytes.begin(), "] is NaN; weights must be finite"));
+}
+
 AlignedBuffer Interleave(const TensorView& codes, const Scales& scales) {
   const int64_t in = codes.row_elements();
   AlignedBuffer packed(ByteSize(DType::kScaledF8E4M3, codes.elements()));
@@ -89,6 +101,7 @@ absl::Status RepackWeight(const std::string& name, TensorFile* tensors,
         absl::StrCat(name, " is F8_E4M3, and ", name, "_scale is missing"));
   }
   LK_ASSIGN_OR_RETURN(const Scales scales, ReadScales(scale_name, codes, *scale));
+  LK_RETURN_IF_ERROR(CheckCodes(name, codes));
   buffers->push_back(Interleave(codes, scales));
   tensors->Erase(scale_name);
   tensors->Put(name, {DType::kScaledF8E4M3, codes.shape,

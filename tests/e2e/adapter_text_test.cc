@@ -144,8 +144,8 @@ TEST_F(AdapterTextTest, AnUploadBringsItsTextAndKeepsItOverARestart) {
   Write(own / "additional_chat_templates/tool_use.jinja", kOwnTemplate);
   ASSERT_TRUE(Load("whole", own).ok());
   const std::string command = absl::StrCat(
-      LORIKEET_BINARY, " adapters --server 127.0.0.1:", service_->grpc_port(), " upload sent ",
-      own.string(), " > /dev/null");
+      LORIKEET_BINARY, " adapters upload sent ", own.string(), " --server 127.0.0.1:",
+      service_->grpc_port(), " > /dev/null");
   ASSERT_EQ(std::system(command.c_str()), 0);
   EXPECT_EQ(Version("sent"), Version("whole"));
   const json chat = {{"messages", {{{"role", "user"}, {"content", "hello<|own_5|>"}}}}};
@@ -155,7 +155,7 @@ TEST_F(AdapterTextTest, AnUploadBringsItsTextAndKeepsItOverARestart) {
       Start();
       client_ = std::make_unique<HttpClient>(service_->http_port());
     }
-    EXPECT_EQ(Tokens("sent", chat), Tokens("own", chat)) << again;
+    EXPECT_EQ(Tokens("sent", chat), Tokens("whole", chat)) << again;
     EXPECT_NE(Tokens("sent", chat), Tokens("llama", chat)) << again;
   }
 }

@@ -92,9 +92,14 @@ TEST(Variants, AllTogetherGiveWhatPeftGives) {
 }
 
 // Keys and values in 16 bits on the CPU, all that layers hand on in bfloat16 on a GPU: eight bits of
-// logits that spread over tens.
+// logits that spread over tens. So rounded, a router of random weights gives some tokens to other experts:
+// there a GPU's arithmetic is cuda_experts_test's.
 TEST(Variants, AllTogetherStayNearPeftInFastPrecision) {
-  CompareAll(LoadVariantCases(), "fast", {0.1, 1.5}, LoadAsSaved);
+  std::vector<Case> cases = LoadVariantCases();
+  std::erase_if(cases, [](const Case& c) {
+    return kTestDevice != std::string("cpu") && (c.base == "mixtral" || c.base == "qwen3-moe");
+  });
+  CompareAll(std::move(cases), "fast", {0.1, 1.5}, LoadAsSaved);
 }
 
 // As one plain LoRA each, mixtures too; what is no LoRA is refused and leaves nothing behind.

@@ -133,7 +133,7 @@ void CheckExperts(const TypeCase& type, uint32_t seed) {
                                              .sequence_begin = begin, .page_begin = page_begin,
                                              .segments = step.segments});
   DeviceRows dx(backend, padded, width, type.dtype), out(backend, padded, width, type.dtype);
-  DeviceRows dscores(backend, padded, layer.count, type.dtype);
+  DeviceRows dscores(backend, padded, layer.count, DType::kF32);
   std::vector<float> padded_x = x, padded_scores = scores;
   padded_x.resize(int64_t{padded} * width, NAN);  // rows computed for nothing must touch no other
   padded_scores.resize(int64_t{padded} * layer.count, NAN);

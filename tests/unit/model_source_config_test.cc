@@ -134,6 +134,8 @@ TEST(HfConfigTest, WhatItDoesNotKnowIsRefusedByKeyAndValue) {
       {{{"quantization_config", {{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}}}},
        {"\"fp4\" by default", "nf4"}},
       {{{"quantization_config", "nf4"}}, {"quantization_config = \"nf4\""}},
+      {{{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}}}},
+       {"weight_block_size = [64,128]", "[128, 128]"}},
       {{{"quantization_config", {{"quant_method", "compressed-tensors"},
                                   {"transform_config", {{"config_groups", {{"R1", 1}}}}}}}},
        {"transform_config = ", "R1"}},

@@ -87,6 +87,7 @@ TEST(Fp8Test, WhatDoesNotFitIsRefusedByName) {
       {"_scale", Shape({0}), "_scale is [0]"},
       {"_scale", [](TensorView* view, auto*) { view->dtype = DType::kI32; }, "_scale is I32"},
       {"_scale", [](auto*, auto* bytes) { (*bytes)[3] = (*bytes)[2] = std::byte{0xff}; }, "_scale"},
+      {"", [](auto*, auto* bytes) { (*bytes)[70] = std::byte{0xff}; }, "down_proj.weight[70] is NaN"},
       {"", Shape({64 * 256}), "F8_E4M3 [16384]; a matrix"},
       {"", Shape({256, 63}), "F8_E4M3 [256, 63]; a matrix whose width is a multiple of 64"},
       {"", Shape({0, 64}), "F8_E4M3 [0, 64]"},

@@ -75,7 +75,7 @@ DeviceImages::~DeviceImages() {
   if (stream_ != nullptr) {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
-    for (const cudaEvent_t event : copied_) cudaEventDestroy(event);
+    for (const cudaEvent_t event : {copied_[0], copied_[1], stepped_}) cudaEventDestroy(event);
   }
   for (std::byte* extent : extents_) {
     cudaHostUnregister(extent);
@@ -99,6 +99,7 @@ absl::Status DeviceImages::Start(std::byte* pages, int64_t page_bytes, int64_t p
     errors.Note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
                 "an event");
   }
+  errors.Note(cudaEventCreateWithFlags(&stepped_, cudaEventDisableTiming), "an event");
   // Tables come from the device's own pool, which shall keep what it has.
   int device = 0;
   cudaMemPool_t pool = nullptr;
@@ -124,7 +125,11 @@ void DeviceImages::SetWake(std::function<void()> wake) {
   wake_ = std::move(wake);
 }
 
+// The step before may still read what is dropped and write to pages that are loaded now: a step whose
+// results nobody wants is not waited for.
 void DeviceImages::Move(AdapterMoves moves) {
+  cudaEventRecord(stepped_, steps_);
+  cudaStreamWaitEvent(stream_, stepped_);
   {
     std::lock_guard lock(mutex_);
     for (const uint64_t serial : moves.drops) {
@@ -179,14 +184,17 @@ void DeviceImages::Loop() {
 DeviceImages::Copy DeviceImages::Begin(AdapterLoad load) {
   Copy copy{std::move(load), copied_[0], Resident()};
   std::swap(copied_[0], copied_[1]);
+  std::swap(tables_[0], tables_[1]);
   copy.resident = [&]() -> absl::StatusOr<Resident> {
     LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(*copy.load.adapter.get()));
     Resident resident{.bytes = packed->plan.bytes};
     cudaError_t error = CopyPages(*packed, copy.load.pages);
     if (error == cudaSuccess) error = CopyTables(*packed, copy.load.pages, &resident);
     if (error == cudaSuccess) error = cudaEventRecord(copy.done, stream_);
-    if (error != cudaSuccess) return ToStatus(error, "the copy of an adapter");
-    return resident;
+    if (error == cudaSuccess) return resident;
+    cudaStreamSynchronize(stream_);  // the pages become others'
+    cudaFreeAsync(resident.tables, stream_);
+    return ToStatus(error, "the copy of an adapter");
   }();
   return copy;
 }
@@ -325,7 +333,7 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
   const cudaError_t error = cudaMallocAsync(&base, bytes, stream_);
   if (error != cudaSuccess) return error;
   resident->tables = static_cast<std::byte*>(base);
-  TableWriter writer(&tables_, resident->tables);
+  TableWriter writer(&tables_[0], resident->tables);
   resident->adapter = {writer.Append(tiles), packed.plan.tiles_per_module, packed.linears,
                        packed.part_set, nullptr};
   const void* const* device_pages = writer.Append(addresses);
@@ -341,7 +349,7 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
     a.bottlenecks = writer.Append(parts.bottlenecks);
   }
   resident->adapter.parts = writer.Append(adapter);
-  return cudaMemcpyAsync(base, tables_.data(), tables_.size(), cudaMemcpyHostToDevice, stream_);
+  return cudaMemcpyAsync(base, tables_[0].data(), tables_[0].size(), cudaMemcpyHostToDevice, stream_);
 }
 
 }  // namespace lorikeet::cuda

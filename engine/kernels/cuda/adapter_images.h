@@ -37,7 +37,9 @@ struct DeviceAdapter {
 
 class DeviceImages final : public AdapterImages {
  public:
-  DeviceImages(DType dtype, const ExpertModules& experts) : dtype_(dtype), experts_(experts) {}
+  // `steps`: the stream of steps.
+  DeviceImages(DType dtype, const ExpertModules& experts, cudaStream_t steps)
+      : dtype_(dtype), experts_(experts), steps_(steps) {}
   ~DeviceImages() override;
 
   // Widths of a module, before any load.
@@ -89,18 +91,20 @@ class DeviceImages final : public AdapterImages {
 
   const DType dtype_;
   const ExpertModules experts_;
+  const cudaStream_t steps_;
   std::vector<ModuleWidths> widths_;
   std::byte* pages_ = nullptr;
   int64_t page_bytes_ = 0;
   int64_t pinned_limit_ = 0;
   cudaStream_t stream_ = nullptr;
+  cudaEvent_t stepped_ = nullptr;
 
   // The thread's own.
   cudaEvent_t copied_[2] = {};          // the next copy's and the one's after it
   std::list<Packed> packed_;            // copied last first
   std::vector<std::byte*> extents_;     // [kExtentBytes] each, pinned
   std::vector<std::byte*> free_chunks_;
-  std::vector<std::byte> tables_;       // on their way
+  std::vector<std::byte> tables_[2];    // on their way, of the last copy and the one before
 
   mutable std::mutex mutex_;
   std::condition_variable work_;

@@ -58,9 +58,9 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       dtype_(ActivationType(options)),
       stream_(stream),
       gemm_(&errors_),
-      adapters_(dtype_, options.experts),
       arrays_(&errors_),
-      sampler_(&errors_, stream) {
+      sampler_(&errors_, stream),
+      adapters_(dtype_, options.experts, stream) {
   Note(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "a stream");
   for (cudaEvent_t* event : {&fork_, &join_}) {
     Note(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");

@@ -127,7 +127,6 @@ class CudaBackend final : public Backend {
   mutable MemoryUse memory_use_;     // asked of the driver once a second at most: routers scrape often
   mutable std::chrono::steady_clock::time_point memory_asked_;
   Gemm gemm_;
-  DeviceImages adapters_;
   StepArrays arrays_;
   DeviceSampler sampler_;
   std::vector<float> host_logits_;  // of a row that the host samples
@@ -135,6 +134,7 @@ class CudaBackend final : public Backend {
   DeviceMemory embedding_;
   KvLayout layout_;
   DeviceMemory pages_;
+  DeviceImages adapters_;  // whose copies end before their pages go
   int64_t pool_bytes_ = 0;
   int32_t query_group_ = 1;  // query heads that share a KV head
   int32_t widest_input_ = 0;  // of a linear

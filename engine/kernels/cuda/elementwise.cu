@@ -103,10 +103,10 @@ template <typename T>
 __global__ void SwiGlu(const Matrix gate_up, const Beside beside, const Matrix out) {
   LetKernelAfterStart();
   WaitForKernelBefore();
-  const int32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  const int32_t row = blockIdx.x, i = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   if (i >= out.width) return;
-  const T* from = gate_up.row<T>(blockIdx.y) + i;
-  const T* low_rank = BesideRow<T>(beside, blockIdx.y);
+  const T* from = gate_up.row<T>(row) + i;
+  const T* low_rank = BesideRow<T>(beside, row);
   Vec8<float> gate = {}, up = {};
   AddVec(from, &gate);
   AddVec(from + out.width, &up);
@@ -120,7 +120,7 @@ __global__ void SwiGlu(const Matrix gate_up, const Beside beside, const Matrix o
     const float g = gate.v[j];
     result.v[j] = FromFloat<T>(g / (1.0f + expf(-g)) * up.v[j]);
   }
-  StoreVec(out.row<T>(blockIdx.y) + i, result);
+  StoreVec(out.row<T>(row) + i, result);
 }
 
 template <typename T>
@@ -161,7 +161,8 @@ cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const i
 
 cudaError_t LaunchSwiGlu(Matrix gate_up, const Beside& beside, Matrix out, cudaStream_t stream) {
   constexpr int32_t kThreads = 128;
-  const LaunchShape shape{dim3(DivideUp(out.width, 8 * kThreads), out.rows), kThreads};
+  // Rows of pairs with experts are more than a grid's y may be.
+  const LaunchShape shape{dim3(out.rows, DivideUp(out.width, 8 * kThreads)), kThreads};
   return WithType(out.dtype, [&]<typename T>(T) {
     return Launch(SwiGlu<T>, shape, stream, gate_up, beside, out);
   });
