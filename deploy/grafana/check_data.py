@@ -97,7 +97,8 @@ def main():
                 process.terminate()
                 process.wait()
     print(f"{asked - len(empty)} of {asked} queries have data")
-    sys.exit("\n".join(empty))
+    if empty:
+        sys.exit("\n".join(empty))
 
 
 if __name__ == "__main__":

@@ -115,9 +115,9 @@ ROWS = [
                              rate("lorikeet_adapter_evictions_total", "tier"))],
          "Into host memory from disk, onto the device from host memory."),
         ("Time of a load", "s",
-         [("{{tier}}", rate("lorikeet_adapter_load_seconds_total", "tier") + " / "
-           + rate("lorikeet_adapter_loads_total", "tier"))],
-         "Mean; empty while nothing is loaded."),
+         [("{{tier}}", rate("lorikeet_adapter_load_seconds_total", "tier")
+           + f" / clamp_min({rate('lorikeet_adapter_loads_total', 'tier')}, 1e-9)")],
+         "Mean; 0 while nothing is loaded."),
         ("Bytes loaded", "Bps", [("{{tier}}", rate("lorikeet_adapter_load_bytes_total", "tier"))],
          "A second."),
         ("Adapters resident", "short", [("{{tier}}", level("lorikeet_adapters_resident", "tier")),
