@@ -4,14 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <map>
 
 #include "engine/model/fp8.h"
-#include "engine/tensor/dequantize.h"
-#include "engine/tensor/safetensors.h"
+#include "tests/support/packed_checkpoint.h"
 
 namespace lorikeet {
 namespace {
@@ -19,34 +14,9 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr char kWeight[] = "model.layers.0.mlp.down_proj.weight";
-const std::filesystem::path kGolden = "tests/golden";
-
-TensorFile Read(const std::filesystem::path& path) {
-  absl::StatusOr<TensorFile> file = ReadSafetensors(kGolden / path);
-  LK_CHECK_MSG(file.ok(), file.status().ToString());
-  return *std::move(file);
-}
 
 TEST(Fp8Test, EveryWeightIsBitForBitWhatTheLibrariesWiden) {
-  const TensorFile golden = Read("fp8/dequantised.safetensors");
-  std::map<std::string, TensorFile> models;
-  std::deque<AlignedBuffer> buffers;
-  for (const auto& [name, expected] : golden.tensors()) {
-    const size_t slash = name.find('/');
-    const std::string model = name.substr(0, slash);
-    if (!models.contains(model)) {
-      models[model] = Read("models/" + model + "/model.safetensors");
-      ASSERT_TRUE(RepackFp8(&models[model], &buffers).ok());
-    }
-    const TensorView* found = models[model].Find(name.substr(slash + 1));
-    ASSERT_NE(found, nullptr) << name;
-    ASSERT_EQ(found->dtype, DType::kScaledF8E4M3) << name;
-    ASSERT_EQ(found->shape, expected.shape) << name;
-    std::vector<float> values(found->elements());
-    Dequantize(found->dtype, found->bytes.data(), found->elements(), values.data());
-    EXPECT_EQ(std::memcmp(values.data(), expected.bytes.data(), expected.bytes.size()), 0) << name;
-  }
-  EXPECT_EQ(golden.tensors().size(), 21u);
+  ExpectWidenedBitForBit("fp8/dequantised.safetensors", 21, DType::kScaledF8E4M3, RepackFp8);
 }
 
 // The format's definition: sign, four bits of exponent with bias 7, three of mantissa.
@@ -65,7 +35,7 @@ TEST(Fp8Test, EveryCodeIsItsValue) {
 // A model with one tensor of one weight's group changed, or taken away.
 struct Damage {
   const char* part;
-  std::function<void(TensorView* view, std::vector<std::byte>* bytes)> change;  // null: taken away
+  TensorChange change;  // null: taken away
   const char* message;  // null: it fits
 };
 
@@ -93,18 +63,9 @@ TEST(Fp8Test, WhatDoesNotFitIsRefusedByName) {
       {"", Shape({0, 64}), "F8_E4M3 [0, 64]"},
   };
   for (const Damage& damage : damages) {
-    TensorFile file = Read("models/llama-fp8/model.safetensors");
-    const std::string name = std::string(kWeight) + damage.part;
-    TensorView view = *file.Find(name);
-    std::vector<std::byte> bytes(view.bytes.begin(), view.bytes.end());
-    file.Erase(name);
-    if (damage.change) {
-      damage.change(&view, &bytes);
-      view.bytes = bytes;
-      file.Put(name, view);
-    }
-    std::deque<AlignedBuffer> buffers;
-    const absl::Status status = RepackFp8(&file, &buffers);
+    const absl::Status status =
+        RepackDamaged("models/llama-fp8/model.safetensors", std::string(kWeight) + damage.part,
+                      damage.change, RepackFp8);
     if (damage.message == nullptr) {
       EXPECT_TRUE(status.ok()) << status;
       continue;

@@ -2,14 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <deque>
-#include <functional>
 
 #include "engine/model/model_source.h"
 #include "engine/model/nf4.h"
-#include "engine/tensor/dequantize.h"
-#include "engine/tensor/safetensors.h"
+#include "tests/support/packed_checkpoint.h"
 
 namespace lorikeet {
 namespace {
@@ -17,40 +14,15 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr char kWeight[] = "model.layers.0.mlp.down_proj.weight";
-const std::filesystem::path kGolden = "tests/golden";
-
-TensorFile Read(const std::filesystem::path& path) {
-  absl::StatusOr<TensorFile> file = ReadSafetensors(kGolden / path);
-  LK_CHECK_MSG(file.ok(), file.status().ToString());
-  return *std::move(file);
-}
 
 TEST(Nf4Test, EveryWeightIsBitForBitWhatBitsandbytesDequantises) {
-  const TensorFile golden = Read("nf4/dequantised.safetensors");
-  std::map<std::string, TensorFile> models;
-  std::deque<AlignedBuffer> buffers;
-  for (const auto& [name, expected] : golden.tensors()) {
-    const size_t slash = name.find('/');
-    const std::string model = name.substr(0, slash);
-    if (!models.contains(model)) {
-      models[model] = Read("models/" + model + "/model.safetensors");
-      ASSERT_TRUE(RepackNf4(&models[model], &buffers).ok());
-    }
-    const TensorView* found = models[model].Find(name.substr(slash + 1));
-    ASSERT_NE(found, nullptr) << name;
-    ASSERT_EQ(found->dtype, DType::kNF4) << name;
-    ASSERT_EQ(found->shape, expected.shape) << name;
-    std::vector<float> values(found->elements());
-    Dequantize(found->dtype, found->bytes.data(), found->elements(), values.data());
-    EXPECT_EQ(std::memcmp(values.data(), expected.bytes.data(), expected.bytes.size()), 0) << name;
-  }
-  EXPECT_EQ(golden.tensors().size(), 28u);
+  ExpectWidenedBitForBit("nf4/dequantised.safetensors", 28, DType::kNF4, RepackNf4);
 }
 
 // A model with one tensor of one weight's group changed, or taken away.
 struct Damage {
   const char* part;
-  std::function<void(TensorView* view, std::vector<std::byte>* bytes)> change;  // null: taken away
+  TensorChange change;  // null: taken away
   absl::StatusCode code;
   const char* message;
 };
@@ -100,18 +72,9 @@ TEST(Nf4Test, WhatDoesNotFitIsRefusedByName) {
       {kStatePart, Text("nested_offset", "another"), kLoss, ".absmax is U8, not F32"},
   };
   for (const Damage& damage : damages) {
-    TensorFile file = Read("models/llama-nf4/model.safetensors");
-    const std::string name = std::string(kWeight) + damage.part;
-    TensorView view = *file.Find(name);
-    std::vector<std::byte> bytes(view.bytes.begin(), view.bytes.end());
-    file.Erase(name);
-    if (damage.change) {
-      damage.change(&view, &bytes);
-      view.bytes = bytes;
-      file.Put(name, view);
-    }
-    std::deque<AlignedBuffer> buffers;
-    const absl::Status status = RepackNf4(&file, &buffers);
+    const absl::Status status =
+        RepackDamaged("models/llama-nf4/model.safetensors", std::string(kWeight) + damage.part,
+                      damage.change, RepackNf4);
     EXPECT_EQ(status.code(), damage.code) << damage.part << " " << damage.message << ": " << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(damage.message)) << damage.part;
     EXPECT_THAT(std::string(status.message()), HasSubstr(kWeight)) << damage.part;
@@ -119,7 +82,7 @@ TEST(Nf4Test, WhatDoesNotFitIsRefusedByName) {
 }
 
 TEST(Nf4Test, AnotherTypeIsRefusedByName) {
-  TensorFile file = Read("models/llama-nf4/model.safetensors");
+  TensorFile file = ReadGolden("models/llama-nf4/model.safetensors");
   file.Put(std::string(kWeight) + ".quant_state.bitsandbytes__fp4",
            *file.Find(std::string(kWeight) + kStatePart));
   std::deque<AlignedBuffer> buffers;
