@@ -42,16 +42,17 @@ class Products {
 
   double Library() {
     return Measure([&](const DeviceBytes& weight, cudaStream_t stream) {
-      gemm_.MultiplyByLibrary(weight.data(), x_matrix_, y_matrix_, stream);
+      gemm_.MultiplyByLibrary(MatrixOf(weight), x_matrix_, y_matrix_, stream);
     });
   }
   double Ours() {
     return Measure([&](const DeviceBytes& weight, cudaStream_t stream) {
-      Check(cuda::LaunchTileGemm(weight.data(), x_matrix_, y_matrix_, stream), "a product");
+      Check(cuda::LaunchTileGemm(MatrixOf(weight), x_matrix_, y_matrix_, stream), "a product");
     });
   }
 
  private:
+  Matrix MatrixOf(const DeviceBytes& weight) const { return {weight.data(), site_.out, site_.in, DType::kBF16}; }
   // Seconds of one product.
   double Measure(const std::function<void(const DeviceBytes&, cudaStream_t)>& product) {
     const double seconds = MedianReplay([&](cudaStream_t stream) {

@@ -1,7 +1,8 @@
 // Low-rank products alone: one linear's shrink and expand for a batch of rows over adapters, on
 // 16 layers' factors in rotation, cache flushed, recorded. Prints a line a case: time of one
 // linear, bytes of the distinct factors in it and of x and y, their share of the read bandwidth
-// measured in the same run, and the time beside the base product.
+// measured in the same run, and the time beside the base product; of long segments whose deltas can
+// extend that product also the time of the extended one, and of what makes the extension.
 //   bench_lora [--quick]
 #include <algorithm>
 #include <cmath>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "bench/device.h"
+#include "engine/kernels/cuda/extension.h"
 #include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/low_rank.h"
 
@@ -66,6 +68,9 @@ Mix Prompts(int32_t count, int32_t rows) {
   return {"prompts", std::vector<int32_t>(count, rows)};
 }
 
+// More rows than decoding steps have: the kernels of prompts.
+bool IsLong(const Mix& mix) { return mix.rows[0] > 256; }
+
 int64_t FactorBytes(const Site& site, int32_t rank) {
   return int64_t{2} * rank * (int64_t{site.in} * static_cast<int64_t>(site.out.size()) + site.width());
 }
@@ -78,8 +83,13 @@ struct Layer {
   DeviceBytes factors;  // of all adapters
   DeviceBytes tiles;
   std::vector<int64_t> first_tile;  // [adapters]
+  std::vector<DeviceSegment> segments;
   DeviceBytes shrinks, expands, list;
   cuda::LowRankArgs args;
+  Matrix rows;  // over `weight`
+  // Where the segments' deltas can extend the product:
+  DeviceBytes extended_rows, gathers;
+  cuda::Extension extension;
 };
 
 // Adapters' factors, one after the other, and the tables that point to them.
@@ -110,16 +120,14 @@ void MakeAdapters(const Site& site, const std::vector<int32_t>& ranks, uint32_t 
 }
 
 void MakeWork(const Site& site, const Mix& mix, const std::vector<int32_t>& ranks, Layer* layer) {
-  std::vector<DeviceSegment> segments;
   int32_t row = 0;
   for (size_t i = 0; i < mix.rows.size(); ++i) {
-    segments.push_back({row, row + mix.rows[i], layer->tiles.as<RankTile>() + layer->first_tile[i],
-                        Tiles(ranks[i])});
+    layer->segments.push_back({row, row + mix.rows[i], layer->tiles.as<RankTile>() + layer->first_tile[i],
+                               Tiles(ranks[i])});
     row += mix.rows[i];
   }
   cuda::LowRankWork work;
-  const bool prompts = mix.name == "prompts";
-  PlanLowRank(segments, prompts ? cuda::kPromptTileRows : cuda::kDecodeTileRows, &work);
+  PlanLowRank(layer->segments, IsLong(mix) ? cuda::kPromptTileRows : cuda::kDecodeTileRows, &work);
   layer->shrinks = Upload(work.shrinks);
   layer->expands = Upload(work.expands);
   const cuda::LowRankList list{static_cast<int32_t>(work.shrinks.size()),
@@ -127,31 +135,46 @@ void MakeWork(const Site& site, const Mix& mix, const std::vector<int32_t>& rank
                                layer->shrinks.as<cuda::ShrinkItem>(),
                                layer->expands.as<cuda::ExpandItem>()};
   layer->list = Upload(std::vector{list});
-  cuda::LowRankArgs& args = layer->args;
-  args.list = layer->list.as<cuda::LowRankList>();
-  args.tile_rows = work.tile_rows;
-  args.max_tiles = work.max_tiles;
-  args.expected_shrinks = list.shrink_count;
-  args.expected_expands = list.expand_count;
-  args.parts = static_cast<int32_t>(site.out.size());
-  std::copy(site.out.begin(), site.out.end(), args.out);
+  layer->args.list = layer->list.as<cuda::LowRankList>();
+  layer->args.tile_rows = work.tile_rows;
+  layer->args.max_tiles = work.max_tiles;
+  layer->args.expected_shrinks = list.shrink_count;
+  layer->args.expected_expands = list.expand_count;
+  layer->args.parts = static_cast<int32_t>(site.out.size());
+  std::copy(site.out.begin(), site.out.end(), layer->args.out);
+}
+
+// As the engine makes it of the layer's segments; the layer's x, y and rows are there.
+void MakeExtension(int32_t columns, Layer* layer) {
+  cuda::ExtensionPlan plan;
+  PlanExtension(layer->segments, &plan);
+  std::vector<cuda::ExtendedRow> rows(layer->args.x.rows);
+  DescribeRows(plan, rows);
+  layer->extended_rows = Upload(rows);
+  layer->gathers = Upload(plan.gathers);
+  layer->extension = {.values = layer->args.x.Columns(layer->rows.width, columns),
+                      .factors = layer->rows.Columns(layer->rows.width, columns),
+                      .rows = layer->extended_rows.as<cuda::ExtendedRow>(),
+                      .gathers = layer->gathers.as<cuda::GatherItem>(),
+                      .gather_count = static_cast<int32_t>(plan.gathers.size())};
 }
 
 // All layers and what they share.
 struct Layers {
   std::vector<Layer> all;
-  DeviceBytes x, y, y2, slots, arrived;
+  DeviceBytes x, y, y2, slots;
 
   Layers(const Site& site, const Mix& mix, const std::vector<int32_t>& ranks) {
     const int32_t rows = std::accumulate(mix.rows.begin(), mix.rows.end(), 0);
-    x = DeviceBytes(int64_t{2} * rows * site.in);
+    const int32_t room = cuda::ExtensionRoom(site.in);
+    x = DeviceBytes(int64_t{2} * rows * (site.in + room));
     y = DeviceBytes(int64_t{2} * rows * site.width());
     y2 = DeviceBytes(y.size());
     FillRandom(x, 1, 7);
     FillRandom(y, 1, 8);
     for (int l = 0; l < kLayers; ++l) {
       Layer& layer = all.emplace_back();
-      layer.weight = DeviceBytes(int64_t{2} * site.in * site.width());
+      layer.weight = DeviceBytes(int64_t{2} * (site.in + room) * site.width());
       FillRandom(layer.weight, 0.02f, 100 + l);
       MakeAdapters(site, ranks, l + 1, &layer);
       MakeWork(site, mix, ranks, &layer);
@@ -159,12 +182,12 @@ struct Layers {
     const cuda::LowRankArgs& first = all[0].args;
     slots = DeviceBytes(4 * cuda::SlotFloats(first.expected_shrinks, first.parts, site.in,
                                              first.tile_rows));
-    arrived = DeviceBytes(int64_t{4} * first.expected_shrinks * first.parts);
-    Check(cudaMemset(arrived.data(), 0, arrived.size()), "clearing");
     for (Layer& layer : all) {
       layer.args.slots = slots.as<float>();
-      layer.args.arrived = arrived.as<int32_t>();
       layer.args.x = Matrix(x.data(), rows, site.in, DType::kBF16);
+      layer.args.x.stride += room;
+      layer.rows = Matrix(layer.weight.data(), site.width(), site.in, DType::kBF16);
+      layer.rows.stride += room;
       layer.args.y = Matrix(y.data(), rows, site.width(), DType::kBF16);
     }
   }
@@ -174,6 +197,8 @@ struct Result {
   double seconds = 0;       // low rank alone
   double base_seconds = 0;  // the product alone
   double both_seconds = 0;  // both side by side, as the engine runs them
+  double extended_seconds = 0;   // the product with its extension, and making that
+  double extension_seconds = 0;  // making it alone
   int64_t factor_bytes = 0;
   int64_t row_bytes = 0;    // x once, y read and written
 };
@@ -213,11 +238,11 @@ class SideBySide {
 Result Measure(const Site& site, const Mix& mix, const std::vector<int32_t>& rank_turns) {
   std::vector<int32_t> ranks;
   for (size_t i = 0; i < mix.rows.size(); ++i) ranks.push_back(rank_turns[i % rank_turns.size()]);
-  const Layers layers(site, mix, ranks);
+  Layers layers(site, mix, ranks);
   cuda::FirstError errors;
   cuda::Gemm gemm(&errors);
   const auto product = [&](const Layer& layer, cudaStream_t stream) {
-    gemm.Multiply(layer.weight.data(), layer.args.x, layer.args.y, stream);
+    gemm.Multiply(layer.rows, layer.args.x, layer.args.y, stream);
   };
   Result result;
   result.seconds = MedianReplay([&](cudaStream_t stream) {
@@ -235,6 +260,22 @@ Result Measure(const Site& site, const Mix& mix, const std::vector<int32_t>& ran
       both.Launch(layer.args, layers.y2.data(), stream, [&] { product(layer, stream); });
     }
   }) / kLayers;
+  const int32_t columns = cuda::ExtensionColumns(layers.all[0].segments, layers.all[0].args.parts);
+  if (IsLong(mix) && columns <= cuda::ExtensionRoom(site.in)) {
+    for (Layer& layer : layers.all) MakeExtension(columns, &layer);
+    const auto extend = [&](const Layer& layer, cudaStream_t stream) {
+      Check(LaunchExtend(layer.args, layer.extension, stream), "an extension");
+    };
+    result.extension_seconds = MedianReplay([&](cudaStream_t stream) {
+      for (const Layer& layer : layers.all) extend(layer, stream);
+    }) / kLayers;
+    result.extended_seconds = MedianReplay([&](cudaStream_t stream) {
+      for (const Layer& layer : layers.all) {
+        extend(layer, stream);
+        gemm.MultiplyExtended(layer.rows, layer.args.x, layer.args.y, columns, stream);
+      }
+    }) / kLayers;
+  }
   if (!errors.status().ok()) {
     std::fprintf(stderr, "%s\n", errors.status().ToString().c_str());
     std::exit(1);
@@ -255,6 +296,10 @@ void Print(const Site& site, const std::string& rank, const Mix& mix, const Resu
               site.name, rank.c_str(), mix.name.c_str(), rows, r.seconds * 1e6, bytes / 1e6,
               bytes / r.seconds / 1e9, 100 * bytes / r.seconds / bandwidth, bound * 1e6,
               r.base_seconds * 1e6, r.both_seconds * 1e6, (r.both_seconds - r.base_seconds) * 1e6);
+  if (r.extended_seconds > 0) {
+    std::printf("%-44s extended %8.1f us  added %7.1f us  making it %7.1f us\n", "", r.extended_seconds * 1e6,
+                (r.extended_seconds - r.base_seconds) * 1e6, r.extension_seconds * 1e6);
+  }
   std::fflush(stdout);
 }
 
@@ -272,7 +317,7 @@ int Run(bool quick) {
         Print(site, name, Distinct(batch), Measure(site, Distinct(batch), turns), bandwidth);
       }
       const int32_t widest = batches.back();
-      std::vector<Mix> mixes = {One(128), One(256), Prompts(8, 512)};
+      std::vector<Mix> mixes = {One(128), One(256), One(768), Prompts(2, 384), Prompts(8, 512)};
       if (!quick) mixes.insert(mixes.end(), {One(1), Quarter(widest), Zipf(widest)});
       for (const Mix& mix : mixes) {
         if (turns.size() == 1) Print(site, name, mix, Measure(site, mix, turns), bandwidth);

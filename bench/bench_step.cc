@@ -37,7 +37,7 @@ double ProductRate() {
   cuda::FirstError errors;
   cuda::Gemm gemm(&errors);
   const double seconds = MedianReplay([&](cudaStream_t stream) {
-    gemm.Multiply(w.data(), Matrix(x.data(), rows, in, DType::kBF16),
+    gemm.Multiply(Matrix(w.data(), out, in, DType::kBF16), Matrix(x.data(), rows, in, DType::kBF16),
                   Matrix(y.data(), rows, out, DType::kBF16), stream);
   });
   return 2.0 * rows * in * out / seconds;

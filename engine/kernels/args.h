@@ -97,6 +97,7 @@ struct LinearArgs {
   const LinearWeight* weight = nullptr;
   Matrix x;              // [rows, in]
   Matrix y;              // [rows, width()]
+  int32_t x_room = 0;    // elements behind each row of x that the backend may write to: Backend::x_room
   RowSet rows = RowSet::kAll;
   int32_t first_row = 0;  // of the row set: x row 0 is its row `first_row`
   // The next and only operation to read y is RopeStore, SwiGlu or AddRmsNorm, in the same Run: the

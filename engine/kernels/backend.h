@@ -59,6 +59,8 @@ class Backend {
   // "cpu (avx2, 2 threads)": for people.
   virtual std::string Describe() const = 0;
   virtual DType activation_dtype() const = 0;
+  // Elements that the backend wants behind each row of a linear's inputs, for its own use in LinearProducts.
+  virtual int32_t x_room(int32_t) const { return 0; }
   virtual DType kv_dtype() const = 0;
   // Most rows that Sample and the head's product take at a time.
   virtual int32_t max_logit_rows() const = 0;

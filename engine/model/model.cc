@@ -41,23 +41,27 @@ Model::Model(std::shared_ptr<const ModelSource> source, Backend* backend, int32_
       max_rows_(max_rows) {}
 
 void Model::AllocateRows() {
-  const auto allocate = [&](int32_t rows, int32_t width, DType dtype) {
+  const auto allocate = [&](int32_t rows, int32_t width, DType dtype, int32_t room = 0) {
     Rows buffer;
-    buffer.memory = backend_->Allocate(ByteSize(dtype, int64_t{rows} * width));
+    buffer.memory = backend_->Allocate(ByteSize(dtype, int64_t{rows} * (width + room)));
     buffer.all = Matrix(buffer.memory.get(), rows, width, dtype);
+    buffer.all.stride += room;
     return buffer;
   };
   const auto activations = [&](int32_t width) {
     return allocate(max_rows_, width, backend_->activation_dtype());
   };
+  const auto inputs = [&](int32_t width) {
+    return allocate(max_rows_, width, backend_->activation_dtype(), backend_->x_room(width));
+  };
   const int32_t attention = config_.heads * config_.head_dim;
   hidden_ = allocate(max_rows_, config_.hidden, DType::kF32);
-  normed_ = activations(config_.hidden);
+  normed_ = inputs(config_.hidden);
   qkv_ = activations(attention + 2 * config_.kv_heads * config_.head_dim);
-  attended_ = activations(attention);
+  attended_ = inputs(attention);
   projected_ = activations(config_.hidden);
   gate_up_ = activations(2 * config_.ffn);
-  gated_ = activations(config_.ffn);
+  gated_ = inputs(config_.ffn);
   scores_ = allocate(max_rows_, config_.experts, DType::kF32);  // rounding would change who is chosen
   final_ = activations(config_.hidden);
   // Adapters' own tokens lie behind the base's, in the same row.
@@ -167,7 +171,8 @@ void Model::RunLayer(int32_t index, int32_t rows) {
   };
   const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y,
                             bool split = true) {
-    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .split = split});
+    backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .x_room = backend_->x_room(x.width),
+                              .split = split});
   };
   norm(index == 0 ? Matrix() : projected, layer.input_norm, false);
   multiply(layer.qkv, normed, qkv_.First(rows));

@@ -24,17 +24,22 @@ struct LinearCase {
   std::vector<std::unique_ptr<RandomAdapter>> adapters;
 };
 
-// `longest`: rows of a segment at most.
-// `widest`: of inputs and outputs, in eights.
-// `unit`: which inputs are a multiple of.
-LinearCase RandomLinear(int32_t rows, int32_t longest, int32_t widest, int32_t unit, DType factors,
-                        std::mt19937& rng) {
+struct LinearShape {
+  int32_t rows = 0;
+  int32_t longest = 0;   // rows of a segment at most
+  int32_t widest = 0;    // of inputs and outputs
+  int32_t max_rank = 90;
+  int32_t in_unit = 8;   // which widths are multiples of
+};
+
+LinearCase RandomLinear(const LinearShape& shape, DType factors, std::mt19937& rng) {
   LinearCase c;
-  c.in = unit * (1 + rng() % (8 * widest / unit));
+  const int32_t rows = shape.rows, longest = shape.longest;
+  c.in = shape.in_unit * (1 + rng() % (shape.widest / shape.in_unit));
   c.rows = rows;
-  c.max_rank = 1 + rng() % 90;
+  c.max_rank = 1 + rng() % shape.max_rank;
   c.outs.resize(1 + rng() % 3);
-  for (int32_t& out : c.outs) out = 8 * (1 + rng() % (widest / 2));
+  for (int32_t& out : c.outs) out = 8 * (1 + rng() % (shape.widest / 16));
   for (int i = 0; i < 5; ++i) {
     c.adapters.push_back(std::make_unique<RandomAdapter>(c.in, c.outs, factors, c.max_rank, rng));
     c.adapters.back()->adapter.modules.resize(ModuleCount(1));
@@ -103,23 +108,36 @@ enum class Weights : uint8_t {
   kCodesOfFile
 };
 
-// `split`: what the product leaves to its reader is added by AddRmsNorm.
-void CheckLinears(const TypeCase& type, Weights weights, bool split) {
+// Decoding, prompts of middling size, and more rows than the kernels of short segments take.
+LinearShape ShapeFor(uint32_t seed, Weights weights, std::mt19937& rng) {
+  const int32_t unit = weights == Weights::kCodesOfFile ? 64 : 8;
+  const auto below = [&rng](int32_t n) { return static_cast<int32_t>(rng() % n); };
+  switch (seed % 3) {
+    case 0: return {.rows = 1 + below(40), .longest = static_cast<int32_t>(1 + seed % 4), .widest = 2400, .in_unit = unit};
+    case 1: return {.rows = 1 + below(300), .longest = 90, .widest = 2400, .in_unit = unit};
+    default: return {.rows = 1100 + below(500), .longest = 400, .widest = 1200, .in_unit = unit};
+  }
+}
+
+// Deltas of long segments extend the product (engine/kernels/cuda/extension.h), short ones do not.
+LinearShape ExtendedShape(std::mt19937& rng) {
+  return {.rows = static_cast<int32_t>(257 + rng() % 200), .longest = 400, .widest = 4096, .max_rank = 16,
+          .in_unit = 4096};
+}
+
+// `split`: what the product leaves to its reader is added by AddRmsNorm; an output scale would take
+// the result as a whole. `extended`: nothing keeps deltas from extending the product.
+void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extended = false) {
   const std::unique_ptr<Backend> backend =
       CudaBackendFor(type, /*record=*/true,
                      weights == Weights::kEncoded ? Quantization::kFp8 : Quantization::kNone);
-  for (uint32_t seed = 0; seed < 30; ++seed) {
+  for (uint32_t seed = 0; seed < (extended ? 6 : 30); ++seed) {
     std::mt19937 rng(seed);
-    // Decoding, prompts of middling size, and more rows than the kernels of short segments take.
-    const int32_t kind = seed % 3;
-    const int32_t count =
-        kind == 0 ? 1 + rng() % 40 : kind == 1 ? 1 + rng() % 300 : 1100 + rng() % 500;
-    const LinearCase c = RandomLinear(count, kind == 0 ? 1 + seed % 4 : kind == 1 ? 90 : 400,
-                                      kind == 2 ? 150 : 300,
-                                      weights == Weights::kCodesOfFile ? 64 : 8, type.dtype, rng);
-    for (const auto& random : c.adapters) {  // an output scale takes the result as a whole
+    const LinearCase c = RandomLinear(extended ? ExtendedShape(rng) : ShapeFor(seed, weights, rng), type.dtype, rng);
+    for (const auto& random : c.adapters) {
       for (ModuleDelta& delta : random->adapter.modules) {
         if (split) delta.out_scale = nullptr;
+        if (extended) delta.out_scale = delta.bias = nullptr;
       }
     }
     std::vector<std::vector<std::byte>> stored;
@@ -158,11 +176,13 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split) {
                                              .sequence_begin = begin,
                                              .page_begin = page_begin,
                                              .segments = c.segments});
-    DeviceRows dx(backend.get(), rows, c.in, type.dtype);
+    const int32_t room = backend->x_room(c.in);
+    DeviceRows dx(backend.get(), rows, c.in, type.dtype, room);
     x.resize(int64_t{rows} * c.in, NAN);  // rows computed for nothing must touch no other
     dx.Write(x);
     DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
-    backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix, .split = split});
+    backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix, .x_room = room,
+                             .split = split});
     const std::vector<float> y = split ? AddedByNorm(backend.get(), dy.matrix) : dy.Read();
     ASSERT_TRUE(backend->status().ok()) << backend->status();
     std::vector<double> expected, magnitude;
@@ -198,6 +218,10 @@ TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
 
 TEST(CudaLinear, WhatIsLeftToTheReaderIsAdded) {
   for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, true);
+}
+
+TEST(CudaLinear, DeltasOfLongSegmentsExtendTheProduct) {
+  for (const bool split : {false, true}) CheckLinears(kTypes[0], Weights::kPlain, split, true);
 }
 
 TEST(CudaLinear, CodedWeightsMatchTheValuesOfTheirCodes) {

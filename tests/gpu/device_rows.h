@@ -54,20 +54,22 @@ inline std::vector<std::byte> Encode(DType dtype, const std::vector<float>& valu
   return bytes;
 }
 
-// Rows on the device; NaN until written.
+// Rows on the device, and `room` elements behind each; NaN until written.
 struct DeviceRows {
   DeviceMemory memory;
   Matrix matrix;
 
-  DeviceRows(Backend* backend, int32_t rows, int32_t width, DType dtype)
-      : memory(backend->Allocate(ByteSize(dtype, int64_t{rows} * width))),
-        matrix(memory.get(), rows, width, dtype) {
-    Write(Poisoned(int64_t{rows} * width));
+  DeviceRows(Backend* backend, int32_t rows, int32_t width, DType dtype, int32_t room = 0)
+      : memory(backend->Allocate(ByteSize(dtype, int64_t{rows} * (width + room)))),
+        matrix(memory.get(), rows, width + room, dtype) {
+    Write(Poisoned(int64_t{rows} * (width + room)));
+    matrix.width = width;
   }
   void Write(const std::vector<float>& values) {
     const std::vector<std::byte> bytes = Encode(matrix.dtype, values);
+    const auto pitch = ByteSize(matrix.dtype, matrix.stride), row = ByteSize(matrix.dtype, matrix.width);
     cudaDeviceSynchronize();
-    LK_CHECK(cudaMemcpy(matrix.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice) ==
+    LK_CHECK(cudaMemcpy2D(matrix.data, pitch, bytes.data(), row, row, matrix.rows, cudaMemcpyHostToDevice) ==
              cudaSuccess);
     // The backend's stream waits for no other, and the last of the copy may still be on its way.
     cudaDeviceSynchronize();
@@ -77,7 +79,8 @@ struct DeviceRows {
     std::vector<std::byte> bytes(ByteSize(matrix.dtype, count));
     const cudaError_t error = cudaDeviceSynchronize();
     LK_CHECK_MSG(error == cudaSuccess, cudaGetErrorString(error));
-    LK_CHECK(cudaMemcpy(bytes.data(), matrix.data, bytes.size(), cudaMemcpyDeviceToHost) ==
+    const auto pitch = ByteSize(matrix.dtype, matrix.stride), row = ByteSize(matrix.dtype, matrix.width);
+    LK_CHECK(cudaMemcpy2D(bytes.data(), row, matrix.data, pitch, row, matrix.rows, cudaMemcpyDeviceToHost) ==
              cudaSuccess);
     std::vector<float> values(count);
     for (int64_t i = 0; i < count; ++i) {

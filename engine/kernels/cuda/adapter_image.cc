@@ -323,6 +323,7 @@ PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts) {
   const auto add = [&set](Part part, bool used) { set |= used ? Bit(part) : 0; };
   for (const ModuleDelta& delta : adapter.modules) {
     add(Part::kOutScale, delta.out_scale != nullptr);
+    add(Part::kBias, delta.bias != nullptr);
     add(Part::kInputRotation, delta.input_rotation.block > 0);
     add(Part::kKronecker, delta.kronecker.w1 != nullptr);
     add(Part::kCirculant, delta.circulant.block > 0);

@@ -123,6 +123,7 @@ struct AdapterParts {
 // What a step must launch kernels for, as bits of a PartSet.
 enum class Part : uint32_t {
   kOutScale = 1 << 0,    // of a linear, computed by the low-rank kernels
+  kBias = 1 << 13,       // the same
   // Of linears, LinearSet says of which.
   kInputRotation = 1 << 1,
   kKronecker = 1 << 2,
@@ -143,7 +144,7 @@ constexpr PartSet Bit(Part part) { return static_cast<PartSet>(part); }
 PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts);
 // Whether an AdapterParts is needed for them.
 constexpr bool BeyondLowRank(PartSet parts) {
-  return (parts & ~(Bit(Part::kOutScale) | Bit(Part::kExperts))) != 0;
+  return (parts & ~(Bit(Part::kOutScale) | Bit(Part::kBias) | Bit(Part::kExperts))) != 0;
 }
 
 // Which linears have what in some layer: eight bits a LinearPart, by Linear, the head's last. A router

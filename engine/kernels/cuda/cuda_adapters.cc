@@ -52,8 +52,7 @@ void CudaBackend::MultiplyRotated(const LinearArgs& args) {
       alone.parts[0] = weight.coded.parts[part];
       Note(LaunchCodedGemm(alone, x, y, stream_), "a product of codes");
     } else {
-      const int64_t rows = ByteSize(dtype_, int64_t{column} * weight.in);
-      gemm_.Multiply(weight.memory.get() + rows, x, y, stream_);
+      gemm_.Multiply(weight.rows.Rows(column, out), x, y, stream_);
     }
     column += out;
   }

@@ -13,6 +13,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/find_device.h"
+#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/model_parts.h"
 
 namespace lorikeet::cuda {
@@ -215,10 +216,12 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
   };
   int32_t long_rows = 0;
   for (const DeviceSegment& s : segments) long_rows += is_short(s) ? 0 : s.row_end - s.row_begin;
-  const bool all_short = long_rows <= kFewLongRows;
+  const bool extends = long_rows > 0 && ExtendsProducts();
+  const bool all_short = !extends && long_rows <= kFewLongRows;
   const auto middle = std::stable_partition(
       segments.begin(), segments.end(),
       [&](const DeviceSegment& s) { return all_short || is_short(s); });
+  PlanExtension({extends ? middle : segments.end(), segments.end()}, &work_.extension);
   PlanLowRank({segments.begin(), middle}, kDecodeTileRows, &work_.rows);
   PlanLowRank({middle, segments.end()}, kPromptTileRows, &work_.prompts_low_rank);
   std::sort(segments.begin(), segments.end(),
@@ -248,8 +251,6 @@ bool CudaBackend::GrowScratch() {
                                          layout_.head_dim);
   const int64_t most = std::max({slots(work_.rows), slots(work_.prompts_low_rank), slots(work_.logits)});
   bool moved = Grow(most, sizeof(float), &slot_floats_, &slots_);
-  moved |= Grow(kMaxParts * items(work_.prompts_low_rank), sizeof(int32_t), &slots_arrived_count_,
-                &slots_arrived_);
   moved |= Grow(partials, sizeof(float), &partial_floats_, &partials_);
   return moved;
 }
@@ -265,6 +266,10 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
   moved |= arrays_.Send(step, work_, rows_, stream_);
   if (moved) DropGraphs();
   return rows_;
+}
+
+bool CudaBackend::ExtendsProducts() const {
+  return dtype_ == DType::kBF16 && rows_ > kMaxRecordedRows && !Has(Part::kOutScale) && !Has(Part::kBias);
 }
 
 void CudaBackend::DropGraphs() {
@@ -331,7 +336,6 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& wo
   out.expected_shrinks =
       recorded ? kExpectedTiles * rows_ : static_cast<int32_t>(work.shrinks.size());
   out.slots = reinterpret_cast<float*>(slots_.get());
-  out.arrived = reinterpret_cast<int32_t*>(slots_arrived_.get());
   out.max_tiles = work.max_tiles;
   out.first_module = args.weight->first_module;
   out.parts = static_cast<int32_t>(args.weight->out.size());
@@ -343,7 +347,8 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& wo
 }
 
 // To `y`, args.y or what stands for it.
-void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cudaStream_t stream) {
+void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, Segments segments,
+                                  cudaStream_t stream) {
   const StepHeader* header = arrays_.header();
   const auto multiply = [&](const LowRankWork& work, const LowRankList* list) {
     if (work.expands.empty()) return;
@@ -359,24 +364,47 @@ void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cu
   };
   if (args.rows == RowSet::kLogits) return multiply(work_.logits, &header->logits);
   multiply(work_.rows, &header->rows);
-  multiply(work_.prompts_low_rank, &header->prompts);
+  if (segments == Segments::kAll) multiply(work_.prompts_low_rank, &header->prompts);
 }
 
-// The low-rank products read what the base product reads and run beside it. Their result is kept
-// apart where y's reader can add it; where an adapter does more to y, expanding comes after the
-// product.
+int32_t CudaBackend::ExtensionColumnsOf(const LinearArgs& args) const {
+  const auto& weight = static_cast<const CudaLinearWeight&>(*args.weight);
+  const std::vector<DeviceSegment>& segments = work_.extension.segments;
+  if (segments.empty() || args.x.rows != rows_ || weight.is_coded) return 0;
+  const int32_t columns = ExtensionColumns(segments, static_cast<int32_t>(weight.out.size()));
+  return columns <= std::min<int64_t>(args.x_room, weight.rows.stride - weight.in) ? columns : 0;
+}
+
+void CudaBackend::MultiplyExtended(const LinearArgs& args, int32_t columns) {
+  const auto& weight = static_cast<const CudaLinearWeight&>(*args.weight);
+  const LowRankArgs low_rank = LowRankOf(args, work_.prompts_low_rank, &arrays_.header()->prompts);
+  const Extension extension{.values = args.x.Columns(weight.in, columns),
+                            .factors = weight.rows.Columns(weight.in, columns),
+                            .rows = arrays_.extended_rows(),
+                            .gathers = arrays_.gathers(),
+                            .gather_count = static_cast<int32_t>(work_.extension.gathers.size())};
+  Note(LaunchExtend(low_rank, extension, stream_), "an extension");
+  gemm_.MultiplyExtended(weight.rows, args.x, args.y, columns, stream_);
+}
+
+// Long segments extend the product where it can be. Other low-rank products read what the base product
+// reads and run beside it. Their result is kept apart where y's reader can add it; where an adapter
+// does more to y, expanding comes after the product.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
   const CudaLinearWeight& weight = static_cast<const CudaLinearWeight&>(*args.weight);
   const bool adapted = Has(LinearPart::kAny, args);
   const bool rotated = Has(LinearPart::kInputRotation, args);
   const bool sums = Has(LinearPart::kSum, args), outputs = Has(LinearPart::kOutput, args);
   const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
+  const int32_t extension = adapted && !whole ? ExtensionColumnsOf(args) : 0;
+  const Segments left = extension > 0 ? Segments::kShort : Segments::kAll;
   const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32;
-  if (apart) MultiplyApart(args);
+  if (apart) MultiplyApart(args, left);
   if (rotated) MultiplyRotated(args);
+  else if (extension > 0) MultiplyExtended(args, extension);
   else Multiply(weight, args.x, args.y, apart);
   if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
-  if (adapted && !apart) MultiplyLowRank(args, args.y, true, stream_);
+  if (adapted && !apart) MultiplyLowRank(args, args.y, true, left, stream_);
   if (weight.bias != nullptr) {
     const auto* bias = reinterpret_cast<const float*>(weight.bias.get());
     Note(LaunchAddBias(args.y, bias, stream_), "bias");
@@ -386,10 +414,11 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
 
 void CudaBackend::Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside) {
   if (weight.is_coded) Note(LaunchCodedGemm(weight.coded, x, y, stream_), "a product of codes");
-  else gemm_.Multiply(weight.memory.get(), x, y, stream_, beside);
+  else gemm_.Multiply(weight.rows, x, y, stream_, beside);
 }
 
-void CudaBackend::MultiplyApart(const LinearArgs& args) {
+void CudaBackend::MultiplyApart(const LinearArgs& args, Segments segments) {
+  if (segments == Segments::kShort && work_.rows.expands.empty()) return;
   DeviceMemory& memory = deltas_[args.y.data];
   if (memory == nullptr) {
     memory = Allocate(ByteSize(args.y.dtype, int64_t{options_.max_rows} * args.y.stride));
@@ -398,10 +427,10 @@ void CudaBackend::MultiplyApart(const LinearArgs& args) {
   delta.data = memory.get();
   Note(cudaEventRecord(fork_, stream_), "an event");
   Note(cudaStreamWaitEvent(side_, fork_), "an event");
-  MultiplyLowRank(args, delta, false, side_);
+  MultiplyLowRank(args, delta, false, segments, side_);
   Note(cudaEventRecord(join_, side_), "an event");
   LK_CHECK_MSG(pending_y_ == nullptr, "a product was not read");
-  pending_ = delta;
+  pending_ = {delta, arrays_.adapted(), kExtendsNone | (segments == Segments::kAll ? kExtendsProducts : 0)};
   pending_y_ = args.y.data;
 }
 
@@ -409,7 +438,7 @@ Beside CudaBackend::TakeBeside(const void* data) {
   if (data == nullptr || data != pending_y_) return {};
   Note(cudaStreamWaitEvent(stream_, join_), "an event");
   pending_y_ = nullptr;
-  return {pending_, arrays_.adapted()};
+  return pending_;
 }
 
 KvStep CudaBackend::KvOf() const {

@@ -28,7 +28,8 @@ namespace lorikeet::cuda {
 
 class CudaLinearWeight final : public LinearWeight {
  public:
-  DeviceMemory memory;  // [width(), in] of the activation type, or what `coded` points into
+  DeviceMemory memory;  // what `rows` or `coded` point into
+  Matrix rows;          // [width(), in] of the activation type, with room for an extension behind each
   bool is_coded = false;
   CodedWeight coded;
   DeviceMemory bias;  // [width()] float32 or null
@@ -41,6 +42,7 @@ class CudaBackend final : public Backend {
 
   std::string Describe() const override;
   DType activation_dtype() const override { return dtype_; }
+  int32_t x_room(int32_t width) const override { return dtype_ == DType::kBF16 ? ExtensionRoom(width) : 0; }
   DType kv_dtype() const override { return dtype_; }
   int32_t max_logit_rows() const override { return 256; }
   std::vector<int32_t> slow_first_rows() const override;
@@ -87,9 +89,11 @@ class CudaBackend final : public Backend {
   // Calls take(first row, rows as `dtype`, 16-bit, float32 or the view's own) until all are taken.
   void ForRows(const TensorView& view, DType dtype,
                const std::function<void(int64_t, std::span<const std::byte>)>& take);
-  void CopyWeight(std::byte* to, std::span<const std::byte> from);
-  // Rows of views, one after the other, in the activation type.
-  DeviceMemory LoadRows(std::span<const TensorView* const> views);
+  // Rows of `row_bytes` to rows `pitch` bytes apart.
+  void CopyWeight(std::byte* to, int64_t pitch, std::span<const std::byte> from, int64_t row_bytes);
+  void ClearWeight(std::byte* memory, int64_t bytes);
+  // Rows of views, one after the other, in the activation type, with zeros in the `room` behind each.
+  DeviceMemory LoadRows(std::span<const TensorView* const> views, int32_t room);
   DeviceMemory LoadCodes(std::span<const TensorView* const> views, CodedWeight* coded);
   void PlanAdapters(const StepInput& step);
   bool GrowScratch();
@@ -98,8 +102,14 @@ class CudaBackend final : public Backend {
   void DropGraphs();
   LowRankArgs LowRankOf(const LinearArgs& args, const LowRankWork& work,
                         const LowRankList* list) const;
-  void MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, cudaStream_t stream);
-  void MultiplyApart(const LinearArgs& args);
+  enum class Segments : uint8_t { kAll, kShort };
+  void MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, Segments segments, cudaStream_t stream);
+  void MultiplyApart(const LinearArgs& args, Segments segments);
+  // Whether deltas of long segments extend the step's products, as far as there is room.
+  bool ExtendsProducts() const;
+  // Columns of the product's extension; 0: it has none.
+  int32_t ExtensionColumnsOf(const LinearArgs& args) const;
+  void MultiplyExtended(const LinearArgs& args, int32_t columns);
   bool Has(Part part) const { return (part_set_ & Bit(part)) != 0; }
   // Of the step's adapters and this product's linears.
   bool Has(LinearPart part, const LinearArgs& args) const;
@@ -150,7 +160,7 @@ class CudaBackend final : public Backend {
   cudaStream_t side_ = nullptr;  // low-rank work beside the products
   cudaEvent_t fork_ = nullptr, join_ = nullptr;
   std::map<const void*, DeviceMemory> deltas_;  // room for what is kept apart of the y there
-  Matrix pending_;                              // of deltas_: not yet added
+  Beside pending_;                              // of deltas_: not yet added
   const void* pending_y_ = nullptr;             // to the y there
   DeviceMemory rotated_;  // [max_rows, widest_input_] once an adapter rotates inputs
   DeviceMemory inner_;    // [max_rows, D] float32 once one has bottlenecks
@@ -162,8 +172,6 @@ class CudaBackend final : public Backend {
   } experts_;
   DeviceMemory slots_;  // of the low-rank sums
   int64_t slot_floats_ = 0;
-  DeviceMemory slots_arrived_;
-  int64_t slots_arrived_count_ = 0;
   DeviceMemory partials_;  // of attention
   int64_t partial_floats_ = 0;
   DeviceMemory arrived_;  // [max_rows, heads]

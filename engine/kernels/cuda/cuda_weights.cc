@@ -54,24 +54,33 @@ void CudaBackend::ForRows(const TensorView& view, DType dtype,
   }
 }
 
-void CudaBackend::CopyWeight(std::byte* to, std::span<const std::byte> from) {
-  cudaError_t error =
-      cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, stream_);
+void CudaBackend::CopyWeight(std::byte* to, int64_t pitch, std::span<const std::byte> from, int64_t row_bytes) {
+  cudaError_t error = cudaMemcpy2DAsync(to, pitch, from.data(), row_bytes, row_bytes,
+                                        static_cast<int64_t>(from.size()) / row_bytes, cudaMemcpyHostToDevice,
+                                        stream_);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream_);  // `from` is used again
   std::lock_guard lock(load_mutex_);
   Note(error, "the copy of a weight");
 }
 
-DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views) {
-  int64_t elements = 0;
-  for (const TensorView* view : views) elements += view->elements();
-  DeviceMemory memory = AllocateWeight(ByteSize(dtype_, elements));
+void CudaBackend::ClearWeight(std::byte* memory, int64_t bytes) {
+  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, stream_);
+  std::lock_guard lock(load_mutex_);
+  Note(error, "clearing a weight");
+}
+
+DeviceMemory CudaBackend::LoadRows(std::span<const TensorView* const> views, int32_t room) {
+  const int64_t row_bytes = ByteSize(dtype_, views[0]->row_elements()), pitch = row_bytes + ByteSize(dtype_, room);
+  int64_t rows = 0;
+  for (const TensorView* view : views) rows += view->rows();
+  DeviceMemory memory = AllocateWeight(rows * pitch);
+  if (memory == nullptr) return memory;
+  if (room > 0) ClearWeight(memory.get(), rows * pitch);
   std::byte* to = memory.get();
   for (const TensorView* view : views) {
-    if (memory == nullptr) break;
-    ForRows(*view, dtype_, [&](int64_t, std::span<const std::byte> rows) {
-      CopyWeight(to, rows);
-      to += rows.size();
+    ForRows(*view, dtype_, [&](int64_t, std::span<const std::byte> from) {
+      CopyWeight(to, pitch, from, row_bytes);
+      to += static_cast<int64_t>(from.size()) / row_bytes * pitch;
     });
   }
   return memory;
@@ -101,7 +110,8 @@ DeviceMemory CudaBackend::LoadCodes(std::span<const TensorView* const> views, Co
     const bool has_codes = HasRowCodes(*views[p]);
     const DType staged_type = has_codes ? views[p]->dtype : dtype_;
     ForRows(*views[p], staged_type, [&](int64_t row, std::span<const std::byte> rows) {
-      CopyWeight(staged.get(), rows);
+      const auto bytes = static_cast<int64_t>(rows.size());
+      CopyWeight(staged.get(), bytes, rows, bytes);
       const auto first = static_cast<int32_t>(row);
       const auto count = static_cast<int32_t>(rows.size() / ByteSize(staged_type, coded->width));
       if (error != cudaSuccess) return;
@@ -142,7 +152,11 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
     linear->memory = LoadCodes(views, &linear->coded);
     linear->bytes = elements + linear->width() * int64_t{sizeof(float)};
   } else {
-    linear->memory = LoadRows(views);
+    const bool extends = std::all_of(parts.begin(), parts.end(), [](const auto& part) { return part.quantize; });
+    const int32_t room = extends ? x_room(linear->in) : 0;
+    linear->memory = LoadRows(views, room);
+    linear->rows = Matrix(linear->memory.get(), linear->width(), linear->in, dtype_);
+    linear->rows.stride += room;
     linear->bytes = ByteSize(dtype_, elements);
   }
   std::lock_guard lock(load_mutex_);
@@ -159,14 +173,14 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
     widest_input_ = std::max(widest_input_, linear->in);
   }
   slots_per_item_ = std::max(slots_per_item_,
-                             static_cast<int32_t>(parts.size()) * ShrinkSlices(linear->in));
+                             static_cast<int32_t>(parts.size()) * PromptSlices(linear->in));
   if (parts.size() == 3) query_group_ = std::max(1, linear->out[0] / linear->out[1]);
   return linear;
 }
 
 void CudaBackend::LoadEmbedding(const TensorView& table) {
   const TensorView* views[] = {&table};
-  embedding_ = LoadRows(views);
+  embedding_ = LoadRows(views, 0);
   sampler_.Prepare(max_logit_rows(), table.rows() + Limits::kMaxAddedTokens);
 }
 

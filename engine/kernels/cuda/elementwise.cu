@@ -43,7 +43,7 @@ __device__ float BlockSum(float v) {
 // Row r of what was kept apart, or nullptr.
 template <typename T>
 __device__ const T* BesideRow(const Beside& beside, int32_t r) {
-  const bool there = beside.delta.data != nullptr && beside.adapted[r] != 0;
+  const bool there = beside.delta.data != nullptr && (beside.adapted[r] & beside.which) != 0;
   return there ? beside.delta.row<T>(r) : nullptr;
 }
 

@@ -14,7 +14,8 @@ namespace lorikeet::cuda {
 // rows where adapted[row] is not 0.
 struct Beside {
   Matrix delta;                      // delta.data is nullptr: nothing was kept apart
-  const int32_t* adapted = nullptr;  // [T]
+  const int32_t* adapted = nullptr;  // [T] AdaptedRow
+  int32_t which = 0;                 // of them have a delta
 };
 
 // out[t] = table row tokens[t] in float32. table: [vocab, D] of `dtype`.

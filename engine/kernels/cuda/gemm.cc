@@ -53,14 +53,19 @@ cudaDataType_t DataType(DType dtype) {
 }
 
 // Bytes that all three are aligned to, as far as cuBLASLt asks.
-uint32_t Alignment(const void* weight, const Matrix& x, const Matrix& y) {
+uint32_t Alignment(const Matrix& weight, const Matrix& x, const Matrix& y) {
   constexpr uintptr_t kMost = 256;
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(weight) | reinterpret_cast<uintptr_t>(x.data) |
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(weight.data) | reinterpret_cast<uintptr_t>(x.data) |
                          reinterpret_cast<uintptr_t>(y.data) | kMost;
   return static_cast<uint32_t>(bits & -bits);
 }
 
 }  // namespace
+
+struct Gemm::Proposals {
+  std::array<cublasLtMatmulHeuristicResult_t, kProposals> of = {};
+  int count = 0;
+};
 
 Gemm::Gemm(FirstError* errors) : errors_(errors) {
   Note(cublasLtCreate(&handle_), "cublasLtCreate");
@@ -85,27 +90,34 @@ void Gemm::Note(cublasStatus_t status, const char* what) {
 }
 
 // cuBLASLt counts columns first: yᵀ [out, rows] = W xᵀ, W stored as its transpose [in, out].
-const Gemm::Plan* Gemm::PlanFor(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
-  const Key key(x.width, y.width, x.rows, x.stride, y.stride, x.dtype, y.dtype,
-                Alignment(weight, x, y));
-  if (const auto found = plans_.find(key); found != plans_.end()) return &found->second;
+Gemm::Plan Gemm::Describe(Matrix weight, Matrix x, Matrix y) {
   Plan plan;
   const cublasOperation_t transpose = CUBLAS_OP_T;
   Note(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul");
   Note(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
                                       sizeof transpose), "matmul");
   const cudaDataType_t type = DataType(x.dtype);
-  Note(cublasLtMatrixLayoutCreate(&plan.weight, type, x.width, y.width, x.width), "layout");
+  Note(cublasLtMatrixLayoutCreate(&plan.weight, type, x.width, y.width, weight.stride), "layout");
   Note(cublasLtMatrixLayoutCreate(&plan.x, type, x.width, x.rows, x.stride), "layout");
   Note(cublasLtMatrixLayoutCreate(&plan.y, DataType(y.dtype), y.width, y.rows, y.stride), "layout");
+  return plan;
+}
+
+Gemm::Key Gemm::KeyOf(Matrix weight, Matrix x, Matrix y) {
+  return {x.width, y.width, x.rows, weight.stride, x.stride, y.stride, x.dtype, y.dtype, Alignment(weight, x, y)};
+}
+
+const Gemm::Plan* Gemm::PlanFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+  const Key key = KeyOf(weight, x, y);
+  if (const auto found = plans_.find(key); found != plans_.end()) return &found->second;
+  Plan plan = Describe(weight, x, y);
   Choose(weight, x, y, stream, &plan);
   return &plans_.emplace(key, plan).first->second;
 }
 
-void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan) {
+Gemm::Proposals Gemm::Propose(const Plan& plan, Matrix weight, Matrix x, Matrix y) {
   cublasLtMatmulPreference_t preference = nullptr;
-  std::array<cublasLtMatmulHeuristicResult_t, kProposals> proposals = {};
-  int found = 0;
+  Proposals proposals;
   Note(cublasLtMatmulPreferenceCreate(&preference), "preference");
   Note(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                             &kWorkspaceBytes, sizeof kWorkspaceBytes),
@@ -118,11 +130,16 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
     Note(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &alignment, sizeof alignment),
          "preference");
   }
-  Note(cublasLtMatmulAlgoGetHeuristic(handle_, plan->product, plan->weight, plan->x, plan->y,
-                                      plan->y, preference, kProposals, proposals.data(), &found),
+  Note(cublasLtMatmulAlgoGetHeuristic(handle_, plan.product, plan.weight, plan.x, plan.y, plan.y, preference,
+                                      kProposals, proposals.of.data(), &proposals.count),
        "cublasLtMatmulAlgoGetHeuristic");
   cublasLtMatmulPreferenceDestroy(preference);
-  plan->algorithm = proposals[0].algo;
+  return proposals;
+}
+
+void Gemm::Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan) {
+  const Proposals proposals = Propose(*plan, weight, x, y);
+  plan->algorithm = proposals.of[0].algo;
   cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
   cudaStreamIsCapturing(stream, &recording);
   if (recording != cudaStreamCaptureStatusNone || !errors_->status().ok()) return;
@@ -131,18 +148,18 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
   const auto flush = [&] { cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream); };
   const auto time = [&](int runs, int i) {
     Plan candidate = *plan;
-    candidate.algorithm = proposals[i].algo;
+    candidate.algorithm = proposals.of[i].algo;
     return FastestOf(runs, stream, flush, [&] { Run(candidate, weight, x, y, stream); });
   };
-  for (int i = 0; i < found; ++i) {
-    if (proposals[i].state == CUBLAS_STATUS_SUCCESS) timed.push_back({time(kFirstRuns, i), i});
+  for (int i = 0; i < proposals.count; ++i) {
+    if (proposals.of[i].state == CUBLAS_STATUS_SUCCESS) timed.push_back({time(kFirstRuns, i), i});
   }
   std::sort(timed.begin(), timed.end());
   timed.resize(std::min<size_t>(timed.size(), kBest));
   for (auto& [ms, i] : timed) ms = std::min(ms, time(kRuns, i));
   const auto best = std::min_element(timed.begin(), timed.end());
   if (best == timed.end()) return;
-  plan->algorithm = proposals[best->second].algo;
+  plan->algorithm = proposals.of[best->second].algo;
   if (x.rows <= kFewRows || !CanTile(weight, x, y)) return;
   const float tiled_ms = FastestOf(kRuns, stream, flush, [&] {
     errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
@@ -150,15 +167,15 @@ void Gemm::Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, P
   plan->tiled = tiled_ms < best->first;
 }
 
-void Gemm::Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+void Gemm::Run(const Plan& plan, Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   const float one = 1, zero = 0;
-  Note(cublasLtMatmul(handle_, plan.product, &one, weight, plan.weight, x.data, plan.x, &zero,
+  Note(cublasLtMatmul(handle_, plan.product, &one, weight.data, plan.weight, x.data, plan.x, &zero,
                       y.data, plan.y, y.data, plan.y, &plan.algorithm, workspace_, kWorkspaceBytes,
                       stream),
        "cublasLtMatmul");
 }
 
-void Gemm::Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream, bool beside) {
+void Gemm::Multiply(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool beside) {
   if ((x.rows <= kFewRows || beside) && CanStream(weight, x)) {
     errors_->Note(LaunchStreamGemm(weight, x, y, stream), "a product of few rows");
     return;
@@ -168,8 +185,31 @@ void Gemm::Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream,
   else Run(plan, weight, x, y, stream);
 }
 
-void Gemm::MultiplyByLibrary(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+void Gemm::MultiplyByLibrary(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   Run(*PlanFor(weight, x, y, stream), weight, x, y, stream);
+}
+
+void Gemm::MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cudaStream_t stream) {
+  const Plan without = *PlanFor(weight, x, y, stream);
+  weight.width += more;
+  x.width += more;
+  if (without.tiled) {
+    errors_->Note(LaunchTileGemm(weight, x, y, stream), "an extended product");
+    return;
+  }
+  const auto [at, is_new] = plans_.try_emplace(KeyOf(weight, x, y));
+  Plan& plan = at->second;
+  if (is_new) {
+    plan = Describe(weight, x, y);
+    plan.algorithm = without.algorithm;
+    cublasLtMatmulHeuristicResult_t result = {};
+    const cublasStatus_t serves = cublasLtMatmulAlgoCheck(handle_, plan.product, plan.weight, plan.x, plan.y, plan.y,
+                                                          &plan.algorithm, &result);
+    if (serves != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspaceBytes) {
+      plan.algorithm = Propose(plan, weight, x, y).of[0].algo;
+    }
+  }
+  Run(plan, weight, x, y, stream);
 }
 
 }  // namespace lorikeet::cuda

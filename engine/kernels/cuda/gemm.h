@@ -22,11 +22,13 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  // y = x Wᵀ with float32 sums. weight: [y.width, x.width] of x's type, rows adjacent; y is of x's
-  // type or float32. `beside`: other kernels run at the same time.
-  void Multiply(const void* weight, Matrix x, Matrix y, cudaStream_t stream, bool beside = false);
+  // y = x Wᵀ with float32 sums. weight: [y.width, x.width] of x's type; y is of x's type or float32.
+  // `beside`: other kernels run at the same time.
+  void Multiply(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool beside = false);
   // The same by cuBLASLt.
-  void MultiplyByLibrary(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+  void MultiplyByLibrary(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
+  // Over `more` columns behind those of weight and x, as well; what is fastest without them serves.
+  void MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cudaStream_t stream);
 
  private:
   struct Plan {
@@ -35,12 +37,17 @@ class Gemm {
     cublasLtMatmulAlgo_t algorithm = {};
     bool tiled = false;  // tile_gemm.h's takes less time
   };
-  // in, out, rows, strides of x and y, types of x and y, the least alignment of the three
-  using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, DType, DType, uint32_t>;
+  // in, out, rows, strides of the three, types of x and y, the least alignment of the three
+  using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, DType, DType, uint32_t>;
+  struct Proposals;
 
-  const Plan* PlanFor(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
-  void Choose(const void* weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan);
-  void Run(const Plan& plan, const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+  static Key KeyOf(Matrix weight, Matrix x, Matrix y);
+  const Plan* PlanFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
+  // With no algorithm yet.
+  Plan Describe(Matrix weight, Matrix x, Matrix y);
+  Proposals Propose(const Plan& plan, Matrix weight, Matrix x, Matrix y);
+  void Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan);
+  void Run(const Plan& plan, Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
   void Note(cublasStatus_t status, const char* what);
 
   FirstError* const errors_;

@@ -289,9 +289,9 @@ cudaError_t ExpandDecode(const LowRankArgs& args, cudaStream_t stream) {
 int32_t ShrinkSlices(int32_t in) { return DivideUp(in, kSlice); }
 
 int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows) {
-  // Prompts also keep what the slices add up to, in 16 bits.
-  const int64_t sums = int64_t{ShrinkSlices(in)} * tile_rows * kTileRanks;
-  return shrinks * parts * (sums + (tile_rows == kPromptTileRows ? tile_rows * kTileRanks / 2 : 0));
+  const int64_t floats = int64_t{tile_rows} * kTileRanks;
+  if (tile_rows == kDecodeTileRows) return shrinks * parts * ShrinkSlices(in) * floats;
+  return shrinks * parts * (PromptSlices(in) * floats + floats / 2);  // and what they add up to, in 16 bits
 }
 
 void PlanLowRank(const std::vector<DeviceSegment>& segments, int32_t tile_rows,
@@ -316,7 +316,10 @@ void PlanLowRank(const std::vector<DeviceSegment>& segments, int32_t tile_rows,
 
 cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream) {
   const bool brain = args.x.dtype == DType::kBF16;
-  if (args.tile_rows == kPromptTileRows) return LaunchPromptShrink(args, stream);
+  if (args.tile_rows == kPromptTileRows) {
+    const cudaError_t error = LaunchPromptShrink(args, stream);
+    return error != cudaSuccess ? error : LaunchPromptSum(args, stream);
+  }
   return brain ? ShrinkDecode<BFloat16>(args, stream) : ShrinkDecode<Half>(args, stream);
 }
 

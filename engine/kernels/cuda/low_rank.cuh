@@ -50,6 +50,17 @@ __device__ void MultiplyColumns(const uint4 (&b)[4], const uint32_t (&shrunk)[kR
   }
 }
 
+// The sum of the slices' slots, `stride` floats apart, of four ranks of a row.
+__device__ inline float4 AddSlots(const float* slot, int32_t slices, int32_t stride) {
+  float4 sum = {};
+#pragma unroll 4
+  for (int32_t s = 0; s < slices; ++s, slot += stride) {
+    const float4 more = *reinterpret_cast<const float4*>(slot);
+    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+  }
+  return sum;
+}
+
 // y = out_scale ∘ (y + delta) + bias over eight columns.
 // `half`: which of the rows 2t, 2t + 1 of sums. Without `add`, y was 0.
 template <typename Y>

@@ -7,7 +7,7 @@
 //           through all the module's ranks, and applies the adapter's output scale and bias
 //
 // For prompts a shrink task takes 64 rows and up to 64 ranks, which may be of several parts, so that
-// x is read once for them; the last of a tile's slices adds them all up.
+// x is read once for them; the slices are added up before expand, by a launch of their own.
 //
 // Work lists are on the device and hold what there is, so a recorded launch serves any mix. The
 // idea of gathering by segment is Punica's (Chen et al. 2023) and S-LoRA's (Sheng et al. 2023).
@@ -76,7 +76,6 @@ struct LowRankArgs {
   int32_t expected_shrinks = 0;  // about the list's counts, for the size of a launch
   int32_t expected_expands = 0;
   float* slots = nullptr;       // at least SlotFloats()
-  int32_t* arrived = nullptr;   // prompts: [shrinks, parts], all zero between launches
   int32_t max_tiles = 0;        // prompts: the most tiles_per_module of an item
   ModuleId first_module = 0;
   int32_t parts = 0;
@@ -90,13 +89,17 @@ struct LowRankArgs {
 // Slices that shrink cuts `in` into: a function of the width alone, so that a row's sums are added
 // in the same order whatever else is in the batch.
 int32_t ShrinkSlices(int32_t in);
+inline constexpr int32_t kPromptSlice = 512;
+constexpr int32_t PromptSlices(int32_t in) { return (in + kPromptSlice - 1) / kPromptSlice; }
 int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows);
 
 // x.dtype is the type of A and B.
 cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream);
 cudaError_t LaunchExpand(const LowRankArgs& args, cudaStream_t stream);
-// What these two come to with tiles of kPromptTileRows; the counts are exact.
+// What these two come to with tiles of kPromptTileRows; the counts are exact. Sums lie in slots
+// [shrink item, part, PromptSlices, kPromptTileRows, kTileRanks]; LaunchPromptSum adds the slices.
 cudaError_t LaunchPromptShrink(const LowRankArgs& args, cudaStream_t stream);
+cudaError_t LaunchPromptSum(const LowRankArgs& args, cudaStream_t stream);
 cudaError_t LaunchPromptExpand(const LowRankArgs& args, cudaStream_t stream);
 // float32 throughout: both in one plain kernel.
 cudaError_t LaunchLowRankFloat(const LowRankArgs& args, cudaStream_t stream);

@@ -14,11 +14,13 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = kPromptTileRows;
 constexpr int kSumFloats = kRows * kTileRanks;  // of one slice of a pair
 
-// ---- shrink: x in stages through shared memory, factors straight to registers
+// ---- shrink: x in stages through shared memory, factors two stages ahead straight to registers
 
 constexpr int kPairs = 4;       // (part, rank tile) that share a pass over x
 constexpr int kStageWidth = 64;  // elements of `in` a stage
 constexpr int kStages = 4;
+constexpr int kSliceStages = kPromptSlice / kStageWidth;
+constexpr int kFactorStages = 3;
 constexpr int kStageBytesPerRow = kStageWidth * 2 + 64;  // the pad spreads rows over the banks
 constexpr int kStageBytes = kRows * kStageBytesPerRow;
 constexpr int kMostRowTiles = 4;  // of 8 rows, of a warp
@@ -93,29 +95,10 @@ __device__ void LoadFactors(const Share& share, int32_t in, int32_t column, uint
   }
 }
 
-// Adds the slices of the task's pairs, scales them and leaves them in 16 bits.
+// Sums over one slice of `in` to slots [shrink item, part, slice].
 template <typename T>
-__device__ void AddSlices(const LowRankArgs& args, const PromptShrinkTask& work, int32_t slices,
-                          const float* sums, T* shrunk) {
-  const int64_t base = int64_t{work.item.first_shrink} * args.parts + work.first_pair;
-  const int32_t tiles = work.item.tiles_per_module;
-  for (int32_t i = threadIdx.x; i < work.pairs * kSumFloats; i += kThreads) {
-    const int32_t pair = i / kSumFloats, at = i % kSumFloats;
-    const ModuleId module = args.first_module + (work.first_pair + pair) / tiles;
-    const RankTile* tile =
-        work.item.tiles + int64_t{module} * tiles + (work.first_pair + pair) % tiles;
-    float sum = 0;
-    for (int32_t s = 0; s < slices; ++s) {
-      sum += __ldcg(sums + ((base + pair) * slices + s) * kSumFloats + at);
-    }
-    shrunk[(base + pair) * kSumFloats + at] = FromFloat<T>(sum * tile->scale);
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 3)
-    PromptShrink(const LowRankArgs args, int32_t slices, int32_t groups, int32_t slice_width,
-                 T* shrunk) {
+__global__ void __launch_bounds__(kThreads, 2)
+    PromptShrink(const LowRankArgs args, int32_t slices, int32_t groups) {
   extern __shared__ __align__(16) std::byte stages[];
   LetKernelAfterStart();
   WaitForKernelBefore();
@@ -123,25 +106,24 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (work.pairs <= 0) return;
   const Share share = ShareOf(args, work);
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int32_t in = args.x.width, begin = work.slice * slice_width;
-  const int32_t steps = DivideUp(min(slice_width, in - begin), kStageWidth);
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) CopyStage<T>(args, work, begin + s * kStageWidth, stages + s * kStageBytes);
+  const int32_t in = args.x.width, begin = work.slice * kPromptSlice;
+  const auto copy = [&](int s) {
+    if (s < kSliceStages) CopyStage<T>(args, work, begin + s * kStageWidth, stages + s % kStages * kStageBytes);
     CommitCopies();
-  }
+  };
+  uint4 a[kFactorStages][2][2];
+#pragma unroll
+  for (int s = 0; s < kFactorStages - 1; ++s) LoadFactors<T>(share, in, begin + s * kStageWidth, a[s]);
+  for (int s = 0; s < kStages - 1; ++s) copy(s);
   float sums[kMostRowTiles][4] = {};
-  uint4 a[2][2];
-  LoadFactors<T>(share, in, begin, a);
-  for (int32_t s = 0; s < steps; ++s) {
+#pragma unroll
+  for (int s = 0; s < kSliceStages; ++s) {
+    if (begin + s * kStageWidth >= in) break;
     WaitForCopies<kStages - 2>();
     __syncthreads();
-    const int32_t ahead = s + kStages - 1;
-    if (ahead < steps) {
-      CopyStage<T>(args, work, begin + ahead * kStageWidth, stages + ahead % kStages * kStageBytes);
-    }
-    CommitCopies();
-    uint4 next[2][2];
-    LoadFactors<T>(share, in, s + 1 < steps ? begin + (s + 1) * kStageWidth : in, next);
+    copy(s + kStages - 1);
+    const int ahead = s + kFactorStages - 1;
+    if (ahead < kSliceStages) LoadFactors<T>(share, in, begin + ahead * kStageWidth, a[ahead % kFactorStages]);
     const std::byte* stage = stages + s % kStages * kStageBytes;
 #pragma unroll
     for (int r = 0; r < kMostRowTiles; ++r) {
@@ -149,11 +131,10 @@ __global__ void __launch_bounds__(kThreads, 3)
       const std::byte* row = stage + (share.first_row + r * 8 + g) * kStageBytesPerRow + t * 16;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        MmaRows<T>(sums[r], a[half][0], a[half][1], LoadCached(row + half * 64));
+        const uint4(&factors)[2] = a[s % kFactorStages][half];
+        MmaRows<T>(sums[r], factors[0], factors[1], LoadCached(row + half * 64));
       }
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) a[i / 2][i % 2] = next[i / 2][i % 2];
   }
   const int64_t base = int64_t{work.item.first_shrink} * args.parts;
   float* slot = args.slots + ((base + share.pair) * slices + work.slice) * kSumFloats;
@@ -166,18 +147,24 @@ __global__ void __launch_bounds__(kThreads, 3)
       slot[row * kTileRanks + g + i / 2 * 8] = sums[r][i];
     }
   }
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int32_t* arrived = args.arrived + base + work.first_pair;
-    last = atomicAdd(arrived, 1) == slices - 1;
-    if (last) *arrived = 0;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  AddSlices<T>(args, work, slices, args.slots, shrunk);
+}
+
+// The slices of a pair, scaled, in 16 bits; a block is a pair.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) PromptSum(const LowRankArgs args, int32_t slices, T* shrunk) {
+  static_assert(kSumFloats == 4 * kThreads);
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  const int32_t pairs = args.parts * args.max_tiles, pair = blockIdx.x % pairs;
+  const ExpandItem item = args.list->expands[blockIdx.x / pairs];
+  const int32_t tiles = item.tiles_per_module;
+  if (pair >= args.parts * tiles) return;
+  const ModuleId module = args.first_module + pair / tiles;
+  const float scale = item.tiles[int64_t{module} * tiles + pair % tiles].scale;
+  const int64_t at = int64_t{item.first_shrink} * args.parts + pair;
+  const float4 sum = AddSlots(args.slots + at * slices * kSumFloats + threadIdx.x * 4, slices, kSumFloats);
+  reinterpret_cast<uint2*>(shrunk + at * kSumFloats)[threadIdx.x] = {
+      Pack2<T>(sum.x * scale, sum.y * scale), Pack2<T>(sum.z * scale, sum.w * scale)};
 }
 
 // ---- expand: a block is 256 columns of 64 rows; a warp 64 columns of 32
@@ -245,20 +232,26 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T>
 T* Shrunk(const LowRankArgs& args) {
   const int64_t pairs = int64_t{args.expected_shrinks} * args.parts;
-  return reinterpret_cast<T*>(args.slots + pairs * ShrinkSlices(args.x.width) * kSumFloats);
+  return reinterpret_cast<T*>(args.slots + pairs * PromptSlices(args.x.width) * kSumFloats);
 }
 
 template <typename T>
 cudaError_t Shrink(const LowRankArgs& args, cudaStream_t stream) {
-  const int32_t slices = ShrinkSlices(args.x.width);
-  const int32_t slice_width = DivideUp(DivideUp(args.x.width, slices), kStageWidth) * kStageWidth;
+  const int32_t slices = PromptSlices(args.x.width);
   const int32_t groups = DivideUp(int64_t{args.parts} * args.max_tiles, kPairs);
   constexpr int32_t kShared = kStages * kStageBytes;
   const cudaError_t error = cudaFuncSetAttribute(
       PromptShrink<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (error != cudaSuccess) return error;
   return Launch(PromptShrink<T>, {dim3(args.expected_expands * groups * slices), kThreads, kShared},
-                stream, args, slices, groups, slice_width, Shrunk<T>(args));
+                stream, args, slices, groups);
+}
+
+template <typename T>
+cudaError_t Sum(const LowRankArgs& args, cudaStream_t stream) {
+  const int32_t blocks = args.expected_expands * args.parts * args.max_tiles;
+  return Launch(PromptSum<T>, {dim3(blocks), kThreads}, stream, args, PromptSlices(args.x.width),
+                Shrunk<T>(args));
 }
 
 template <typename T, typename Y>
@@ -273,6 +266,10 @@ cudaError_t Expand(const LowRankArgs& args, cudaStream_t stream) {
 
 cudaError_t LaunchPromptShrink(const LowRankArgs& args, cudaStream_t stream) {
   return args.x.dtype == DType::kBF16 ? Shrink<BFloat16>(args, stream) : Shrink<Half>(args, stream);
+}
+
+cudaError_t LaunchPromptSum(const LowRankArgs& args, cudaStream_t stream) {
+  return args.x.dtype == DType::kBF16 ? Sum<BFloat16>(args, stream) : Sum<Half>(args, stream);
 }
 
 cudaError_t LaunchPromptExpand(const LowRankArgs& args, cudaStream_t stream) {

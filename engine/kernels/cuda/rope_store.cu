@@ -123,7 +123,7 @@ __global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const K
     }
   }
   __syncthreads();
-  const bool added = beside.delta.data != nullptr && beside.adapted[row] != 0;
+  const bool added = beside.delta.data != nullptr && (beside.adapted[row] & beside.which) != 0;
   const T* low_rank = added ? beside.delta.row<T>(row) : nullptr;
   const int32_t lane = threadIdx.x % lanes;
   // Whole warps stay together for the sums over lanes.

@@ -70,9 +70,10 @@ std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segme
 
 int64_t StepArrays::RowBytes(int32_t rows) {
   constexpr int64_t kBytesPerRow =
-      kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*) + sizeof(RowTiles);
+      kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*) + sizeof(RowTiles) + sizeof(ExtendedRow);
   static_assert(kRowArrays * sizeof(int32_t) % alignof(const AdapterParts*) == 0);
   static_assert(alignof(RowTiles) <= alignof(const AdapterParts*));
+  static_assert(alignof(ExtendedRow) <= alignof(RowTiles));
   return RoundUp(kBytesPerRow * rows);
 }
 
@@ -112,7 +113,7 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   };
   int64_t need = kHeaderBytes + RowBytes(rows);
   need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
-  need += bytes(work.decodes) + bytes(work.prompts);
+  need += bytes(work.decodes) + bytes(work.prompts) + bytes(work.extension.gathers);
   for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
     need += bytes(list->shrinks) + bytes(list->expands);
   }
@@ -130,9 +131,10 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
     std::fill(row_arrays + 2 * int64_t{rows} + step.sequence_begin[s],
               row_arrays + 2 * int64_t{rows} + step.sequence_begin[s + 1], s);
   }
-  for (const AdapterSegment& s : step.segments) {
-    std::fill(row_arrays + 3 * int64_t{rows} + s.row_begin,
-              row_arrays + 3 * int64_t{rows} + s.row_end, 1);
+  int32_t* const adapted = row_arrays + 3 * int64_t{rows};
+  for (const AdapterSegment& s : step.segments) std::fill(adapted + s.row_begin, adapted + s.row_end, kExtendsNone);
+  for (const DeviceSegment& s : work.extension.segments) {
+    std::fill(adapted + s.row_begin, adapted + s.row_end, kExtendsProducts);
   }
   auto* parts = reinterpret_cast<const AdapterParts**>(row_arrays + kRowArrays * rows);
   std::fill_n(parts, rows, nullptr);
@@ -144,10 +146,12 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   for (const DeviceSegment& s : work.experts) {
     std::fill(tiles + s.row_begin, tiles + s.row_end, RowTiles{s.tiles, s.tiles_per_module});
   }
+  DescribeRows(work.extension, {reinterpret_cast<ExtendedRow*>(tiles + rows), static_cast<size_t>(rows)});
   used_ = kHeaderBytes + RowBytes(rows);
 
   StepHeader header;
   logit_rows_ = Append(step.logit_rows);
+  gathers_ = Append(std::span(work.extension.gathers));
   header.attention = {static_cast<int32_t>(work.decodes.size()),
                       static_cast<int32_t>(work.prompts.size()),
                       work.chunk_pages,

@@ -16,6 +16,7 @@
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/cuda_status.h"
 #include "engine/kernels/cuda/experts.h"
+#include "engine/kernels/cuda/extension.h"
 #include "engine/kernels/cuda/low_rank.h"
 
 namespace lorikeet::cuda {
@@ -34,6 +35,8 @@ struct PartsSegment {
   const AdapterParts* parts = nullptr;
 };
 
+enum AdaptedRow : int32_t { kExtendsProducts = 1, kExtendsNone = 2 };
+
 // What a step computes, worked out before anything is sent.
 struct StepWork {
   int32_t chunk_pages = 0;
@@ -42,6 +45,7 @@ struct StepWork {
   LowRankWork rows;              // short segments
   LowRankWork prompts_low_rank;  // long ones
   LowRankWork logits;
+  ExtensionPlan extension;       // of the long ones, where products are extended
   std::vector<PartsSegment> parts;
   std::vector<DeviceSegment> experts;  // of adapters that change experts
 };
@@ -67,13 +71,17 @@ class StepArrays {
   const int32_t* tokens() const { return RowArray(0); }
   const int32_t* positions() const { return RowArray(1); }
   const int32_t* row_sequence() const { return RowArray(2); }
-  const int32_t* adapted() const { return RowArray(3); }  // 1 where the row has an adapter
+  const int32_t* adapted() const { return RowArray(3); }  // AdaptedRow; 0: the row has no adapter
   const AdapterParts* const* parts() const {  // [rows] nullptr: a row without
     return reinterpret_cast<const AdapterParts* const*>(RowArray(kRowArrays));
   }
   const RowTiles* row_tiles() const {  // [rows] of work.experts
     return reinterpret_cast<const RowTiles*>(parts() + rows_);
   }
+  const ExtendedRow* extended_rows() const {  // [rows] where products are extended
+    return reinterpret_cast<const ExtendedRow*>(row_tiles() + rows_);
+  }
+  const GatherItem* gathers() const { return gathers_; }
   const int32_t* logit_rows() const { return logit_rows_; }
 
  private:
@@ -98,6 +106,7 @@ class StepArrays {
   int64_t used_ = 0;
   int32_t rows_ = 0;
   const int32_t* logit_rows_ = nullptr;
+  const GatherItem* gathers_ = nullptr;
   cudaEvent_t sent_ = nullptr;
 };
 

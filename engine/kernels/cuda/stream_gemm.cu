@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kComputing + 32)
 }
 
 template <typename T, typename Y, int kColumns>
-cudaError_t LaunchFor(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   const auto kernel = StreamGemm<T, Y, kColumns>;
   constexpr int32_t kStages = std::min(kMaxStages, kRingBytes / kStageBytes<kColumns>);
   constexpr int32_t kShared = kStages * kStageBytes<kColumns>;
@@ -141,7 +141,7 @@ cudaError_t LaunchFor(const void* weight, Matrix x, Matrix y, cudaStream_t strea
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (raised != cudaSuccess) return raised;
   CUtensorMap weight_map, x_map;
-  cudaError_t error = MakeBoxMap(weight, x.dtype, y.width, x.width, x.width, kBlockRows, &weight_map);
+  cudaError_t error = MakeBoxMap(weight.data, x.dtype, y.width, x.width, weight.stride, kBlockRows, &weight_map);
   if (error != cudaSuccess) return error;
   error = MakeBoxMap(x.data, x.dtype, x.rows, x.width, x.stride, kColumns * 8, &x_map);
   if (error != cudaSuccess) return error;
@@ -157,7 +157,7 @@ cudaError_t LaunchFor(const void* weight, Matrix x, Matrix y, cudaStream_t strea
 }
 
 template <typename T, typename Y>
-cudaError_t LaunchTyped(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchTyped(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   if (x.rows <= 8) return LaunchFor<T, Y, 1>(weight, x, y, stream);
   if (x.rows <= 16) return LaunchFor<T, Y, 2>(weight, x, y, stream);
   if (x.rows <= 32) return LaunchFor<T, Y, 4>(weight, x, y, stream);
@@ -167,12 +167,12 @@ cudaError_t LaunchTyped(const void* weight, Matrix x, Matrix y, cudaStream_t str
 
 }  // namespace
 
-bool CanStream(const void* weight, Matrix x) {
-  return x.rows <= kMaxStreamedRows && CanMakeBoxMap(weight, x.dtype, x.width) &&
+bool CanStream(Matrix weight, Matrix x) {
+  return x.rows <= kMaxStreamedRows && CanMakeBoxMap(weight.data, x.dtype, weight.stride) &&
          CanMakeBoxMap(x.data, x.dtype, x.stride);
 }
 
-cudaError_t LaunchStreamGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   return WithType(x.dtype, [&]<typename T>(T) {
     if constexpr (std::is_same_v<T, float>) return cudaErrorInvalidValue;
     else if (y.dtype == DType::kF32) return LaunchTyped<T, float>(weight, x, y, stream);

@@ -10,17 +10,17 @@ namespace lorikeet::cuda {
 // Whether LaunchStreamGemm serves the product on this device: at most kMaxStreamedRows rows of a
 // 16-bit type, rows of x and of the weight at multiples of 16 bytes, compute capability 9.0.
 inline constexpr int32_t kMaxStreamedRows = 64;
-bool CanStream(const void* weight, Matrix x);
+bool CanStream(Matrix weight, Matrix x);
 
 // Up to so many rows it takes less time than cuBLASLt's products; with more, up to
 // kMaxStreamedRows, only beside other kernels, which it leaves more room.
 inline constexpr int32_t kFewRows = 32;
 
 // y = x Wᵀ with float32 sums, the same for a row whatever the others are. weight: [y.width, x.width]
-// of x's type, rows adjacent; y is of x's type or float32.
+// of x's type; y is of x's type or float32.
 //
 // The weight comes through rings of shared memory, which are filled before the kernel before has
 // ended: what is read then is the weight alone.
-cudaError_t LaunchStreamGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
 
 }  // namespace lorikeet::cuda

@@ -236,7 +236,7 @@ int32_t ColumnsFor(int32_t rows, int32_t blocks) {
 }
 
 template <typename T, int kColumns>
-cudaError_t LaunchFor(const void* weight, Matrix x, TileArgs args, int32_t blocks, cudaStream_t stream) {
+cudaError_t LaunchFor(Matrix weight, Matrix x, TileArgs args, int32_t blocks, cudaStream_t stream) {
   using S = Tile<kColumns>;
   const auto kernel = TileGemm<T, kColumns>;
   constexpr int32_t kShared = S::kStages * S::kStageBytes + S::kStagedBytes;
@@ -245,7 +245,7 @@ cudaError_t LaunchFor(const void* weight, Matrix x, TileArgs args, int32_t block
   if (raised != cudaSuccess) return raised;
   CUtensorMap weight_map, x_map;
   cudaError_t error =
-      MakeBoxMap(weight, x.dtype, args.y.width, x.width, x.width, kTileRows, &weight_map);
+      MakeBoxMap(weight.data, x.dtype, args.y.width, x.width, weight.stride, kTileRows, &weight_map);
   if (error != cudaSuccess) return error;
   error = MakeBoxMap(x.data, x.dtype, x.rows, x.width, x.stride, S::kXRows / kCluster, &x_map);
   if (error != cudaSuccess) return error;
@@ -262,12 +262,12 @@ cudaError_t LaunchFor(const void* weight, Matrix x, TileArgs args, int32_t block
 }  // namespace
 
 // y is stored as it could be brought: by sixteen bytes.
-bool CanTile(const void* weight, Matrix x, Matrix y) {
-  return y.dtype == x.dtype && y.width % 8 == 0 && CanMakeBoxMap(weight, x.dtype, x.width) &&
+bool CanTile(Matrix weight, Matrix x, Matrix y) {
+  return y.dtype == x.dtype && y.width % 8 == 0 && CanMakeBoxMap(weight.data, x.dtype, weight.stride) &&
          CanMakeBoxMap(x.data, x.dtype, x.stride) && CanMakeBoxMap(y.data, y.dtype, y.stride);
 }
 
-cudaError_t LaunchTileGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchTileGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   const int32_t blocks = DivideUp(y.width, kTileRows);
   const TileArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth)};
   return WithType(x.dtype, [&]<typename T>(T) {

@@ -9,14 +9,14 @@ namespace lorikeet::cuda {
 
 // Whether LaunchTileGemm serves the product on this device: compute capability 9.0, a 16-bit type of
 // all three, rows of x, y and of the weight at multiples of 16 bytes.
-bool CanTile(const void* weight, Matrix x, Matrix y);
+bool CanTile(Matrix weight, Matrix x, Matrix y);
 
 // y = x Wᵀ with float32 sums, each over the columns in their order whatever the other rows are. weight:
-// [y.width, x.width] of x's type, rows adjacent; y is of x's type.
+// [y.width, x.width] of x's type; y is of x's type.
 //
 // A block computes 128 columns of y for as many rows of x as divide the rows among multiprocessors
 // most evenly; two blocks share what they read of x. Of a block's two warp groups one multiplies
 // while the other stores, by turns.
-cudaError_t LaunchTileGemm(const void* weight, Matrix x, Matrix y, cudaStream_t stream);
+cudaError_t LaunchTileGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
 
 }  // namespace lorikeet::cuda
