@@ -111,9 +111,12 @@ class HttpClient {
   }
 
  protected:
-  virtual ssize_t ReadSome(char* bytes, size_t size) { return read(fd_, bytes, size); }
+  // Signals, such as libFuzzer's alarms, end neither.
+  virtual ssize_t ReadSome(char* bytes, size_t size) {
+    return TEMP_FAILURE_RETRY(read(fd_, bytes, size));
+  }
   virtual ssize_t WriteSome(const char* bytes, size_t size) {
-    return send(fd_, bytes, size, MSG_NOSIGNAL);
+    return TEMP_FAILURE_RETRY(send(fd_, bytes, size, MSG_NOSIGNAL));
   }
 
  private:
