@@ -317,7 +317,8 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
     std::vector<int32_t> ids;
     if (chat) {
       ChatRequest asked = *chat;
-      LK_ASSIGN_OR_RETURN(ids, EncodeChat(context, text, asked));
+      LK_ASSIGN_OR_RETURN(const std::string written, RenderChat(context, text, asked));
+      LK_ASSIGN_OR_RETURN(ids, text.tokenizer->Encode(written, /*add_special=*/false));
     } else {
       LK_ASSIGN_OR_RETURN(ids, text.tokenizer->Encode(*prompt, add_special));
     }

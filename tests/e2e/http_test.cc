@@ -54,6 +54,20 @@ TEST_F(HttpTest, AConnectionIsKeptAndRequestsBehindOneAnotherAreAnsweredInOrder)
   EXPECT_EQ(rest.substr(rest.size() - 6), "ready\n");
 }
 
+TEST(HttpServerTest, ATargetMayNameItsServer) {
+  auto server = HttpServer::Start({"127.0.0.1", 0}, [](HttpRequest request, auto) {
+    return std::make_unique<HttpReply>(HttpResponse{
+        .body = absl::StrCat(request.host, " ", request.path, " ", request.query)});
+  });
+  ASSERT_TRUE(server.ok()) << server.status();
+  HttpClient client((*server)->port());  // whose header says "test"
+  EXPECT_EQ(client.Get("http://a:81/b/c?d=/e").body, "a:81 /b/c d=/e");
+  EXPECT_EQ(client.Get("HTTPS://a").body, "a / ");
+  EXPECT_EQ(client.Get("http://a?b").body, "a / b");
+  EXPECT_EQ(client.Get("/http://a").body, "test /http://a ");
+  EXPECT_EQ(client.Get("ftp://a/b").body, "test ftp://a/b ");
+}
+
 TEST_F(HttpTest, AnOldClientGetsAStreamUpToTheClose) {
   Start();
   HttpClient client(service_->http_port());
