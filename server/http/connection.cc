@@ -192,7 +192,7 @@ class Connection final : public HttpConnection,
   }
 
   void OnRead(ErrorCode error, size_t bytes) {
-    if (error) return Abandon();
+    if (error || closed_) return Abandon();  // closed: this read was done before
     if (lingering_) {
       discarded_ += bytes;
       if (discarded_ > shared_->limits.body_bytes) return Abandon();

@@ -183,6 +183,19 @@ TEST_F(HttpTest, AReaderThatWaitsGetsEverythingInTheEnd) {
   EXPECT_EQ(result.events().back(), "[DONE]");
 }
 
+// Their requests come in after the first answer could not be written.
+TEST_F(HttpTest, ClientsThatAskAndLeaveHarmNobody) {
+  Start();
+  std::string requests;
+  for (int i = 0; i < 2000; ++i) requests += "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+  for (int i = 0; i < 100; ++i) {
+    HttpClient client(service_->http_port());
+    client.Send(requests);
+    char first[60];
+    EXPECT_GT(read(client.fd(), first, sizeof first), 0);
+  }
+}
+
 TEST_F(HttpTest, ClientsThatSendAByteAtATimeAreClosedAndTheOthersServed) {
   config_.http_limits.read_s = 1;
   Start();
