@@ -202,6 +202,10 @@ HttpApi::Answer HttpApi::GetLogLevel(const Call&) const {
 }
 
 HttpApi::Answer HttpApi::SetLogLevel(const Call& call) const {
+  if (!call.client.caller->SeesAll()) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        "key '", call.client.caller->id, "' is for some adapters; the log is of all of them"));
+  }
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   Fields fields(body);
   std::string name;
