@@ -58,6 +58,7 @@ struct GenerationInput {
   std::optional<GrammarSource> grammar;  // what the answer looks like
   std::string grammar_field = "form";    // where the client said so, for messages
   std::optional<int32_t> max_tokens;  // absent: what the context has room for
+  std::string max_tokens_field = "stop.max_tokens";  // as grammar_field
   std::vector<std::string> stop_strings;
   bool include_stop_string = false;  // in the text
   std::vector<int32_t> stop_token_ids;

@@ -35,6 +35,16 @@ absl::Status ValidateStops(const GenerationInput& input) {
   return absl::OkStatus();
 }
 
+// A text that is too long whatever its tokens are is refused before it takes seconds to find them.
+absl::Status CheckFits(const ServingContext& context, const ModelText& model, std::string_view text,
+                       const char* field) {
+  const int64_t most = int64_t{model.tokenizer->pieces().longest} * (context.max_context_tokens - 1);
+  if (most == 0 || static_cast<int64_t>(text.size()) <= most) return absl::OkStatus();
+  return Invalid(absl::StrCat(field, ": ", text.size(), " bytes; at most ", most, " can be the ",
+                              context.max_context_tokens - 1,
+                              " tokens that leave room for an answer"));
+}
+
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const ServingContext& context,
                                                   const ModelText& model, GenerationInput& input) {
   if (auto* ids = std::get_if<std::vector<int32_t>>(&input.prompt)) {
@@ -43,11 +53,14 @@ absl::StatusOr<std::vector<int32_t>> EncodePrompt(const ServingContext& context,
     return std::move(*ids);
   }
   if (auto* chat = std::get_if<ChatRequest>(&input.prompt)) {
-    return EncodeChat(context, model, *chat);
+    LK_ASSIGN_OR_RETURN(const std::string text, RenderChat(context, model, *chat));
+    LK_RETURN_IF_ERROR(CheckFits(context, model, text, "chat"));
+    return model.tokenizer->Encode(text, /*add_special=*/false);
   }
   const std::string& text = std::get<std::string>(input.prompt);
   if (text.empty()) return Invalid("text: empty; at least one character");
   LK_RETURN_IF_ERROR(ValidateUtf8(text, "text"));
+  LK_RETURN_IF_ERROR(CheckFits(context, model, text, "text"));
   LK_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
                       model.tokenizer->Encode(text, /*add_special=*/true));
   if (ids.empty()) return Invalid("text: has no tokens; at least one");
@@ -153,8 +166,8 @@ absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
-                                                const ModelText& model, ChatRequest& request) {
+absl::StatusOr<std::string> RenderChat(const ServingContext& context, const ModelText& model,
+                                       ChatRequest& request) {
   if (model.chat_template == nullptr) {
     return Invalid(absl::StrCat("chat: the model '", context.model_name,
                                 "' has no chat template; send text or token_ids"));
@@ -162,8 +175,7 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
   request.now_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
                            std::chrono::system_clock::now().time_since_epoch())
                            .count();
-  LK_ASSIGN_OR_RETURN(const std::string text, model.chat_template->Render(request));
-  return model.tokenizer->Encode(text, /*add_special=*/false);
+  return model.chat_template->Render(request);
 }
 
 absl::Status CheckVersion(const ResolvedModel& model, std::string_view version) {
@@ -218,11 +230,12 @@ absl::Status ValidateInput(const GenerationInput& input) {
   LK_RETURN_IF_ERROR(ValidateChoices(input));
   LK_RETURN_IF_ERROR(ValidateStops(input));
   if (input.max_tokens && *input.max_tokens < 1) {
-    return Invalid(absl::StrCat("stop.max_tokens: ", *input.max_tokens, "; at least 1"));
+    return Invalid(absl::StrCat(input.max_tokens_field, ": ", *input.max_tokens, "; at least 1"));
   }
   if (input.max_tokens && input.sampling.min_tokens > *input.max_tokens) {
     return Invalid(absl::StrCat("min_tokens: ", input.sampling.min_tokens,
-                                "; at most max_tokens, which is ", *input.max_tokens));
+                                "; at most ", input.max_tokens_field, ", which is ",
+                                *input.max_tokens));
   }
   return absl::OkStatus();
 }

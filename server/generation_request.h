@@ -30,9 +30,10 @@ absl::StatusOr<ResolvedModel> ResolveModel(const ServingContext& context, const 
 absl::StatusOr<ResolvedModel> Resolve(const ServingContext& context, const Identity& caller,
                                       const GenerationInput& input);
 
-// The prompt of a conversation. INVALID_ARGUMENT: the model has no template, or it refuses.
-absl::StatusOr<std::vector<int32_t>> EncodeChat(const ServingContext& context,
-                                                const ModelText& text, ChatRequest& request);
+// The prompt of a conversation, which holds its special tokens. INVALID_ARGUMENT: the model has no
+// template, or it refuses.
+absl::StatusOr<std::string> RenderChat(const ServingContext& context, const ModelText& text,
+                                       ChatRequest& request);
 
 // INVALID_ARGUMENT names the first id that is not in [0, vocab_size), as what[i].
 absl::Status ValidateTokenIds(const std::vector<int32_t>& ids, const char* what,

@@ -73,6 +73,8 @@ struct Peak {
   bool valid = false;  // a distribution: no NaN, and the maximum is finite
 };
 
+float Sum(Float4 lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
+
 // Maximum of each block, and of all.
 Peak ScanBlocks(Logits logits, std::vector<float>* block_max) {
   block_max->resize((logits.size() + kBlock - 1) / kBlock);
@@ -104,6 +106,7 @@ Peak ScanBlocks(Logits logits, std::vector<float>* block_max) {
 // The row's distribution after penalties and temperature, up to a factor: the best token weighs 1.
 struct Distribution {
   Logits logits;
+  const std::vector<float>& block_max;  // of `logits`
   float max;
   float inverse_temperature;
 
@@ -118,6 +121,10 @@ double SumWeights(const Distribution& d, float* weights) {
   double total = 0;
   for (size_t begin = 0; begin < d.logits.size(); begin += kBlock) {
     const size_t end = std::min(d.logits.size(), begin + kBlock);
+    if (d.block_max[begin / kBlock] == kMinusInfinity) {
+      if constexpr (kKeep) std::fill(weights + begin, weights + end, 0.0f);
+      continue;
+    }
     Float4 lanes = {};
     size_t i = begin;
     for (; i + 4 <= end; i += 4) {
@@ -130,7 +137,7 @@ double SumWeights(const Distribution& d, float* weights) {
       if constexpr (kKeep) weights[i] = w;
       lanes[0] += w;
     }
-    total += (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+    total += Sum(lanes);
   }
   return total;
 }
@@ -225,8 +232,11 @@ int32_t Draw(std::span<const float> weights, double total, double uniform) {
   int32_t last = -1;
   for (size_t begin = 0; begin < weights.size(); begin += kBlock) {
     const size_t end = std::min(weights.size(), begin + kBlock);
-    float block = 0;
-    for (size_t i = begin; i < end; ++i) block += weights[i];
+    Float4 lanes = {};
+    size_t at = begin;
+    for (; at + 4 <= end; at += 4) lanes += Load(&weights[at]);
+    float block = Sum(lanes);
+    for (; at < end; ++at) block += weights[at];
     if (sum + block <= wanted) {
       sum += block;
       if (block > 0) last = static_cast<int32_t>(end) - 1;
@@ -278,30 +288,39 @@ int32_t DrawUnfiltered(const Distribution& d, const SamplingParams& params, doub
   return Draw(weights, total, uniform);
 }
 
-// Leaves out, in place, the tokens whose bit is not set. A word of bits at a time: most have all of
-// them, or none.
-void KeepAllowed(std::span<const uint32_t> allowed, std::span<float> logits) {
-  for (size_t begin = 0; begin < logits.size(); begin += 32) {
+// Copies the tokens whose bit is set, and leaves out the others. Of most blocks all bits are set, or none.
+void CopyAllowed(Logits raw, std::span<const uint32_t> allowed, float* out) {
+  constexpr Int4 kBits = {1, 2, 4, 8};
+  for (size_t begin = 0; begin < raw.size(); begin += 32) {
     const uint32_t word = allowed[begin / 32];
-    if (word == ~uint32_t{0}) continue;
-    const std::span some = logits.subspan(begin, std::min<size_t>(32, logits.size() - begin));
+    const size_t end = std::min(raw.size(), begin + 32);
     if (word == 0) {
-      std::ranges::fill(some, kMinusInfinity);
+      std::fill(out + begin, out + end, kMinusInfinity);
       continue;
     }
-    for (size_t i = 0; i < some.size(); ++i) {
-      some[i] = (word >> i & 1) != 0 ? some[i] : kMinusInfinity;
+    size_t i = begin;
+    for (; i + 4 <= end; i += 4) {
+      const auto four = static_cast<int32_t>(word >> (i - begin) & 15);
+      const Int4 stays = (Int4{four, four, four, four} & kBits) != 0;
+      const Float4 x = stays ? Load(&raw[i]) : Broadcast(kMinusInfinity);
+      std::memcpy(out + i, &x, sizeof(x));
     }
+    for (; i < end; ++i) out[i] = (word >> (i - begin) & 1) != 0 ? raw[i] : kMinusInfinity;
   }
 }
 
-// Biases and leaves out, in place.
-void Edit(const LogitRow& row, std::span<float> logits) {
-  for (const auto& [id, bias] : row.sampling->logit_bias) logits[id] += bias;
-  for (const int32_t id : row.forbidden) {
-    if (id < logits.size()) logits[id] = kMinusInfinity;  // the base's EOS may lie beyond
+// Leaves out what is not allowed or forbidden, and biases the rest.
+void Edit(Logits raw, const LogitRow& row, std::vector<float>* edited) {
+  edited->resize(raw.size());
+  if (row.allowed.empty()) {
+    std::ranges::copy(raw, edited->begin());
+  } else {
+    CopyAllowed(raw, row.allowed, edited->data());
   }
-  if (!row.allowed.empty()) KeepAllowed(row.allowed, logits);
+  for (const auto& [id, bias] : row.sampling->logit_bias) (*edited)[id] += bias;
+  for (const int32_t id : row.forbidden) {
+    if (id < raw.size()) (*edited)[id] = kMinusInfinity;  // the base's EOS may lie beyond
+  }
 }
 
 // Penalties, in place.
@@ -329,10 +348,9 @@ bool Adjusts(const LogitRow& row) { return HasEdits(row) || HasPenalties(*row.sa
 
 int32_t Choose(Logits raw, const LogitRow& row, float raw_max, SamplerScratch* scratch) {
   const SamplingParams& params = *row.sampling;
-  Distribution d{raw, raw_max, 1.0f};
+  Distribution d{raw, scratch->block_max, raw_max, 1.0f};
   if (Adjusts(row)) {
-    scratch->adjusted.assign(raw.begin(), raw.end());
-    Edit(row, scratch->adjusted);
+    Edit(raw, row, &scratch->adjusted);
     if (HasPenalties(params)) Penalize(row, scratch->adjusted, scratch);
     d.logits = scratch->adjusted;
     const Peak peak = ScanBlocks(d.logits, &scratch->block_max);
@@ -350,7 +368,7 @@ int32_t Choose(Logits raw, const LogitRow& row, float raw_max, SamplerScratch* s
 // REQUIRES: scratch->block_max is of `logits`.
 void FillLogprobs(Logits logits, const LogitRow& row, float max, SamplerScratch* scratch,
                   SampledToken* out) {
-  const double log_total = max + std::log(SumWeights<false>({logits, max, 1.0f}, nullptr));
+  const double log_total = max + std::log(SumWeights<false>({logits, scratch->block_max, max, 1.0f}, nullptr));
   if (row.sampling->top_logprobs > 0) {
     SelectTop(logits, row.sampling->top_logprobs, scratch);
     std::sort(scratch->keys.begin(), scratch->keys.end(), kBestFirst);

@@ -13,6 +13,7 @@
 #include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 #include "server/options.h"
+#include "server/text/utf8.h"
 
 namespace lorikeet {
 namespace {
@@ -34,6 +35,7 @@ absl::Status Invalid(const std::string& what) { return absl::InvalidArgumentErro
 
 absl::StatusOr<std::string> Text(const YAML::Node& node, const std::string& field) {
   if (!node.IsScalar()) return Invalid(field + ": expected one value");
+  LK_RETURN_IF_ERROR(ValidateUtf8(node.Scalar(), field));
   if (node.Scalar().size() > kMaxTextBytes) {
     return Invalid(absl::StrCat(field, ": ", node.Scalar().size(), " bytes; at most ",
                                 kMaxTextBytes));

@@ -2,6 +2,7 @@
 
 #include <netinet/tcp.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
@@ -15,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "server/http/errors.h"
@@ -34,6 +36,18 @@ constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr int64_t kLingerSeconds = 5;
 
 std::string ToString(beast::string_view text) { return {text.data(), text.size()}; }
+
+// A target may name its server, as to a proxy; that one then counts, not the header's.
+void TakeServer(std::string* target, std::string* host) {
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (!absl::StartsWithIgnoreCase(*target, absl::string_view(scheme.data(), scheme.size()))) continue;
+    const size_t end = std::min(target->find_first_of("/?", scheme.size()), target->size());
+    *host = target->substr(scheme.size(), end - scheme.size());
+    target->erase(0, end);
+    if (!target->starts_with('/')) target->insert(0, "/");
+    return;
+  }
+}
 
 // Finds out within a minute or two that a silent client's machine is gone.
 void ProbeSilence(TcpSocket* socket) {
@@ -178,7 +192,7 @@ class Connection final : public HttpConnection,
   }
 
   void OnRead(ErrorCode error, size_t bytes) {
-    if (error) return Abandon();
+    if (error || closed_) return Abandon();  // closed: this read was done before
     if (lingering_) {
       discarded_ += bytes;
       if (discarded_ > shared_->limits.body_bytes) return Abandon();
@@ -282,11 +296,12 @@ class Connection final : public HttpConnection,
   HttpRequest HeadOf(const Parser::value_type& message) const {
     HttpRequest request;
     request.method = ToString(message.method_string());
-    const std::string target = ToString(message.target());
+    std::string target = ToString(message.target());
+    request.host = ToString(message[http::field::host]);
+    TakeServer(&target, &request.host);
     const size_t question = target.find('?');
     request.path = target.substr(0, question);
     if (question != std::string::npos) request.query = target.substr(question + 1);
-    request.host = ToString(message[http::field::host]);
     request.origin = ToString(message[http::field::origin]);
     request.authorization = ToString(message[http::field::authorization]);
     request.content_type = ToString(message[http::field::content_type]);

@@ -202,6 +202,10 @@ HttpApi::Answer HttpApi::GetLogLevel(const Call&) const {
 }
 
 HttpApi::Answer HttpApi::SetLogLevel(const Call& call) const {
+  if (!call.client.caller->SeesAll()) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        "key '", call.client.caller->id, "' is for some adapters; the log is of all of them"));
+  }
   LK_ASSIGN_OR_RETURN(const Json body, ParseBody(call.request.body));
   Fields fields(body);
   std::string name;
@@ -317,7 +321,8 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
     std::vector<int32_t> ids;
     if (chat) {
       ChatRequest asked = *chat;
-      LK_ASSIGN_OR_RETURN(ids, EncodeChat(context, text, asked));
+      LK_ASSIGN_OR_RETURN(const std::string written, RenderChat(context, text, asked));
+      LK_ASSIGN_OR_RETURN(ids, text.tokenizer->Encode(written, /*add_special=*/false));
     } else {
       LK_ASSIGN_OR_RETURN(ids, text.tokenizer->Encode(*prompt, add_special));
     }

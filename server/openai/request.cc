@@ -177,6 +177,7 @@ void ReadModel(Fields& fields, GenerationInput* input) {
 void ReadCommon(Fields& fields, GenerationInput* input, OutputOptions* output) {
   ReadModel(fields, input);
   output->model = input->model;
+  input->max_tokens_field = "max_tokens";
   ReadSampling(fields, &input->sampling);
   ReadBias(fields, &input->sampling);
   fields.Read("min_tokens", &input->sampling.min_tokens);
@@ -404,7 +405,6 @@ absl::Status InOpenAiNames(const absl::Status& status, const std::string& prompt
   const std::pair<const char*, std::string> kNames[] = {
       {"stop.strings", "stop"},
       {"stop.token_ids", "stop_token_ids"},
-      {"stop.max_tokens", "max_tokens"},
       {"token_ids", prompt},
       {"text", prompt},
       {"prompt", prompt},
@@ -427,7 +427,12 @@ absl::StatusOr<OpenAiRequest> ParseChat(const Json& body, ToolStyle style) {
   Fields fields(body);
   ReadCommon(fields, &input, &request.output);
   fields.Read("max_tokens", &input.max_tokens);
-  fields.Read("max_completion_tokens", &input.max_tokens);
+  std::optional<int32_t> completion_tokens;  // the name that OpenAI gave it later
+  fields.Read("max_completion_tokens", &completion_tokens);
+  if (completion_tokens) {
+    input.max_tokens = completion_tokens;
+    input.max_tokens_field = "max_completion_tokens";
+  }
   int32_t top_logprobs = 0;
   fields.Read("logprobs", &request.output.logprobs);
   fields.Read("top_logprobs", &top_logprobs);

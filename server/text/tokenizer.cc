@@ -1,5 +1,7 @@
 #include "server/text/tokenizer.h"
 
+#include <malloc.h>
+
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,9 @@
 
 namespace lorikeet {
 namespace {
+
+// What reading it took, a hundred times its bytes, goes back to the system and not to the heap.
+constexpr size_t kLongTextBytes = 1 << 20;
 
 std::string Utf8OfCodePoint(uint32_t c) {
   const auto byte = [](uint32_t bits) { return static_cast<char>(bits); };
@@ -29,6 +34,7 @@ TokenPieces Copy(const LkPieces& from) {
       from.join == LK_JOIN_BYTES ? TokenPieces::Join::kBytes : TokenPieces::Join::kByteFallback;
   pieces.strip = Utf8OfCodePoint(from.strip_char);
   pieces.strip_max = from.strip_max;
+  pieces.longest = from.longest;
   return pieces;
 }
 
@@ -83,6 +89,7 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
   }
   std::vector<int32_t> out(ids.data, ids.data + ids.size);
   lk_ids_free(ids);
+  if (text.size() > kLongTextBytes) malloc_trim(0);
   return out;
 }
 

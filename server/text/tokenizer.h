@@ -55,6 +55,7 @@ struct TokenPieces {
   Join join = Join::kBytes;
   std::string strip;  // up to strip_max of this character go from the start of the text
   uint32_t strip_max = 0;
+  uint32_t longest = 0;  // the most bytes of a text that become one token; 0: any number may
 
   int32_t count() const { return static_cast<int32_t>(flags.size()); }
   bool has(int32_t id, uint8_t flag) const {

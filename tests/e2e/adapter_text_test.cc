@@ -69,9 +69,7 @@ class AdapterTextTest : public ServiceTest {
   }
 
   json Post(const std::string& path, const json& body, int status = 200) {
-    const HttpResult result = client_->Post(path, body.dump());
-    EXPECT_EQ(result.status, status) << result.body;
-    return result.json();
+    return client_->Ask(path, body, status);
   }
 
   std::string Version(const std::string& name) {

@@ -217,6 +217,18 @@ TEST_F(AuthTest, AdminReachesOnlyWhatTheKeySees) {
   EXPECT_THAT(ListAs(admin_), ElementsAre("a-one", "a-x", "b-one"));
 }
 
+// The log is of all tenants.
+TEST_F(AuthTest, TheLogsLevelIsForWhoSeesEveryAdapter) {
+  Serve();
+  const json level = {{"level", "warning"}};
+  const HttpResult refused = Http(a_, "/log_level", level);
+  EXPECT_EQ(refused.status, 403);
+  EXPECT_THAT(refused.body, HasSubstr("key 'a'"));
+  EXPECT_EQ(Http(a_, "/log_level").json()["level"], "info");
+  EXPECT_EQ(Http(admin_, "/log_level", level).status, 200);
+  EXPECT_EQ(Http(admin_, "/log_level", {{"level", "info"}}).status, 200);
+}
+
 TEST_F(AuthTest, AWatcherSeesItsOwnAdapters) {
   Serve();
   grpc::ClientContext context;

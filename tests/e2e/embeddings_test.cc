@@ -29,9 +29,7 @@ class EmbeddingsTest : public ServiceTest {
   }
   json Post(const json& body, int status = 200) { return PostTo("/v1/embeddings", body, status); }
   json PostTo(const std::string& path, const json& body, int status = 200) {
-    const HttpResult result = client_->Post(path, body.dump());
-    EXPECT_EQ(result.status, status) << result.body;
-    return result.json();
+    return client_->Ask(path, body, status);
   }
   v1::EmbedResponse Embed(const v1::EmbedRequest& request) {
     grpc::ClientContext context;

@@ -26,9 +26,7 @@ class FormTest : public ServiceTest {
   json Complete(const json& more, int status = 200) {
     json body = {{"model", "llama"}, {"prompt", "hello"}, {"max_tokens", 100}, {"seed", 3}};
     body.update(more);
-    const HttpResult result = client_->Post("/v1/completions", body.dump());
-    EXPECT_EQ(result.status, status) << result.body;
-    return result.json();
+    return client_->Ask("/v1/completions", body, status);
   }
   json Choice(const json& more) { return Complete(more)["choices"][0]; }
 
@@ -146,6 +144,7 @@ TEST_F(FormTest, WhatCannotBeCompiledIsNamed) {
       {{{"logit_bias", {{"x", 1}}}}, "logit_bias.x"},
       {{{"min_tokens", -1}}, "-1"},
       {{{"min_tokens", 9}, {"max_tokens", 8}}, "min_tokens: 9; at most max_tokens, which is 8"},
+      {{{"max_tokens", 0}}, "max_tokens: 0; at least 1"},
       {{{"bad_words", {""}}}, "bad_words[0]"},
       {{{"bad_words", {std::string(257, 'x')}}}, "bad_words[0]: 257 bytes; 1 to 256"},
       {{{"bad_words", std::vector<std::string>(1025, "x")}}, "1025 words; at most 1024"}};

@@ -100,6 +100,12 @@ class HttpClient {
                       "Content-Type: application/json\r\nContent-Length: ", body.size(),
                       "\r\n\r\n", body));
   }
+  // The JSON that answers a POST of `body`, with this status.
+  nlohmann::json Ask(const std::string& path, const nlohmann::json& body, int status = 200) {
+    const HttpResult result = Post(path, body.dump());
+    EXPECT_EQ(result.status, status) << result.body;
+    return result.json();
+  }
   // Lines that go with every request, each ending in "\r\n".
   void set_headers(std::string headers) { headers_ = std::move(headers); }
 
@@ -111,9 +117,12 @@ class HttpClient {
   }
 
  protected:
-  virtual ssize_t ReadSome(char* bytes, size_t size) { return read(fd_, bytes, size); }
+  // Signals, such as libFuzzer's alarms, end neither.
+  virtual ssize_t ReadSome(char* bytes, size_t size) {
+    return TEMP_FAILURE_RETRY(read(fd_, bytes, size));
+  }
   virtual ssize_t WriteSome(const char* bytes, size_t size) {
-    return send(fd_, bytes, size, MSG_NOSIGNAL);
+    return TEMP_FAILURE_RETRY(send(fd_, bytes, size, MSG_NOSIGNAL));
   }
 
  private:

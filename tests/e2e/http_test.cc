@@ -54,6 +54,20 @@ TEST_F(HttpTest, AConnectionIsKeptAndRequestsBehindOneAnotherAreAnsweredInOrder)
   EXPECT_EQ(rest.substr(rest.size() - 6), "ready\n");
 }
 
+TEST(HttpServerTest, ATargetMayNameItsServer) {
+  auto server = HttpServer::Start({"127.0.0.1", 0}, [](HttpRequest request, auto) {
+    return std::make_unique<HttpReply>(HttpResponse{
+        .body = absl::StrCat(request.host, " ", request.path, " ", request.query)});
+  });
+  ASSERT_TRUE(server.ok()) << server.status();
+  HttpClient client((*server)->port());  // whose header says "test"
+  EXPECT_EQ(client.Get("http://a:81/b/c?d=/e").body, "a:81 /b/c d=/e");
+  EXPECT_EQ(client.Get("HTTPS://a").body, "a / ");
+  EXPECT_EQ(client.Get("http://a?b").body, "a / b");
+  EXPECT_EQ(client.Get("/http://a").body, "test /http://a ");
+  EXPECT_EQ(client.Get("ftp://a/b").body, "test ftp://a/b ");
+}
+
 TEST_F(HttpTest, AnOldClientGetsAStreamUpToTheClose) {
   Start();
   HttpClient client(service_->http_port());
@@ -167,6 +181,19 @@ TEST_F(HttpTest, AReaderThatWaitsGetsEverythingInTheEnd) {
   WaitFor([&] { return Metric("lorikeet_generated_tokens_total") == 240; });
   const HttpResult result = client.Receive();
   EXPECT_EQ(result.events().back(), "[DONE]");
+}
+
+// Their requests come in after the first answer could not be written.
+TEST_F(HttpTest, ClientsThatAskAndLeaveHarmNobody) {
+  Start();
+  std::string requests;
+  for (int i = 0; i < 2000; ++i) requests += "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+  for (int i = 0; i < 100; ++i) {
+    HttpClient client(service_->http_port());
+    client.Send(requests);
+    char first[60];
+    EXPECT_GT(read(client.fd(), first, sizeof first), 0);
+  }
 }
 
 TEST_F(HttpTest, ClientsThatSendAByteAtATimeAreClosedAndTheOthersServed) {

@@ -21,9 +21,7 @@ class OpenAiTest : public ServiceTest {
     client_ = std::make_unique<HttpClient>(service_->http_port());
   }
   json Post(const std::string& path, const json& body, int status = 200) {
-    const HttpResult result = client_->Post(path, body.dump());
-    EXPECT_EQ(result.status, status) << result.body;
-    return result.json();
+    return client_->Ask(path, body, status);
   }
   static json Completion(const json& more = json::object()) {
     json body = {{"model", "llama"},  {"prompt", "hello"},   {"max_tokens", 8},
@@ -339,6 +337,8 @@ TEST_F(OpenAiTest, WhatIsNotHonouredIsNamed) {
   for (const std::string& chat : chats) {
     Post("/v1/chat/completions", Chat(json::parse(chat)), 400);
   }
+  EXPECT_EQ(Post("/v1/chat/completions", Chat({{"max_completion_tokens", 0}}), 400)["error"]["param"],
+            "max_completion_tokens");
   const BadField calls[] = {
       {R"({})", {"missing"}, "messages[0].tool_calls[0].function"},
       {R"({"function": {"name": "f"}})", {"missing"}, "messages[0].tool_calls[0].function.arguments"},

@@ -54,10 +54,7 @@ class ToolsTest : public ServiceTest {
     return body;
   }
   json Post(const json& body, int status = 200) {
-    const HttpResult result =
-        HttpClient(service_->http_port()).Post("/v1/chat/completions", body.dump());
-    EXPECT_EQ(result.status, status) << result.body;
-    return result.json();
+    return HttpClient(service_->http_port()).Ask("/v1/chat/completions", body, status);
   }
   // A stream's deltas add up to the whole choice, but for the calls' ids.
   static void ExpectSame(const json& choice, const std::vector<std::string>& events) {

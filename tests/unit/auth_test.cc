@@ -65,6 +65,7 @@ TEST(KeysFileTest, AWrongEntryIsNamed) {
       {Entry("adapters: [a*b]"), "'a*b' is neither a name"},
       {Entry("") + Entry(""), "line 2: key 'a': id 'a' is in two entries"},
       {"- {id: a, roles: [generate]}", "neither sha256 nor certificate"},
+      {"- {id: a, tenant: \xff}", "tenant is not valid UTF-8 at byte 0"},
       {"- {id: a, sha256: abc, roles: [generate]}", "sha256: not 64"},
       {"- {id: a b, sha256: abc}", "id 'a b' is not 1 to 64"},
       {"- {id: a, certificate: x, roles: [admin]}", "role 'admin' is none of generate"},

@@ -28,6 +28,7 @@ struct Input {
   std::vector<int32_t> history = {0};
   int32_t prompt_tokens = 1;
   int32_t target = -1;
+  std::vector<uint32_t> allowed = {};  // a bit a token; none: all may come
 };
 
 SampledToken Draw(const Input& input, SamplerScratch* scratch) {
@@ -36,6 +37,7 @@ SampledToken Draw(const Input& input, SamplerScratch* scratch) {
   row.history = input.history;
   row.prompt_tokens = input.prompt_tokens;
   row.target = input.target;
+  row.allowed = input.allowed;
   SampledToken out;
   Sample(input.logits, row, scratch, &out);
   return out;
@@ -280,6 +282,46 @@ TEST(Sampler, PenaltiesShiftTheOdds) {
   input.params = {.temperature = 0, .presence_penalty = 1};
   input.logits = {-3, 1.5f, 1.0f, 0.9f};
   EXPECT_EQ(Draw(input).token, 3) << "greedy sees penalties";
+}
+
+TEST(Sampler, WhatIsNotAllowedCountsAsMinusInfinity) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal(0, 3);
+  const std::vector<SamplingParams> ways = {
+      {.temperature = 0}, {}, {.min_p = 0.1f}, {.top_p = 0.8f}, {.top_k = 3},
+      {.repetition_penalty = 1.5f, .logit_bias = {{7, 2.0f}}}};
+  for (const int32_t vocab : {30, 64, 1001, 49157}) {
+    for (const double share : {0.0, 0.002, 0.5, 1.0}) {  // of words of the mask that are not empty
+      Input input{.logits = std::vector<float>(vocab), .history = {7, 3}};
+      for (float& logit : input.logits) logit = normal(random);
+      input.allowed.resize((vocab + 31) / 32);
+      for (uint32_t& word : input.allowed) {
+        const bool some = std::bernoulli_distribution(share)(random);
+        word = !some ? 0 : random() % 2 == 0 ? ~uint32_t{0} : static_cast<uint32_t>(random());
+      }
+      input.allowed.back() |= 1u << (vocab - 1) % 32;  // one at least
+      Input masked = input;
+      masked.allowed.clear();
+      for (int32_t i = 0; i < vocab; ++i) {
+        if ((input.allowed[i / 32] >> i % 32 & 1) == 0) masked.logits[i] = -kInfinity;
+      }
+      for (const SamplingParams& way : ways) {
+        input.params = masked.params = way;
+        for (int32_t seed = 0; seed < 20; ++seed) {
+          input.params.seed = masked.params.seed = seed;
+          ASSERT_EQ(Draw(input).token, Draw(masked).token) << vocab << " tokens, share " << share;
+        }
+      }
+    }
+  }
+  // The draw itself, where most blocks have nothing to draw.
+  Input sparse{.logits = std::vector<float>(1000), .allowed = std::vector<uint32_t>(32)};
+  std::vector<double> expected(1000);
+  for (const int32_t i : {0, 70, 71, 999}) {
+    sparse.allowed[i / 32] |= 1u << i % 32;
+    expected[i] = 0.25;
+  }
+  ExpectDistribution(sparse, expected);
 }
 
 TEST(Sampler, LogprobsAreOfTheRawDistributionBestFirst) {

@@ -86,6 +86,18 @@ TEST_P(GoldenTest, AddsTheSpecialTokensThatHuggingFaceAdds) {
   }
 }
 
+TEST_P(GoldenTest, NoTokenStandsForMoreBytesThanTheLongest) {
+  const uint32_t longest = tokenizer_->pieces().longest;
+  ASSERT_GT(longest, 0u);
+  uint64_t most = 0;  // a string has had to a token
+  for (size_t i = 0; i < strings_.size(); ++i) {
+    const size_t tokens = golden_["ids"][i].size();
+    ASSERT_LE(strings_[i].size(), tokens * longest) << Json(strings_[i]).dump();
+    if (tokens > 0) most = std::max(most, strings_[i].size() / tokens);
+  }
+  EXPECT_GE(4 * most, longest / 4) << "the bound says little";
+}
+
 TEST_P(GoldenTest, DecodesAndStreamsAsHuggingFaceDecodes) {
   for (const Json& decoding : golden_["decodings"]) {
     const Ids ids = decoding[0].get<Ids>();
@@ -250,6 +262,32 @@ TEST_F(DirectoryTest, RefusesADecoderItCannotStream) {
   const absl::Status status = Tokenizer::FromDirectory(directory_).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("WordPiece"));
+}
+
+TEST_F(DirectoryTest, ATokenMayStandForAnyLengthWhereTextIsDropped) {
+  const Json whole = ReadJson(kTokenizerGoldens / "gpt2" / "tokenizer.json");
+  const auto longest = [&](const Json& json) {
+    Write("tokenizer.json", json.dump());
+    const auto tokenizer = Tokenizer::FromDirectory(directory_);
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return tokenizer.ok() ? (*tokenizer)->pieces().longest : 0;
+  };
+  const uint32_t plain = longest(whole);
+  ASSERT_GT(plain, 0u);
+  Json json = whole;
+  json["normalizer"] = {{"type", "NFC"}};
+  EXPECT_EQ(longest(json), 4 * plain);
+  json["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "aa"}}}, {"content", "b"}};
+  EXPECT_EQ(longest(json), 0u);
+  json["normalizer"] = {{"type", "Strip"}, {"strip_left", true}, {"strip_right", true}};
+  EXPECT_EQ(longest(json), 0u);
+  json = whole;
+  json["pre_tokenizer"] = {{"type", "Sequence"},
+                           {"pretokenizers", {{{"type", "WhitespaceSplit"}}, whole["pre_tokenizer"]}}};
+  EXPECT_EQ(longest(json), 0u);
+  json = whole;
+  json["added_tokens"][0]["rstrip"] = true;
+  EXPECT_EQ(longest(json), 0u);
 }
 
 TEST_F(DirectoryTest, IgnoresTruncationAndPadding) {

@@ -79,6 +79,7 @@ typedef struct {
   LkJoin join;
   uint32_t strip_char;   // up to strip_max of this code point go from the text's start
   uint32_t strip_max;
+  uint32_t longest;      // the most bytes of a text that become one token; 0: any number may
 } LkPieces;
 
 // count = highest id + 1. An error when the tokenizer's decoder is of a kind not listed in LkJoin.

@@ -1,6 +1,7 @@
 //! The C interface declared in lorikeet_text.h. Contracts are stated there; this file only moves
 //! bytes across the boundary and keeps panics on this side of it.
 
+mod bound;
 mod chat;
 mod grammar;
 mod pieces;
@@ -183,6 +184,7 @@ pub struct LkPieces {
     join: u32,
     strip_char: u32,
     strip_max: u32,
+    longest: u32,
 }
 
 #[no_mangle]
@@ -193,6 +195,7 @@ pub unsafe extern "C" fn lk_tokenizer_pieces(
 ) -> bool {
     guard(out, error, || {
         let pieces = Pieces::of(&*tokenizer)?;
+        let longest = bound::longest_token(&*tokenizer, &pieces).unwrap_or(0);
         Ok(LkPieces {
             bytes: LkBytes::new(pieces.bytes),
             begin: LkIds::new(pieces.begin),
@@ -200,6 +203,7 @@ pub unsafe extern "C" fn lk_tokenizer_pieces(
             join: pieces.rule.join as u32,
             strip_char: pieces.rule.strip_char as u32,
             strip_max: pieces.rule.strip_max,
+            longest,
         })
     })
 }
