@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/matrix.h"
+#include "adapters_cache/store_factors.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 
@@ -52,17 +53,10 @@ const int32_t* Packer::Integers(const std::vector<int32_t>& values) {
 
 absl::Status Packer::Store(const std::string& name, DType dtype, const float* values, int64_t count,
                            std::byte* to) const {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t bits = FloatToBF16(values[i]);
-    const float stored = dtype == DType::kF32 ? values[i] : BF16ToFloat(bits);
-    if (!std::isfinite(stored)) {
-      return absl::InvalidArgumentError(absl::StrCat(name, ": a value of ", values[i],
-                                                     " is not finite in ", Info(dtype).name));
-    }
-    if (dtype == DType::kF32) std::memcpy(to + i * sizeof(float), &values[i], sizeof(float));
-    else std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
-  }
-  return absl::OkStatus();
+  const int64_t bad = StoreFloats(values, count, dtype, to);
+  if (bad == count) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": a value of ", values[bad], " is not finite in ", Info(dtype).name));
 }
 
 absl::Status Packer::Rows(const std::string& name, const Matrix2& rows, DenseRows* out) {
