@@ -11,11 +11,11 @@
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/adapter_files.h"
 #include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/low_rank_rows.h"
 #include "adapters_cache/mixer.h"
 #include "adapters_cache/normalise.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
-#include "engine/tensor/dequantize.h"
 #include "nlohmann/json.hpp"
 
 namespace lorikeet {
@@ -97,13 +97,9 @@ class LoraWriter {
       const LowRank& pair = pair_of(*term.adapter);
       for (int32_t r = 0; r < pair.rank; ++r, ++k) {
         a.values.resize(a.values.size() + in);
-        Dequantize(pair.dtype, pair.a + ByteSize(pair.dtype, r * pair.a_stride), in,
-                   &a.values[k * in]);
-        Dequantize(pair.dtype, pair.b + ByteSize(pair.dtype, r * pair.b_stride), out,
-                   column.data());
-        for (int64_t o = 0; o < out; ++o) {
-          b.values[o * rank + k] = term.weight * pair.scale * column[o];
-        }
+        ReadA(pair, r, in, &a.values[k * in]);
+        ReadB(pair, r, out, column.data());
+        for (int64_t o = 0; o < out; ++o) b.values[o * rank + k] = term.weight * column[o];
       }
     }
     const bool embedding = path == kEmbedding;

@@ -38,7 +38,7 @@ absl::Status CheckWidths(const Gating& gating, const BaseModel& base) {
 absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& raw,
                                                               const BaseModel& base,
                                                               const NormaliseOptions& options) {
-  if (!options.allow_gates) {
+  if (!options.on_host) {
     return absl::UnimplementedError(
         "gates per token (X-LoRA) are computed on the CPU alone; serve the base with device cpu");
   }

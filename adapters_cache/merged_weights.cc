@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "adapters_cache/low_rank_rows.h"
 #include "engine/base/check.h"
 #include "engine/tensor/dequantize.h"
 
@@ -65,16 +66,16 @@ MergedLinear::MergedLinear(const BaseModel& base, ModuleId id, const Adapter& ad
   base.ReadBias(id, bias_.data());
   const LowRank& pair = delta_.low_rank;
   a_.resize(int64_t{pair.rank} * shape_.in);
-  for (int64_t k = 0; k < pair.rank; ++k) {
-    Dequantize(pair.dtype, pair.a + ByteSize(pair.dtype, k * pair.a_stride), shape_.in,
-               a_.data() + k * shape_.in);
+  b_.resize(int64_t{pair.rank} * shape_.out);
+  for (int32_t k = 0; k < pair.rank; ++k) {
+    ReadA(pair, k, shape_.in, a_.data() + k * shape_.in);
+    ReadB(pair, k, shape_.out, b_.data() + k * shape_.out);
   }
 }
 
 void MergedLinear::AddLowRank(int32_t o, float* weight) const {
-  const LowRank& pair = delta_.low_rank;
-  for (int64_t k = 0; k < pair.rank; ++k) {
-    const float factor = pair.scale * Value(pair.dtype, pair.b, k * pair.b_stride + o);
+  for (int64_t k = 0; k < delta_.low_rank.rank; ++k) {
+    const float factor = b_[k * shape_.out + o];
     const float* a = a_.data() + k * shape_.in;
     for (int32_t i = 0; i < shape_.in; ++i) weight[i] += factor * a[i];
   }

@@ -36,7 +36,7 @@ class MergedLinear {
   const ModuleDelta& delta_;
   int32_t rows_;
   std::vector<float> bias_;  // [out] of the base, or zeros
-  std::vector<float> a_;     // [rank, in] in float32
+  std::vector<float> a_, b_;  // [rank, in] and [rank, out] in float32
 };
 
 // The embedding of token `t`, [D].

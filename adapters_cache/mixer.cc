@@ -8,9 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "adapters_cache/low_rank_rows.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
-#include "engine/tensor/dequantize.h"
 
 namespace lorikeet {
 
@@ -146,20 +146,15 @@ class Mix {
     for (size_t i = 0; i < terms_.size(); ++i) {
       const LowRank& pair = pair_of(At(i));
       for (int32_t k = 0; k < pair.rank; ++k, a += out->a_stride, b += out->b_stride) {
-        Widen(pair, pair.a, pair.a_stride, k, 1, a);
-        Widen(pair, pair.b, pair.b_stride, k, terms_[i].weight * pair.scale, b);
+        ReadA(pair, k, pair.a_stride, a);
+        ReadB(pair, k, pair.b_stride, b);
+        for (int64_t o = 0; o < pair.b_stride; ++o) b[o] *= terms_[i].weight;
       }
     }
     return absl::OkStatus();
   }
 
   static int64_t Padded(int64_t stride) { return (stride + 15) / 16 * 16; }
-
-  static void Widen(const LowRank& pair, const std::byte* rows, int64_t stride, int32_t k,
-                    float factor, float* out) {
-    Dequantize(pair.dtype, rows + ByteSize(pair.dtype, k * stride), stride, out);
-    for (int64_t i = 0; i < stride; ++i) out[i] *= factor;
-  }
 
   // Σ weight · vector of `width`; nullptr when no adapter has one.
   template <typename VectorOf>

@@ -39,7 +39,7 @@ absl::Status CheckRouters(const RawAdapter& raw, const BaseModel& base) {
 absl::Status PackMlpMixture(const RawAdapter& raw, const BaseModel& base,
                             const NormaliseOptions& options, Adapter* adapter) {
   if (raw.routed == 0) return absl::OkStatus();
-  if (!options.allow_gates) {
+  if (!options.on_host) {
     return absl::UnimplementedError(
         "routers over LoRAs (MixLoRA) are computed on the CPU alone; serve the base with device cpu");
   }

@@ -19,6 +19,7 @@
 #include "adapters_cache/mlp_mixture.h"
 #include "adapters_cache/model_parts.h"
 #include "adapters_cache/pack.h"
+#include "adapters_cache/store_factors.h"
 #include "adapters_cache/token_tables.h"
 #include "engine/api/limits.h"
 #include "engine/base/check.h"
@@ -68,9 +69,11 @@ class Normaliser {
     adapter->bytes = static_cast<int64_t>(adapter->storage.size());
     next_ = adapter->storage.data();
     for (const Matched& module : matched_) {
-      LK_RETURN_IF_ERROR(Fill(module, &adapter->modules[module.id]));
+      const absl::Status filled = Fill(module, &adapter->modules[module.id]);
+      if (!filled.ok()) problems_.Add(filled);
       adapter->max_rank = std::max(adapter->max_rank, module.rank);
     }
+    LK_RETURN_IF_ERROR(problems_.ToStatus());
     LK_CHECK(next_ == adapter->storage.data() + adapter->storage.size());
     Packer packer(options_, adapter.get());
     if (raw_.lower != nullptr) LK_RETURN_IF_ERROR(LowerModules(&packer, adapter.get()));
@@ -184,10 +187,15 @@ class Normaliser {
     if (IsCode(tensor->view.dtype)) {
       problems_.Invalid(
           absl::StrCat(tensor->name, " is ", Info(tensor->view.dtype).name, ", not of floats"));
-      return;
     }
-    const absl::Status finite = CheckFinite(tensor->name, tensor->view);
-    if (!finite.ok()) problems_.Add(finite);
+  }
+
+  // Just before they are read, so that they come from memory once.
+  static absl::Status CheckValues(const RawModule& raw) {
+    for (const auto* tensor : {&raw.a, &raw.b, &raw.lora_bias, &raw.magnitude, &raw.base_bias}) {
+      if (tensor->has_value()) LK_RETURN_IF_ERROR(CheckFinite((*tensor)->name, (*tensor)->view));
+    }
+    return absl::OkStatus();
   }
 
   static bool HasBias(const RawModule& raw) { return raw.lora_bias || raw.base_bias; }
@@ -212,6 +220,7 @@ class Normaliser {
   absl::Status Fill(const Matched& module, ModuleDelta* delta) {
     const RawModule& raw = *module.raw;
     const auto [in, out] = module.shape;
+    LK_RETURN_IF_ERROR(CheckValues(raw));
     if (module.rank > 0) LK_RETURN_IF_ERROR(FillFactors(module, &delta->low_rank));
     if (raw.magnitude) {
       auto* scale = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
@@ -287,69 +296,6 @@ class Normaliser {
     low_rank->b = b;
     LK_RETURN_IF_ERROR(StoreRows(*module.raw->a, module.dtype, low_rank->a_stride, a));
     return StoreColumns(*module.raw->b, module.dtype, low_rank->b_stride, b);
-  }
-
-  static absl::Status Overflow(const RawTensor& tensor, int64_t index, float value) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tensor.name, ": element ", index, " is ", value,
-                     ", too large for the bfloat16 that `fast` precision stores; use `exact`"));
-  }
-
-  // One value in `dtype`; false when it overflows.
-  static bool StoreValue(DType dtype, float value, std::byte* to) {
-    if (dtype == DType::kF32) {
-      std::memcpy(to, &value, sizeof(value));
-      return true;
-    }
-    LK_CHECK(dtype == DType::kBF16);  // f16 is only ever copied
-    const uint16_t bits = FloatToBF16(value);
-    std::memcpy(to, &bits, sizeof(bits));
-    return std::isfinite(BF16ToFloat(bits));
-  }
-
-  static absl::Status StoreRows(const RawTensor& tensor, DType dtype, int64_t stride,
-                                std::byte* to) {
-    const TensorView& view = tensor.view;
-    const int64_t columns = view.row_elements();
-    const int64_t width = Info(dtype).block_bytes;
-    std::vector<float> row(columns);
-    for (int64_t r = 0; r < view.rows(); ++r, to += stride * width) {
-      if (view.dtype == dtype) {
-        std::memcpy(to, view.row(r), view.row_bytes());
-        continue;
-      }
-      Dequantize(view.dtype, view.row(r), columns, row.data());
-      for (int64_t c = 0; c < columns; ++c) {
-        if (!StoreValue(dtype, row[c], to + c * width))
-          return Overflow(tensor, r * columns + c, row[c]);
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  // The transpose: column c of the tensor becomes row c of `to`.
-  static absl::Status StoreColumns(const RawTensor& tensor, DType dtype, int64_t stride,
-                                   std::byte* to) {
-    const TensorView& view = tensor.view;
-    const int64_t columns = view.row_elements();
-    const int64_t width = Info(dtype).block_bytes;
-    std::vector<float> row(columns);
-    for (int64_t r = 0; r < view.rows(); ++r) {
-      if (view.dtype == dtype) {
-        const std::byte* from = view.row(r);
-        for (int64_t c = 0; c < columns; ++c) {
-          std::memcpy(to + (c * stride + r) * width, from + c * width, width);
-        }
-        continue;
-      }
-      Dequantize(view.dtype, view.row(r), columns, row.data());
-      for (int64_t c = 0; c < columns; ++c) {
-        if (!StoreValue(dtype, row[c], to + (c * stride + r) * width)) {
-          return Overflow(tensor, r * columns + c, row[c]);
-        }
-      }
-    }
-    return absl::OkStatus();
   }
 
   const RawAdapter& raw_;

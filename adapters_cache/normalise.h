@@ -21,7 +21,9 @@ enum class FactorPrecision : uint8_t {
 struct NormaliseOptions {
   FactorPrecision precision = FactorPrecision::kFile;
   bool allow_dense = false;  // deltas as large as the base's weights
-  bool allow_gates = true;   // the device computes them
+  // Adapters are used where the host has them, which is to say on the CPU: with gates or routers, and
+  // with factors that several have in common.
+  bool on_host = true;
   std::shared_ptr<const AdapterText> text = nullptr;  // Adapter::text
   SharedBlobs* blobs = nullptr;  // of what adapters have in common; nullptr: each has its own
 };
@@ -32,7 +34,7 @@ struct NormaliseOptions {
 // that have no tensors, listed. INVALID_ARGUMENT: a shape that does not fit (module, tensor, found,
 // expected), a rank over Limits::kMaxAdapterRank, a value that is not finite (tensor and index) or
 // that overflows in the precision asked for, a tensor that the variant does not use.
-// RESOURCE_EXHAUSTED: a dense delta without allow_dense. UNIMPLEMENTED: gates without allow_gates.
+// RESOURCE_EXHAUSTED: a dense delta without allow_dense. UNIMPLEMENTED: gates or routers where not on_host.
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/matrix.h"
+#include "adapters_cache/store_factors.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 
@@ -24,6 +25,13 @@ absl::Status CheckVectors(const std::string& path, const Lowered& lowered) {
         absl::StrCat(path, ": what the adapter's tensors come to is not finite (", *bad, ")"));
   }
   return absl::OkStatus();
+}
+
+// Everything into b.
+void Fold(LoweredPair* pair) {
+  if (!pair->rank_scale.empty()) ScaleColumns(pair->rank_scale, &pair->b);
+  if (pair->rank_mix.rows > 0) pair->b = Multiply(pair->b, pair->rank_mix);
+  if (!pair->delta_scale.empty()) ScaleRows(pair->delta_scale, &pair->b);
 }
 
 }  // namespace
@@ -52,17 +60,10 @@ const int32_t* Packer::Integers(const std::vector<int32_t>& values) {
 
 absl::Status Packer::Store(const std::string& name, DType dtype, const float* values, int64_t count,
                            std::byte* to) const {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t bits = FloatToBF16(values[i]);
-    const float stored = dtype == DType::kF32 ? values[i] : BF16ToFloat(bits);
-    if (!std::isfinite(stored)) {
-      return absl::InvalidArgumentError(absl::StrCat(name, ": a value of ", values[i],
-                                                     " is not finite in ", Info(dtype).name));
-    }
-    if (dtype == DType::kF32) std::memcpy(to + i * sizeof(float), &values[i], sizeof(float));
-    else std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
-  }
-  return absl::OkStatus();
+  const int64_t bad = StoreFloats(values, count, dtype, to);
+  if (bad == count) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": a value of ", values[bad], " is not finite in ", Info(dtype).name));
 }
 
 absl::Status Packer::Rows(const std::string& name, const Matrix2& rows, DenseRows* out) {
@@ -86,12 +87,30 @@ absl::Status Packer::Dense(const std::string& path, const Lowered& lowered, Dens
   return absl::OkStatus();
 }
 
-// Kept once for all adapters that have it; not among this one's bytes then.
-const std::byte* Packer::Share(std::shared_ptr<const AlignedBuffer> block) {
-  if (options_.blobs != nullptr) block = options_.blobs->Share(std::move(block));
+// What is shared is kept once for all adapters that have it, and not among this one's bytes.
+const std::byte* Packer::Keep(std::shared_ptr<const AlignedBuffer> block, bool shared) {
+  if (shared && options_.blobs != nullptr) block = options_.blobs->Share(std::move(block));
   else adapter_->bytes += static_cast<int64_t>(block->size());
   adapter_->blocks.push_back(std::move(block));
   return adapter_->blocks.back()->data();
+}
+
+// What stands beside shared factors goes beside them.
+absl::Status Packer::Beside(const std::string& path, LoweredPair* pair, LowRank* out) {
+  const auto most = [](const std::vector<float>& values) {
+    float largest = 0;
+    for (const float value : values) largest = std::max(largest, std::abs(value));
+    return values.empty() ? 1 : largest;
+  };
+  const float mixed = most(pair->rank_mix.values) * static_cast<float>(pair->b.columns);
+  if (!std::isfinite(most(pair->b.values) * mixed * most(pair->rank_scale) * most(pair->delta_scale))) {
+    return absl::InvalidArgumentError(path + ": the product of its factors is not finite");
+  }
+  out->rank_mix = Floats(pair->rank_mix.values);
+  out->rank_scale = Floats(pair->rank_scale);
+  if (!pair->delta_scale.empty()) pair->delta_scale.resize(out->b_stride);
+  out->delta_scale = Floats(pair->delta_scale);
+  return absl::OkStatus();
 }
 
 absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out) {
@@ -110,10 +129,14 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
   out->b_stride = (pairs[0].b.rows + unit - 1) / unit * unit;
   auto block = std::make_shared<AlignedBuffer>(rank * out->a_stride * width);
   std::byte* a = block->data();
-  std::byte* b = Take(rank * out->b_stride * width);
-  out->b = b;
+  auto b_block = std::make_shared<AlignedBuffer>(rank * out->b_stride * width);
+  std::byte* b = b_block->data();
   adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
-  for (const LoweredPair& pair : pairs) {
+  const bool shared = pairs.size() == 1 && pairs[0].shared;
+  const bool beside = shared && options_.on_host;
+  for (LoweredPair& pair : pairs) {
+    if (beside) LK_RETURN_IF_ERROR(Beside(path, &pair, out));
+    else Fold(&pair);
     const Matrix2 by_rank = Transpose(pair.b);
     for (int64_t k = 0; k < pair.a.rows; ++k) {
       LK_RETURN_IF_ERROR(Store(path, out->dtype, pair.a.row(k), pair.a.columns, a));
@@ -122,13 +145,8 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
       b += out->b_stride * width;
     }
   }
-  if (pairs.size() == 1 && pairs[0].shared_a) {
-    out->a = Share(std::move(block));
-    return absl::OkStatus();
-  }
-  out->a = block->data();
-  adapter_->bytes += static_cast<int64_t>(block->size());
-  adapter_->blocks.push_back(std::move(block));
+  out->a = Keep(std::move(block), shared);
+  out->b = Keep(std::move(b_block), beside);
   return absl::OkStatus();
 }
 

@@ -33,7 +33,8 @@ class Packer {
  private:
   std::byte* Take(int64_t bytes);
   absl::Status Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out);
-  const std::byte* Share(std::shared_ptr<const AlignedBuffer> block);
+  absl::Status Beside(const std::string& path, LoweredPair* pair, LowRank* out);
+  const std::byte* Keep(std::shared_ptr<const AlignedBuffer> block, bool shared);
   absl::Status Dense(const std::string& path, const Lowered& lowered, DenseRows* out);
   absl::Status Store(const std::string& name, DType dtype, const float* values, int64_t count,
                      std::byte* to) const;

@@ -127,7 +127,7 @@ class AdapterRegistry final : public AdapterStore {
     std::vector<std::filesystem::path> allowed_roots;
     FactorPrecision precision = FactorPrecision::kFile;
     bool allow_dense = false;  // see NormaliseOptions
-    bool allow_gates = true;   // likewise
+    bool on_host = true;       // likewise
     int loader_threads = 2;
     int64_t host_bytes = std::numeric_limits<int64_t>::max();
     // Where names loaded by clients outlive the process; empty: they do not. See registry_file.h.

@@ -170,7 +170,7 @@ absl::StatusOr<AdapterRegistry::Core::Loaded> AdapterRegistry::Core::Build(Adapt
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   LK_RETURN_IF_ERROR(problems.ToStatus());
   Loaded loaded;
-  NormaliseOptions normalise{options_.precision, options_.allow_dense, options_.allow_gates, nullptr,
+  NormaliseOptions normalise{options_.precision, options_.allow_dense, options_.on_host, nullptr,
                              &blobs_};
   if (options_.read_text && !text.empty()) {
     LK_ASSIGN_OR_RETURN(const int32_t vocab, VocabularyOf(raw, base_));

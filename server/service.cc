@@ -187,7 +187,7 @@ absl::Status Service::StartRegistry() {
     return texts->Read(files, where, vocab);
   };
   options.allow_dense = config_.allow_dense;
-  options.allow_gates = model_.runner->images() == nullptr;
+  options.on_host = model_.runner->images() == nullptr;
   options.max_adapters = config_.max_adapters;
   if (config_.adapter_host_mib > 0) options.host_bytes = config_.adapter_host_mib * kMiB;
   if (config_.tenant_max_adapters > 0) options.tenant_max_adapters = config_.tenant_max_adapters;

@@ -27,12 +27,14 @@ struct Matrix2 {
   const float* row(int64_t r) const { return values.data() + r * columns; }
 };
 
-// ΔW += b · a, every factor of scale in b already.
+// ΔW += delta_scale ∘ (b · (rank_scale ∘ (rank_mix · a))), every other factor in b already.
 struct LoweredPair {
   Matrix2 a;  // [rank, in]
   Matrix2 b;  // [out, rank]
-  // `a` is the same in many adapters: kept once for all of them.
-  bool shared_a = false;
+  // a and b are the same in many adapters: kept once for all of them. What differs is one of these.
+  bool shared = false;
+  Matrix2 rank_mix;                             // [rank, rank] or empty
+  std::vector<float> rank_scale, delta_scale;  // [rank] and [out], or both empty
 };
 
 struct Lowered {

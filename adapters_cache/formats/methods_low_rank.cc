@@ -242,7 +242,7 @@ absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out) {
   for (int64_t k = 0; k < shape[0]; ++k) {
     for (int64_t i = 0; i < r * r; ++i) middle.values[i] += v[k] * p[k * r * r + i];
   }
-  out->pairs.push_back({std::move(a), Multiply(b, middle), /*shared_a=*/true});
+  out->pairs.push_back({std::move(a), std::move(b), /*shared=*/true, std::move(middle)});
   return absl::OkStatus();
 }
 
@@ -368,13 +368,12 @@ absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
     return m.Invalid("the shared projections are smaller than this linear");
   }
   LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {shared_a.rows}));
-  LK_ASSIGN_OR_RETURN(const auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
+  LK_ASSIGN_OR_RETURN(auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
   Matrix2 a = RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r);
   Matrix2 full_b = RowsOf(shared_b, 0, m.out());
   d.resize(r);
-  ScaleColumns(d, &full_b);
-  ScaleRows(b, &full_b);
-  out->pairs.push_back({std::move(a), std::move(full_b), /*shared_a=*/true});
+  out->pairs.push_back(
+      {std::move(a), std::move(full_b), /*shared=*/true, Matrix2(), std::move(d), std::move(b)});
   return absl::OkStatus();
 }
 

@@ -11,11 +11,11 @@
 namespace lorikeet {
 
 // "a, b, c": at most 20 names, then how many more there are.
-inline std::string ListNames(const std::vector<std::string>& names) {
+inline std::string ListNames(const std::vector<std::string>& names, const char* between = ", ") {
   constexpr size_t kMaxListed = 20;
   std::string all;
   for (size_t i = 0; i < names.size() && i < kMaxListed; ++i)
-    all += (i == 0 ? std::string() : std::string(", ")) + names[i];
+    all += (i == 0 ? std::string() : std::string(between)) + names[i];
   if (names.size() > kMaxListed) {
     all += " and " + std::to_string(names.size() - kMaxListed) + " more";
   }
@@ -31,15 +31,12 @@ class Problems {
   bool empty() const { return list_.empty(); }
   const std::vector<absl::Status>& list() const { return list_; }
 
-  // OK, or the first problem's code with every message.
+  // OK, or the first problem's code with the messages.
   absl::Status ToStatus() const {
     if (list_.empty()) return absl::OkStatus();
-    std::string all;
-    for (const absl::Status& problem : list_) {
-      if (!all.empty()) all += "; ";
-      all.append(problem.message().data(), problem.message().size());
-    }
-    return absl::Status(list_.front().code(), all);
+    std::vector<std::string> messages;
+    for (const absl::Status& problem : list_) messages.emplace_back(problem.message());
+    return absl::Status(list_.front().code(), ListNames(messages, "; "));
   }
 
  private:

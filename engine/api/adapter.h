@@ -36,6 +36,12 @@ struct LowRank {
   const std::byte* b = nullptr;  // [rank, out], row stride b_stride elements
   int64_t a_stride = 0;
   int64_t b_stride = 0;
+  // Where adapters are used on the host and many have a and b in common, what is an adapter's own
+  // stands beside them: its ranks mixed (LoRA-XS, TinyLoRA) or scaled (VeRA), and a scale of what the
+  // pair adds. Each nullptr where there is none.
+  const float* rank_mix = nullptr;     // [rank, rank]
+  const float* rank_scale = nullptr;   // [rank]
+  const float* delta_scale = nullptr;  // [b_stride]
 };
 
 // x'_k = x_k R_k, block by block of `block` inputs (OFT, Qiu et al. 2023). Blocks of one input are

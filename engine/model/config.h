@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/api/module.h"
 
 namespace lorikeet {
 
@@ -43,6 +44,9 @@ struct ModelConfig {
   bool normalise_experts = false;
   std::vector<uint8_t> layer_has_experts;  // [layers], or empty without experts
   bool has_experts(int layer) const { return experts > 0 && layer_has_experts[layer]; }
+  ExpertModules expert_modules() const {
+    return experts > 0 ? ExpertModules{layers, experts} : ExpertModules();
+  }
   std::vector<int32_t> eos_ids;  // ascending; of generation_config.json or the file; may be empty
 };
 

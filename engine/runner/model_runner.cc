@@ -32,10 +32,6 @@ absl::StatusOr<Quantization> ChooseQuantization(const std::string& name, Precisi
       "fast");
 }
 
-ExpertModules ExpertsOf(const ModelConfig& config) {
-  return config.experts > 0 ? ExpertModules{config.layers, config.experts} : ExpertModules();
-}
-
 // auto: CUDA where this build and this machine have it, else the CPU and in `no_gpu` the reason.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const std::string& device,
                                                      const BackendOptions& options,
@@ -93,7 +89,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                                        .quantization = quantization,
                                        .stored = source->weight(LayerModule(0, Linear::kQ)).dtype,
                                        .threads = options.threads,
-                                       .experts = ExpertsOf(source->config()),
+                                       .experts = source->config().expert_modules(),
                                        .experts_per_token = source->config().experts_per_token,
                                        .max_rows = options.limits.max_batch_tokens,
                                        .pinned_bytes = options.pinned_bytes,

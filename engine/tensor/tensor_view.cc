@@ -12,16 +12,18 @@ namespace lorikeet {
 namespace {
 
 // A float is finite unless all bits of its exponent are set, so 16 and 32 bit values need no
-// conversion. A chunk is tested as a whole, which the compiler vectorises.
+// conversion: one more in the exponent then carries into the sign. A chunk is tested as a whole, in what
+// the compiler vectorises.
 template <typename Bits>
 bool AnyExponentFull(const std::byte* src, int64_t count, Bits exponent_mask) {
-  bool any = false;
+  const Bits one = exponent_mask & -exponent_mask;
+  Bits carries = 0;
   for (int64_t i = 0; i < count; ++i) {
     Bits bits;
     std::memcpy(&bits, src + i * sizeof(Bits), sizeof(Bits));
-    any |= (bits & exponent_mask) == exponent_mask;
+    carries |= (bits & exponent_mask) + one;
   }
-  return any;
+  return carries >> (8 * sizeof(Bits) - 1) != 0;
 }
 
 bool AnyNonFinite(DType dtype, const std::byte* src, int64_t count) {

@@ -6,16 +6,12 @@ Run: python golden_mixlora.py   (adds to variants/cases.json; run golden_variant
 The library reads its weights from a pickle; here the same names are in a safetensors file.
 """
 
-import json
-
 import torch
 from mixlora.config import MixLoraConfig
 from mixlora.model import inject_adapter_in_model
-from transformers import AutoModelForCausalLM
 
-import golden_variants as variants
-from golden_common import ROOT, fresh_directory, setup_torch, write_json, write_tensors
-from golden_variants import OUT, SEED
+from golden_common import fresh_directory, setup_torch, write_json, write_tensors
+from golden_variants import OUT, SEED, add_cases, base_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 CASES = {
@@ -26,12 +22,6 @@ CASES = {
     "mixlora_one": ("llama", dict(r=2, lora_alpha=4, num_experts=3, top_k=1,
                                   target_modules=["o_proj", "gate_proj"])),
 }
-
-
-def base_model(base):
-    model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
-    model.config.use_cache = False
-    return model
 
 
 def draw(model, config):
@@ -75,15 +65,7 @@ def build(name):
 
 def main():
     setup_torch()
-    path = OUT / "cases.json"
-    done = {c["name"]: c for c in json.loads(path.read_text())}
-    models = {name: build(name) for name in CASES}
-    variants.CASES.update({name: (base, None, 0) for name, (base, _) in CASES.items()})
-    variants.build = lambda name: CASES[name][0]
-    variants.load = lambda name, base: models[name]
-    for name in CASES:
-        done[name] = variants.case(name)
-    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in done.values()) + "\n]\n")
+    add_cases({name: (base, build(name)) for name, (base, _) in CASES.items()})
 
 
 if __name__ == "__main__":

@@ -385,7 +385,10 @@ def generate(model, prompt, is_alora):
 
 def case(name):
     base = MIXTURES[name][0] if name in MIXTURES else build(name)
-    model = load_mixture(name) if name in MIXTURES else load(name, base)
+    return measured(name, base, load_mixture(name) if name in MIXTURES else load(name, base))
+
+
+def measured(name, base, model):
     plain_model = float_base(base)
     generator = torch.Generator().manual_seed(SEED)
     prompts, seen = [], 0.0
@@ -412,6 +415,21 @@ def case(name):
     print(f"{name:24} differs from the base by {seen:.3f}", flush=True)
     mixture = {"adapters": MIXTURES[name][1]} if name in MIXTURES else {}
     return dict(name=name, base=base, **mixture, prompts=prompts)
+
+
+def base_model(base):
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / base, dtype=torch.float32)
+    model.config.use_cache = False
+    return model
+
+
+def add_cases(models):
+    """For the scripts beside this one: cases of models made there, name -> (base, model)."""
+    path = OUT / "cases.json"
+    done = {c["name"]: c for c in json.loads(path.read_text())}
+    for name, (base, model) in models.items():
+        done[name] = measured(name, base, model)
+    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in done.values()) + "\n]\n")
 
 
 def main():

@@ -14,11 +14,9 @@ import shutil
 import torch
 from peft import XLoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
-import golden_variants as variants
-from golden_common import ROOT, setup_torch
-from golden_variants import MIX, OUT, QV, SEED, lora, randomise
+from golden_common import setup_torch
+from golden_variants import MIX, OUT, SEED, add_cases, base_model, lora, randomise
 
 BASE = "llama"
 EXPERTS = [lora(r=4), lora(r=2, target_modules=MIX), lora(r=3, use_rslora=True, target_modules=MIX)]
@@ -29,12 +27,6 @@ CASES = {
     "xlora_top": dict(xlora_depth=3, xlora_size=16, layerwise_scalings=True, xlora_dropout_p=0.0,
                       enable_softmax=False, enable_softmax_topk=True, top_k_lora=2),
 }
-
-
-def base_model():
-    model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / BASE, dtype=torch.float32)
-    model.config.use_cache = False
-    return model
 
 
 def write_config(directory, **changes):
@@ -49,12 +41,12 @@ def build(name):
     directory = OUT / name
     shutil.rmtree(directory, ignore_errors=True)
     for i, config in enumerate(EXPERTS):
-        expert = get_peft_model(base_model(), config)
+        expert = get_peft_model(base_model(BASE), config)
         randomise(expert, 0.3)
         expert.save_pretrained(directory / str(i))
         write_config(directory / str(i))
     names = {str(i): str(directory / str(i)) for i in range(len(EXPERTS))}
-    model = get_peft_model(base_model(), XLoraConfig(
+    model = get_peft_model(base_model(BASE), XLoraConfig(
         task_type="CAUSAL_LM", hidden_size=64, adapters=names, **CASES[name])).eval()
     classifier = model.base_model.internal_xlora_classifier
     for parameter in classifier.parameters():
@@ -70,15 +62,7 @@ def build(name):
 def main():
     setup_torch()
     torch.use_deterministic_algorithms(False)
-    path = OUT / "cases.json"
-    done = {c["name"]: c for c in json.loads(path.read_text())}
-    models = {name: build(name) for name in CASES}
-    variants.CASES.update({name: (BASE, None, 0) for name in CASES})
-    variants.build = lambda name: BASE
-    variants.load = lambda name, base: models[name]
-    for name in CASES:
-        done[name] = variants.case(name)
-    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in done.values()) + "\n]\n")
+    add_cases({name: (BASE, build(name)) for name in CASES})
 
 
 if __name__ == "__main__":

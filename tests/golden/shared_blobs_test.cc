@@ -1,12 +1,21 @@
 // What adapters have in common is in host memory once: by bytes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "adapters_cache/formats/adapter_files.h"
+#include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/merged_weights.h"
+#include "adapters_cache/mixer.h"
+#include "adapters_cache/normalise.h"
 #include "adapters_cache/registry.h"
 #include "engine/model/base_model_view.h"
 #include "nlohmann/json.hpp"
@@ -51,12 +60,13 @@ class SharedBlobsTest : public ::testing::Test {
   std::unique_ptr<AdapterRegistry> registry_;
 };
 
-// The golden adapts q and v of two layers at rank 8: each reads the same 8 x 64 floats of vera_A.
-TEST_F(SharedBlobsTest, VerasProjectionIsThereOnceForAllAdapters) {
-  constexpr int64_t kProjection = 8 * 64 * 4;
+// The golden adapts q and v of two layers at rank 8: each reads the same 8 x 64 floats of vera_A and
+// 64 x 8 of vera_B. Its own are two vectors a linear.
+TEST_F(SharedBlobsTest, VerasProjectionsAreThereOnceForAllAdapters) {
+  constexpr int64_t kProjection = 2 * 8 * 64 * 4;
   Open(1 << 20);
   const int64_t own = Load("vera", "a");
-  EXPECT_GT(own, 0);
+  EXPECT_EQ(own, 4 * (8 + 64) * 4);
   EXPECT_EQ(host_bytes(), own + kProjection);
   for (const char* name : {"b", "c", "d"}) EXPECT_EQ(Load("vera", name), own);
   EXPECT_EQ(host_bytes(), 4 * own + kProjection);
@@ -71,10 +81,49 @@ TEST_F(SharedBlobsTest, VerasProjectionIsThereOnceForAllAdapters) {
   EXPECT_EQ(host_bytes(), 0);
 }
 
-TEST_F(SharedBlobsTest, FrozenFactorsOfTinyLoraAndLoraXsAreSharedToo) {
+// With what is an adapter's own beside the factors, folded into them as a device has it, and in a sum:
+// the same weights.
+TEST_F(SharedBlobsTest, WhatStandsBesideFactorsMayBeFolded) {
+  const ModuleId q = LayerModule(1, Linear::kQ);
+  for (const std::string golden : {"vera", "pvera", "lora_xs", "tinylora"}) {
+    auto files = ReadAdapterFiles("tests/golden/variants/" + golden, {});
+    ASSERT_TRUE(files.ok()) << files.status();
+    Problems problems;
+    const RawAdapter raw = ParseAdapter(*std::move(files), &problems);
+    const auto beside = Normalise(raw, *base_, {}), folded = Normalise(raw, *base_, {.on_host = false});
+    ASSERT_TRUE(beside.ok() && folded.ok()) << beside.status() << folded.status();
+    const WeightedAdapter half{golden, 0.5f};
+    const std::vector<WeightedAdapter> terms = {half, half};
+    const std::vector<AdapterLease> leases = {AdapterLease(*beside), AdapterLease(*folded)};
+    const auto sum = SumAdapters(*base_, terms, leases);
+    ASSERT_TRUE(sum.ok()) << sum.status();
+    const LowRank& pair = (*beside)->module(q).low_rank;
+    EXPECT_TRUE(pair.delta_scale || pair.rank_mix) << golden;
+    const LowRank& plain = (*folded)->module(q).low_rank;
+    EXPECT_FALSE(plain.delta_scale || plain.rank_mix) << golden;
+    std::vector<float> expected(64), row(64);
+    float bias = 0, changed = 0;
+    for (int32_t o = 0; o < 64; ++o) {
+      MergedLinear(*base_, q, **folded).Row(o, expected.data(), &bias);
+      base_->ReadRows(q, o, 1, row.data());
+      for (int i = 0; i < 64; ++i) changed = std::max(changed, std::abs(row[i] - expected[i]));
+      for (const Adapter* adapter : {beside->get(), static_cast<const Adapter*>(sum->get())}) {
+        MergedLinear(*base_, q, *adapter).Row(o, row.data(), &bias);
+        for (int i = 0; i < 64; ++i) EXPECT_NEAR(row[i], expected[i], 1e-6) << golden;
+      }
+    }
+    EXPECT_GT(changed, 1e-3) << golden;
+  }
+}
+
+// Rank 4 (LoRA-XS) and 2 on q, o and down of two layers: an adapter's own is what lies between the
+// factors. PVeRA's are its vectors, as VeRA's.
+TEST_F(SharedBlobsTest, FrozenFactorsAreThereOnceToo) {
+  const std::map<std::string, int64_t> own_bytes = {
+      {"lora_xs", 6 * 4 * 4 * 4}, {"tinylora", 6 * 2 * 2 * 4}, {"pvera", 4 * (8 + 64) * 4}};
   Open(1 << 20);
-  for (const std::string golden : {"tinylora", "lora_xs", "pvera"}) {
-    const int64_t own = Load(golden, golden + "1");
+  for (const auto& [golden, own] : own_bytes) {
+    EXPECT_EQ(Load(golden, golden + "1"), own) << golden;
     const int64_t one = host_bytes();
     EXPECT_GT(one, own) << golden;
     EXPECT_EQ(Load(golden, golden + "2"), own);
@@ -91,7 +140,7 @@ TEST_F(SharedBlobsTest, WhatIsSharedCountsAgainstTheBound) {
   const int64_t own = Load("vera", "probe");
   const int64_t shared = host_bytes() - own;
   ASSERT_TRUE(registry_->Unload("probe", kDrain).ok());
-  Open(2 * own + shared / 2);
+  Open(2 * own - 1 + shared);
   Load("vera", "first");
   Load("vera", "second");
   EXPECT_EQ(registry_->stats().in_host, 1);

@@ -7,21 +7,13 @@
 
 namespace lorikeet {
 
-namespace {
-
-ExpertModules ExpertsOf(const ModelConfig& config) {
-  return config.experts > 0 ? ExpertModules{config.layers, config.experts} : ExpertModules();
-}
-
-}  // namespace
-
 ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precision, int32_t lanes,
                            int32_t max_tokens, int32_t threads) {
   absl::StatusOr<std::unique_ptr<ModelSource>> source = ModelSource::Open(model);
   LK_CHECK_MSG(source.ok(), source.status().ToString());
   source_ = *std::move(source);
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeTestBackend(
-      {.precision = precision, .threads = threads, .experts = ExpertsOf(source_->config()),
+      {.precision = precision, .threads = threads, .experts = source_->config().expert_modules(),
        .experts_per_token = source_->config().experts_per_token, .max_rows = kMaxRows});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   backend_ = *std::move(backend);

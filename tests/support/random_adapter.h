@@ -69,6 +69,18 @@ struct RandomAdapter {
     }
   }
 
+  // As where the factors are shared: each pair's ranks mixed or scaled, and a scale of what it adds.
+  void StandBeside(const std::vector<int32_t>& outs, std::mt19937& rng) {
+    const auto random = [&](int64_t n) { return vectors.emplace_back(RandomFloats(n, rng)).data(); };
+    for (size_t m = 0; m < outs.size(); ++m) {
+      LowRank& pair = adapter.modules[m].low_rank;
+      if (pair.rank == 0) continue;
+      if (rng() % 2) pair.rank_mix = random(int64_t{pair.rank} * pair.rank);
+      if (rng() % 2) pair.rank_scale = random(pair.rank);
+      if (rng() % 2) pair.delta_scale = random(pair.b_stride);
+    }
+  }
+
   static int64_t Stride(int32_t width) { return (width + 31) / 32 * 32; }
 
   static std::vector<float> Fill(std::byte* p, int32_t rank, int32_t width, int64_t stride,
@@ -90,6 +102,22 @@ struct RandomAdapter {
   }
 };
 
+// t becomes what the pair makes of its ranks before B; `magnitude`, of the terms' magnitudes, likewise.
+inline void MixAndScaleRanks(const LowRank& pair, std::vector<double>* t, std::vector<double>* magnitude) {
+  const std::vector<double> plain = *t, plain_magnitude = *magnitude;
+  for (int32_t k = 0; k < pair.rank; ++k) {
+    if (pair.rank_mix) (*t)[k] = (*magnitude)[k] = 0;
+    for (int32_t j = 0; pair.rank_mix && j < pair.rank; ++j) {
+      const double mix = pair.rank_mix[k * pair.rank + j];
+      (*t)[k] += mix * plain[j];
+      (*magnitude)[k] += std::abs(mix) * plain_magnitude[j];
+    }
+    const double scale = pair.rank_scale ? pair.rank_scale[k] : 1;
+    (*t)[k] *= scale;
+    (*magnitude)[k] *= std::abs(scale);
+  }
+}
+
 // One row of one output by the definition in engine/api/adapter.h, and the sum of its terms'
 // magnitudes.
 inline void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vector<float>& w,
@@ -108,6 +136,8 @@ inline void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vec
     t.push_back(sum * delta->low_rank.scale);
     t_magnitude.push_back(bound * delta->low_rank.scale);
   }
+  if (delta) MixAndScaleRanks(delta->low_rank, &t, &t_magnitude);
+  const float* delta_scale = delta ? delta->low_rank.delta_scale : nullptr;
   for (int32_t n = 0; n < out; ++n) {
     double sum = 0, bound = 0;
     for (int32_t i = 0; i < in; ++i) {
@@ -115,8 +145,9 @@ inline void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vec
       bound += std::abs(double{x[i]} * w[int64_t{n} * in + i]);
     }
     for (size_t k = 0; k < t.size(); ++k) {
-      sum += t[k] * adapter->b[module][k * out + n];
-      bound += t_magnitude[k] * std::abs(adapter->b[module][k * out + n]);
+      const double b = double{adapter->b[module][k * out + n]} * (delta_scale ? delta_scale[n] : 1);
+      sum += t[k] * b;
+      bound += t_magnitude[k] * std::abs(b);
     }
     const double scale = delta && delta->out_scale ? delta->out_scale[n] : 1;
     const double extra = delta && delta->bias ? delta->bias[n] : 0;

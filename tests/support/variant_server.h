@@ -77,7 +77,7 @@ class VariantServer {
     runner_ = *std::move(runner);
     auto registry = AdapterRegistry::Create(
         runner_->base_model(), {.base_name = "base", .allowed_roots = {}, .allow_dense = true,
-                                 .allow_gates = runner_->images() == nullptr});
+                                 .on_host = runner_->images() == nullptr});
     LK_CHECK_MSG(registry.ok(), registry.status().ToString());
     registry_ = *std::move(registry);
     mixer_ = std::make_unique<AdapterMixer>(runner_->base_model(), registry_.get());

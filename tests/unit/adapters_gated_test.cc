@@ -1,76 +1,39 @@
 // X-LoRA's directories: what loads, and what is refused with which words.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
-#include <functional>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
-#include "adapters_cache/formats/adapter_files.h"
-#include "adapters_cache/formats/format_table.h"
-#include "adapters_cache/inspect.h"
 #include "adapters_cache/mixer.h"
-#include "adapters_cache/normalise.h"
-#include "engine/base/status_macros.h"
-#include "tests/unit/adapters_support.h"
+#include "tests/unit/adapter_directory.h"
 
 namespace lorikeet {
 namespace {
 
-using ::testing::HasSubstr;
-using testing::TempDir;
 using testing::TestAdapter;
-using testing::TestBase;
 
 const std::string kClassifier = "base_model.internal_xlora_classifier.layers.";
 
-class GatedAdapter : public ::testing::Test {
+class GatedAdapter : public testing::AdapterDirectory {
  protected:
   // Two experts on two linears a layer, of which one has q alone; a classifier of two layers.
   GatedAdapter() {
     adapter_.config = {{"peft_type", "XLORA"}, {"task_type", "CAUSAL_LM"}, {"hidden_size", 16},
                        {"adapters", {{"0", "x"}, {"1", "y"}}}, {"xlora_depth", 2},
                        {"xlora_size", 8}, {"xlora_dropout_p", 0.0}, {"layerwise_scalings", true}};
-    Put("0.weight", {8, 16});
-    Put("0.bias", {8});
-    Put("2.weight", {2 * 4, 8});
-    Put("2.bias", {2 * 4});
+    Put(kClassifier + "0.weight", {8, 16});
+    Put(kClassifier + "0.bias", {8});
+    Put(kClassifier + "2.weight", {2 * 4, 8});
+    Put(kClassifier + "2.bias", {2 * 4});
+    experts_ = {{"0", TestAdapter::Lora(base_, {"q_proj", "down_proj"}, 4, 1)},
+                {"1", TestAdapter::Lora(base_, {"q_proj"}, 3, 2)}};
   }
-
-  void Put(const std::string& name, std::vector<int64_t> shape) {
-    int64_t elements = 1;
-    for (const int64_t d : shape) elements *= d;
-    adapter_.tensors[kClassifier + name] = {DType::kF32, shape, std::vector<float>(elements, 0.5f)};
-  }
-
-  absl::StatusOr<std::shared_ptr<const Adapter>> Load(const NormaliseOptions& options = {}) {
-    adapter_.Write(dir_.path());
-    for (size_t e = 0; e < experts_.size(); ++e) experts_[e].Write(dir_.path() / std::to_string(e));
-    LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAdapterFiles(dir_.path(), {}));
-    Problems problems;
-    const RawAdapter raw = ParseAdapter(std::move(files), &problems);
-    LK_RETURN_IF_ERROR(problems.ToStatus());
-    EXPECT_TRUE(raw.warnings.empty()) << raw.warnings.front();
-    return Normalise(raw, base_, options);
-  }
-
-  void ExpectRefused(absl::StatusCode code, const std::vector<std::string>& says) {
-    const absl::Status status = Load().status();
-    EXPECT_EQ(status.code(), code) << status;
-    for (const std::string& words : says) EXPECT_THAT(std::string(status.message()), HasSubstr(words));
-  }
-
-  const TestBase base_ = TestBase::Random(2);
-  const TempDir dir_;
-  TestAdapter adapter_;
-  std::vector<TestAdapter> experts_ = {TestAdapter::Lora(base_, {"q_proj", "down_proj"}, 4, 1),
-                                       TestAdapter::Lora(base_, {"q_proj"}, 3, 2)};
 };
 
 TEST_F(GatedAdapter, EveryRankKnowsItsExpertAndEveryLinearItsGates) {
   const auto loaded = Load();
   ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_TRUE(warnings_.empty()) << warnings_.front();
   const Adapter& adapter = **loaded;
   EXPECT_EQ(adapter.variant, "xlora");
   EXPECT_EQ(adapter.kv_sets(), 2);
@@ -91,7 +54,7 @@ TEST_F(GatedAdapter, EveryRankKnowsItsExpertAndEveryLinearItsGates) {
 // The version is of the experts too.
 TEST_F(GatedAdapter, AnotherExpertIsAnotherVersion) {
   const auto one = Load();
-  experts_[1] = TestAdapter::Lora(base_, {"q_proj"}, 3, 5);
+  experts_["1"] = TestAdapter::Lora(base_, {"q_proj"}, 3, 5);
   const auto other = Load();
   ASSERT_TRUE(one.ok() && other.ok());
   EXPECT_NE((*one)->version, (*other)->version);
@@ -113,19 +76,19 @@ TEST_F(GatedAdapter, NamesDoNotLeadOutOfTheDirectory) {
 }
 
 TEST_F(GatedAdapter, OnlyPairsHaveGates) {
-  experts_[1].MakeDora();
+  experts_["1"].MakeDora();
   ExpectRefused(absl::StatusCode::kUnimplemented, {"expert 1", "DoRA"});
 }
 
 TEST_F(GatedAdapter, TheClassifierMustFitBaseExpertsAndLinears) {
-  Put("2.weight", {2, 8});
-  Put("2.bias", {2});
+  Put(kClassifier + "2.weight", {2, 8});
+  Put(kClassifier + "2.bias", {2});
   ExpectRefused(absl::StatusCode::kInvalidArgument, {"to 2 values", "4 linears take 8"});
   adapter_.config["layerwise_scalings"] = false;
   EXPECT_TRUE(Load().ok());
-  Put("0.weight", {8, 15});
+  Put(kClassifier + "0.weight", {8, 15});
   ExpectRefused(absl::StatusCode::kInvalidArgument, {"from 15", "have 16"});
-  Put("0.weight", {7, 16});
+  Put(kClassifier + "0.weight", {7, 16});
   ExpectRefused(absl::StatusCode::kInvalidArgument, {"no linear of floats"});
 }
 
@@ -146,17 +109,12 @@ TEST_F(GatedAdapter, SettingsAreChecked) {
 }
 
 TEST_F(GatedAdapter, ADeviceWithoutGatesRefusesIt) {
-  const absl::Status status = Load({.allow_gates = false}).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("device cpu"));
+  ExpectRefused(absl::StatusCode::kUnimplemented, {"device cpu"}, {.on_host = false});
 }
 
 TEST_F(GatedAdapter, InspectionListsTheExperts) {
   ASSERT_TRUE(Load().ok());
-  const std::string report = FormatReport(InspectAdapter(dir_.path()));
-  EXPECT_THAT(report, HasSubstr("0/self_attn.q_proj"));
-  EXPECT_THAT(report, HasSubstr("1/self_attn.q_proj"));
-  EXPECT_THAT(report, HasSubstr("loads"));
+  ExpectReported({"0/self_attn.q_proj", "1/self_attn.q_proj", "loads"});
 }
 
 }  // namespace

@@ -1,29 +1,15 @@
 // MixLoRA's directories: what loads, and what is refused with which words.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "adapters_cache/formats/adapter_files.h"
-#include "adapters_cache/formats/format_table.h"
-#include "adapters_cache/inspect.h"
 #include "adapters_cache/mixer.h"
-#include "adapters_cache/normalise.h"
-#include "engine/base/status_macros.h"
-#include "tests/unit/adapters_support.h"
+#include "tests/unit/adapter_directory.h"
 
 namespace lorikeet {
 namespace {
 
-using ::testing::HasSubstr;
-using testing::TempDir;
-using testing::TestAdapter;
-using testing::TestBase;
-
-class MixLora : public ::testing::Test {
+class MixLora : public testing::AdapterDirectory {
  protected:
   // Two experts of rank 2 on up_proj, of which one is chosen, and rank 2 on q_proj.
   MixLora() {
@@ -39,36 +25,10 @@ class MixLora : public ::testing::Test {
     }
   }
 
-  void Put(const std::string& name, std::vector<int64_t> shape) {
-    int64_t elements = 1;
-    for (const int64_t d : shape) elements *= d;
-    adapter_.tensors[name] = {DType::kF32, shape, std::vector<float>(elements, 0.5f)};
-  }
   void Pair(const std::string& linear, int64_t in, int64_t out) {
     Put(linear + ".lora_A.weight", {2, in});
     Put(linear + ".lora_B.weight", {out, 2});
   }
-
-  absl::StatusOr<std::shared_ptr<const Adapter>> Load(const NormaliseOptions& options = {}) {
-    adapter_.Write(dir_.path());
-    LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAdapterFiles(dir_.path(), {}));
-    Problems problems;
-    const RawAdapter raw = ParseAdapter(std::move(files), &problems);
-    LK_RETURN_IF_ERROR(problems.ToStatus());
-    warnings_ = raw.warnings;
-    return Normalise(raw, base_, options);
-  }
-
-  void ExpectRefused(absl::StatusCode code, const std::vector<std::string>& says) {
-    const absl::Status status = Load().status();
-    EXPECT_EQ(status.code(), code) << status;
-    for (const std::string& words : says) EXPECT_THAT(std::string(status.message()), HasSubstr(words));
-  }
-
-  const TestBase base_ = TestBase::Random(2);
-  const TempDir dir_;
-  TestAdapter adapter_;
-  std::vector<std::string> warnings_;
 };
 
 TEST_F(MixLora, ExpertsAreAdaptersOfTheMlpAlone) {
@@ -149,17 +109,12 @@ TEST_F(MixLora, SettingsAreChecked) {
 }
 
 TEST_F(MixLora, ADeviceWithoutRoutersRefusesIt) {
-  const absl::Status status = Load({.allow_gates = false}).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("device cpu"));
+  ExpectRefused(absl::StatusCode::kUnimplemented, {"device cpu"}, {.on_host = false});
 }
 
 TEST_F(MixLora, InspectionListsTheExperts) {
   ASSERT_TRUE(Load().ok());
-  const std::string report = FormatReport(InspectAdapter(dir_.path()));
-  EXPECT_THAT(report, HasSubstr("self_attn.q_proj"));
-  EXPECT_THAT(report, HasSubstr("1/mlp.up_proj"));
-  EXPECT_THAT(report, HasSubstr("loads"));
+  ExpectReported({"self_attn.q_proj", "1/mlp.up_proj", "loads"});
 }
 
 }  // namespace

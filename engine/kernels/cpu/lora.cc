@@ -2,9 +2,13 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 
+#include "engine/api/limits.h"
 #include "engine/base/check.h"
+#include "engine/base/dot.h"
 #include "engine/kernels/cpu/simd.h"
 
 namespace lorikeet {
@@ -90,13 +94,24 @@ void Shrink(const LowRank& pair, int32_t in, const float* x, int64_t x_stride, i
   }
 }
 
-// Adds even/odd sums of 16 columns to y in natural order; only `columns` of them when fewer.
-inline void AddColumns(float* y, const Pair& sum, int32_t columns) {
+void MixRanks(const float* mix, int32_t rank, float* t) {
+  static thread_local std::array<float, Limits::kMaxAdapterRank> mixed;
+  for (int32_t k = 0; k < rank; ++k) mixed[k] = Dot(mix + int64_t{k} * rank, t, rank);
+  std::copy_n(mixed.begin(), rank, t);
+}
+
+// Adds even/odd sums of 16 columns, times `scale` where there is one, to y in natural order; only
+// `columns` of them when fewer.
+inline void AddColumns(float* y, const float* scale, const Pair& sum, int32_t columns) {
   const __m256 low = _mm256_unpacklo_ps(sum.even, sum.odd);
   const __m256 high = _mm256_unpackhi_ps(sum.even, sum.odd);
-  const __m256 first = _mm256_permute2f128_ps(low, high, 0x20);
-  const __m256 second = _mm256_permute2f128_ps(low, high, 0x31);
+  __m256 first = _mm256_permute2f128_ps(low, high, 0x20);
+  __m256 second = _mm256_permute2f128_ps(low, high, 0x31);
   if (columns >= 16) {
+    if (scale) {
+      first = _mm256_mul_ps(first, _mm256_loadu_ps(scale));
+      second = _mm256_mul_ps(second, _mm256_loadu_ps(scale + 8));
+    }
     _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), first));
     _mm256_storeu_ps(y + 8, _mm256_add_ps(_mm256_loadu_ps(y + 8), second));
     return;
@@ -104,7 +119,7 @@ inline void AddColumns(float* y, const Pair& sum, int32_t columns) {
   alignas(32) float lane[16];
   _mm256_store_ps(lane, first);
   _mm256_store_ps(lane + 8, second);
-  for (int32_t c = 0; c < columns; ++c) y[c] += lane[c];
+  for (int32_t c = 0; c < columns; ++c) y[c] += scale ? scale[c] * lane[c] : lane[c];
 }
 
 // kBlocks blocks of 16 columns of one row.
@@ -123,7 +138,10 @@ void ExpandBlock(const LowRank& pair, const float* t, int32_t column, int32_t co
       acc[i].odd = _mm256_fmadd_ps(weight, w.odd, acc[i].odd);
     }
   }
-  for (int i = 0; i < kBlocks; ++i) AddColumns(y + column + 16 * i, acc[i], columns - 16 * i);
+  for (int i = 0; i < kBlocks; ++i) {
+    const int32_t c = column + 16 * i;
+    AddColumns(y + c, pair.delta_scale ? pair.delta_scale + c : nullptr, acc[i], columns - 16 * i);
+  }
 }
 
 template <DType kType>
@@ -170,6 +188,10 @@ void LoraShrink(const LowRank& pair, int32_t in, const float* x, int64_t x_strid
   SwitchType(pair.dtype, [&]<DType kType>() {
     Shrink<kType>(pair, in, x, x_stride, rows, t, t_stride);
   });
+  for (int32_t r = 0; r < rows; ++r, t += t_stride) {
+    if (pair.rank_mix) MixRanks(pair.rank_mix, pair.rank, t);
+    for (int32_t k = 0; pair.rank_scale && k < pair.rank; ++k) t[k] *= pair.rank_scale[k];
+  }
 }
 
 void LoraExpand(const LowRank& pair, const float* t, int64_t t_stride, int32_t rows,

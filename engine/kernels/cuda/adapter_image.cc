@@ -151,6 +151,7 @@ absl::Status PlanTiles(const Adapter& adapter, const std::vector<ModuleWidths>& 
     const ModuleDelta& delta = adapter.modules[m];
     if (delta.empty()) continue;
     const LowRank& pair = delta.low_rank;
+    LK_CHECK(!pair.rank_mix && !pair.rank_scale && !pair.delta_scale);  // folded for a device
     RankTile* tiles = &plan->tiles[m * plan->tiles_per_module];
     tiles[0].module_tiles = static_cast<int16_t>(DivideUp(pair.rank, tile_ranks[m]));
     for (int32_t i = 0; i < tiles[0].module_tiles; ++i) {

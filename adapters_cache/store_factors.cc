@@ -1,0 +1,138 @@
+#include "adapters_cache/store_factors.h"
+
+#include <emmintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
+#include "engine/base/status_macros.h"
+#include "engine/tensor/dequantize.h"
+
+namespace lorikeet {
+namespace {
+
+// Rows that are transposed together: few enough to stay in the nearest cache, enough for whole lines.
+constexpr int64_t kRowsAtOnce = 64;
+
+// Rows of a tensor in the type they are stored in.
+class StoredRows {
+ public:
+  StoredRows(const RawTensor& tensor, DType dtype) : tensor_(tensor), dtype_(dtype) {}
+
+  // Until the next call.
+  absl::StatusOr<const std::byte*> Read(int64_t first, int64_t rows) {
+    const TensorView& view = tensor_.view;
+    if (view.dtype == dtype_) return view.row(first);
+    const int64_t count = rows * view.row_elements();
+    floats_.resize(count);
+    Dequantize(view.dtype, view.row(first), count, floats_.data());
+    stored_.resize(ByteSize(dtype_, count));
+    const int64_t bad = StoreFloats(floats_.data(), count, dtype_, stored_.data());
+    if (bad == count) return stored_.data();
+    return absl::InvalidArgumentError(
+        absl::StrCat(tensor_.name, ": element ", first * view.row_elements() + bad, " is ", floats_[bad],
+                     ", too large for the bfloat16 that `fast` precision stores; use `exact`"));
+  }
+
+ private:
+  const RawTensor& tensor_;
+  const DType dtype_;
+  std::vector<float> floats_;
+  std::vector<std::byte> stored_;
+};
+
+// Eight columns of eight rows of 16 bits: pairs, quarters and halves of columns interleave.
+void TransposeTile(const std::byte* from, int64_t columns, int64_t stride, std::byte* to) {
+  __m128i row[8], pair[8], quad[8];
+  for (int r = 0; r < 8; ++r) {
+    row[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * r * columns));
+  }
+  for (int r = 0; r < 8; r += 2) {
+    pair[r] = _mm_unpacklo_epi16(row[r], row[r + 1]);
+    pair[r + 1] = _mm_unpackhi_epi16(row[r], row[r + 1]);
+  }
+  for (int r = 0; r < 8; r += 4) {
+    for (int half = 0; half < 2; ++half) {
+      quad[r + 2 * half] = _mm_unpacklo_epi32(pair[r + half], pair[r + 2 + half]);
+      quad[r + 2 * half + 1] = _mm_unpackhi_epi32(pair[r + half], pair[r + 2 + half]);
+    }
+  }
+  for (int c = 0; c < 8; ++c) {
+    const __m128i low = quad[c / 2], high = quad[4 + c / 2];
+    const __m128i column = c % 2 ? _mm_unpackhi_epi64(low, high) : _mm_unpacklo_epi64(low, high);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * c * stride), column);
+  }
+}
+
+// `from` [rows, columns], perhaps not aligned.
+template <typename Bits>
+void Transpose(const std::byte* from, int64_t rows, int64_t columns, int64_t stride, std::byte* to) {
+  const bool tiles = sizeof(Bits) == 2;
+  const int64_t tile_rows = tiles ? rows / 8 * 8 : 0, tile_columns = tiles ? columns / 8 * 8 : 0;
+  for (int64_t c = 0; c < tile_columns; c += 8) {
+    for (int64_t r = 0; r < tile_rows; r += 8) {
+      TransposeTile(from + 2 * (r * columns + c), columns, stride, to + 2 * (c * stride + r));
+    }
+  }
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t r = c < tile_columns ? tile_rows : 0; r < rows; ++r) {
+      std::memcpy(to + (c * stride + r) * sizeof(Bits), from + (r * columns + c) * sizeof(Bits),
+                  sizeof(Bits));
+    }
+  }
+}
+
+}  // namespace
+
+int64_t StoreFloats(const float* values, int64_t count, DType dtype, std::byte* to) {
+  uint32_t carries = 0;  // of one more in the exponent, into the sign: then all its bits were set
+  if (dtype == DType::kF32) {
+    std::memcpy(to, values, count * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) {
+      carries |= (std::bit_cast<uint32_t>(values[i]) & 0x7f800000u) + 0x800000u;
+    }
+  } else {
+    LK_CHECK(dtype == DType::kBF16);
+    for (int64_t i = 0; i < count; ++i) {
+      const uint16_t bits = FloatToBF16(values[i]);
+      std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
+      carries |= ((bits & 0x7f80u) + 0x80u) << 16;
+    }
+  }
+  if (carries >> 31 == 0) return count;
+  const auto stays_finite = [dtype](float value) {
+    return std::isfinite(dtype == DType::kF32 ? value : BF16ToFloat(FloatToBF16(value)));
+  };
+  return std::find_if_not(values, values + count, stays_finite) - values;
+}
+
+absl::Status StoreRows(const RawTensor& tensor, DType dtype, int64_t stride, std::byte* to) {
+  const int64_t row_bytes = ByteSize(dtype, tensor.view.row_elements());
+  StoredRows from(tensor, dtype);
+  for (int64_t r = 0; r < tensor.view.rows(); ++r) {
+    LK_ASSIGN_OR_RETURN(const std::byte* row, from.Read(r, 1));
+    std::memcpy(to + ByteSize(dtype, r * stride), row, row_bytes);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoreColumns(const RawTensor& tensor, DType dtype, int64_t stride, std::byte* to) {
+  const int64_t columns = tensor.view.row_elements();
+  const int64_t width = Info(dtype).block_bytes;
+  StoredRows from(tensor, dtype);
+  for (int64_t r = 0; r < tensor.view.rows(); r += kRowsAtOnce, to += kRowsAtOnce * width) {
+    const int64_t rows = std::min(kRowsAtOnce, tensor.view.rows() - r);
+    LK_ASSIGN_OR_RETURN(const std::byte* values, from.Read(r, rows));
+    if (width == 2) Transpose<uint16_t>(values, rows, columns, stride, to);
+    else Transpose<uint32_t>(values, rows, columns, stride, to);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace lorikeet

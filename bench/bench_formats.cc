@@ -1,0 +1,185 @@
+// What a load of each kind of adapter costs on Llama-3.1-8B's shapes: writes a directory of every kind
+// as PEFT saves it, with random values, and loads it from the page cache as a server of two bytes an
+// activation does. Prints the milliseconds to read and hash it, to normalise it and to pack its image, the
+// bytes of its file, on the host and on a device, those over what the method's own parameters take
+// there (two bytes a value of a matrix, four one of a vector or an index), and of loads whose bytes are
+// copied the speed over memcpy's in this run.
+//   bench_formats FOLDER [NAME...]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/normalise.h"
+#include "bench/formats.h"
+#include "bench/synthetic.h"
+#include "engine/base/check.h"
+#include "engine/kernels/cuda/adapter_image.h"
+#include "engine/memory/kv_layout.h"
+#include "engine/model/base_model_view.h"
+
+namespace lorikeet::bench {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+double Milliseconds(const std::function<void()>& run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The shortest of `runs`.
+double Best(int runs, const std::function<void()>& run) {
+  double best = Milliseconds(run);
+  for (int i = 1; i < runs; ++i) best = std::min(best, Milliseconds(run));
+  return best;
+}
+
+double CopyBytesPerMs() {
+  constexpr size_t kBytes = size_t{84} << 20;
+  AlignedBuffer from(kBytes), to(kBytes);
+  std::memset(from.data(), 1, kBytes);
+  return kBytes / Best(10, [&] { std::memcpy(to.data(), from.data(), kBytes); });
+}
+
+// Values that fit their type: floats of about 0.01, integers as the tensor says.
+void WriteValues(const FileTensor& tensor, int64_t count, std::ofstream* out) {
+  std::vector<std::byte> row(ByteSize(tensor.dtype, std::min<int64_t>(count, 1 << 16)));
+  uint32_t random = 1;
+  for (int64_t begin = 0; begin < count; begin += 1 << 16) {
+    const int64_t end = std::min<int64_t>(count, begin + (1 << 16));
+    for (int64_t i = begin; i < end; ++i) {
+      random = random * 1664525 + 1013904223;
+      const float value = 0.01f * (static_cast<float>(random >> 8) / (1 << 23) - 1);
+      const int64_t integer = tensor.integer ? tensor.integer(i) : 0;
+      std::byte* to = &row[ByteSize(tensor.dtype, i - begin)];
+      const uint16_t bits = tensor.dtype == DType::kBF16 ? FloatToBF16(value) : FloatToF16(value);
+      if (tensor.integer) std::memcpy(to, &integer, ByteSize(tensor.dtype, 1));
+      else if (tensor.dtype == DType::kF32) std::memcpy(to, &value, sizeof(value));
+      else std::memcpy(to, &bits, sizeof(bits));
+    }
+    out->write(reinterpret_cast<const char*>(row.data()), ByteSize(tensor.dtype, end - begin));
+  }
+}
+
+int64_t Write(const Format& format, const fs::path& directory) {
+  fs::create_directories(directory);
+  std::ofstream(directory / "adapter_config.json") << format.config.dump();
+  Json header = Json::object();
+  int64_t at = 0;
+  for (const FileTensor& tensor : format.tensors) {
+    int64_t count = 1;
+    for (const int64_t d : tensor.shape) count *= d;
+    const int64_t end = at + ByteSize(tensor.dtype, count);
+    header[tensor.name] = {{"dtype", Info(tensor.dtype).name}, {"shape", tensor.shape},
+                           {"data_offsets", {at, end}}};
+    at = end;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = text.size();
+  std::ofstream out(directory / "adapter_model.safetensors", std::ios::binary);
+  out.write(reinterpret_cast<const char*>(&length), sizeof(length));
+  out << text;
+  for (const FileTensor& tensor : format.tensors) {
+    int64_t count = 1;
+    for (const int64_t d : tensor.shape) count *= d;
+    WriteValues(tensor, count, &out);
+  }
+  LK_CHECK(out.good());
+  return at;
+}
+
+class Loads {
+ public:
+  explicit Loads(const std::shared_ptr<const ModelSource>& model)
+      : base_(model), copy_(CopyBytesPerMs()) {
+    const ModelConfig& config = model->config();
+    page_bytes_ =
+        KvLayout::Make(config.layers, config.kv_heads, config.head_dim, DType::kBF16).page_bytes();
+    for (const ModuleId id : base_.modules()) {
+      widths_.push_back({base_.shape(id).in, base_.shape(id).out});
+    }
+    std::printf("memcpy of 84 MiB: %.1f GB/s\n", copy_ * 1e-6);
+    std::printf("%-26s %8s %9s %8s %9s %9s %9s %8s %8s\n", "adapter", "read, ms", "normalise",
+                "image", "file, MB", "host, MB", "device", "/ own", "/ memcpy");
+  }
+
+  void Measure(const Format& format, const fs::path& directory) {
+    const int64_t file_bytes = Write(format, directory);
+    const int runs = file_bytes < 200'000'000 ? 5 : 1;
+    AdapterFiles files;
+    const double read_ms = Best(runs, [&] {
+      auto read = ReadAdapterFiles(directory, {});
+      LK_CHECK_MSG(read.ok(), read.status().ToString());
+      files = *std::move(read);
+    });
+    const auto normalise = [&](bool on_host) {
+      Problems problems;
+      const RawAdapter raw = ParseAdapter(files, &problems);
+      LK_CHECK_MSG(problems.empty(), problems.ToStatus().ToString());
+      auto adapter = Normalise(raw, base_, {.precision = FactorPrecision::kBF16, .allow_dense = true,
+                                            .on_host = on_host, .blobs = on_host ? &blobs_ : nullptr});
+      LK_CHECK_MSG(adapter.ok(), adapter.status().ToString());
+      return *std::move(adapter);
+    };
+    std::shared_ptr<const Adapter> adapter;
+    double normalise_ms = Milliseconds([&] { adapter = normalise(true); });
+    const int64_t host_bytes = adapter->bytes;
+    if (normalise_ms < 500) normalise_ms = std::min(normalise_ms, Best(4, [&] { normalise(true); }));
+    adapter = normalise(false);
+    auto plan = cuda::PlanImage(*adapter, widths_, {}, DType::kBF16, page_bytes_);
+    LK_CHECK_MSG(plan.ok(), plan.status().ToString());
+    AlignedBuffer image(plan->pages * page_bytes_);
+    const double image_ms = Best(runs, [&] {
+      for (const auto& piece : plan->pieces) cuda::WritePiece(piece, image.data() + piece.to);
+    });
+    const double device_bytes = static_cast<double>(plan->pages * page_bytes_);
+    std::printf("%-26s %8.1f %9.1f %8.1f %9.2f %9.2f %9.2f %8.2f", format.name.c_str(), read_ms,
+                normalise_ms, image_ms, file_bytes * 1e-6, host_bytes * 1e-6, device_bytes * 1e-6,
+                device_bytes / static_cast<double>(format.own_bytes));
+    if (format.copied) std::printf(" %8.2f", file_bytes / normalise_ms / copy_);
+    std::printf("\n");
+    std::fflush(stdout);
+    fs::remove_all(directory);
+  }
+
+ private:
+  const BaseModelView base_;
+  const double copy_;  // bytes a millisecond
+  int64_t page_bytes_ = 0;
+  std::vector<cuda::ModuleWidths> widths_;
+  SharedBlobs blobs_;
+};
+
+int Run(const fs::path& folder, const std::set<std::string>& names) {
+  const auto model = std::make_shared<SyntheticModel>(Llama8B());
+  Loads loads(model);
+  for (const Format& format : Formats(BaseModelView(model))) {
+    if (names.empty() || names.contains(format.name)) loads.Measure(format, folder / "adapter");
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace lorikeet::bench
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "bench_formats FOLDER [NAME...]\n");
+    return 1;
+  }
+  return lorikeet::bench::Run(argv[1], {argv + 2, argv + argc});
+}
