@@ -148,7 +148,7 @@ TEST(CudaEngine, AThousandRandomStepsGiveTheTokensOfStepsNotRecorded) {
 // in 16 bits, the same logits to the bit.
 TEST(CudaEngine, RecordedStepsGiveTheSameLogitsToTheBit) {
   const std::vector<VariantCase> cases = Cases();
-  VariantServer server(kBase, {.device = "cpu", .kv_bytes = 1 << 20});  // to load adapters with
+  VariantServer server(kBase, {.device = "cuda", .kv_bytes = 3 << 20});  // to load adapters with
   for (const VariantCase& c : cases) {
     if (c.mixture()) continue;
     ASSERT_TRUE(server.Load(c.name).ok()) << c.name;

@@ -56,19 +56,31 @@ __device__ void Gather(const LowRankArgs& args, const Extension& extension, int3
   }
 }
 
-// Eight columns of a row of v, from `column` on: the slices' sums, scaled, or zeros.
-template <typename T>
-__device__ uint4 ValuesOf(const LowRankArgs& args, const ExtendedRow& row, int32_t column, int32_t slices) {
+// Where eight columns of a row of v come from.
+struct Source {
+  const float* slot = nullptr;  // of the first slice; nullptr: they are zeros
+  float scale = 0;
+};
+
+constexpr int32_t kSlot = kPromptTileRows * kTileRanks;
+
+__device__ Source SourceOf(const LowRankArgs& args, const ExtendedRow& row, int32_t column, int32_t slices) {
   const int32_t pair = column / kTileRanks - row.tiles_begin * args.parts;
   const int32_t tiles = row.tiles_end - row.tiles_begin;
-  if (pair < 0 || pair >= tiles * args.parts) return kZero;
+  if (pair < 0 || pair >= tiles * args.parts) return {};
   const ExpandItem item = args.list->expands[row.item_row / kPromptTileRows];
   const ModuleId module = args.first_module + pair / tiles;
-  const float scale = item.tiles[int64_t{module} * tiles + pair % tiles].scale;
-  constexpr int32_t kSlot = kPromptTileRows * kTileRanks;
   const int64_t at = (int64_t{item.first_shrink} * args.parts + pair) * slices;
-  const float* slot = args.slots + at * kSlot + row.item_row % kPromptTileRows * kTileRanks + column % kTileRanks;
-  const float4 low = AddSlots(slot, slices, kSlot), high = AddSlots(slot + 4, slices, kSlot);
+  return {args.slots + at * kSlot + row.item_row % kPromptTileRows * kTileRanks + column % kTileRanks,
+          item.tiles[int64_t{module} * tiles + pair % tiles].scale};
+}
+
+// The slices' sums, scaled.
+template <typename T>
+__device__ uint4 ValuesOf(const Source& source, int32_t slices) {
+  if (source.slot == nullptr) return kZero;
+  const float scale = source.scale;
+  const float4 low = AddSlots(source.slot, slices, kSlot), high = AddSlots(source.slot + 4, slices, kSlot);
   return {Pack2<T>(low.x * scale, low.y * scale), Pack2<T>(low.z * scale, low.w * scale),
           Pack2<T>(high.x * scale, high.y * scale), Pack2<T>(high.z * scale, high.w * scale)};
 }
@@ -80,13 +92,14 @@ __global__ void __launch_bounds__(kThreads)
   LetKernelAfterStart();
   const int32_t gathers = extension.gather_count * GatherBlocks(args);
   if (blockIdx.x < gathers) return Gather<T>(args, extension, blockIdx.x);
-  WaitForKernelBefore();
   const int32_t vectors = extension.values.width / kVector;
   const int32_t i = (blockIdx.x - gathers) * kThreads + threadIdx.x;
   const int32_t row = i / vectors, column = i % vectors * kVector;
+  Source source;
+  if (row < extension.values.rows) source = SourceOf(args, extension.rows[row], column, slices);
+  WaitForKernelBefore();
   if (row >= extension.values.rows) return;
-  *reinterpret_cast<uint4*>(extension.values.row<T>(row) + column) =
-      ValuesOf<T>(args, extension.rows[row], column, slices);
+  *reinterpret_cast<uint4*>(extension.values.row<T>(row) + column) = ValuesOf<T>(source, slices);
 }
 
 template <typename T>

@@ -53,7 +53,7 @@ __device__ void MultiplyColumns(const uint4 (&b)[4], const uint32_t (&shrunk)[kR
 // The sum of the slices' slots, `stride` floats apart, of four ranks of a row.
 __device__ inline float4 AddSlots(const float* slot, int32_t slices, int32_t stride) {
   float4 sum = {};
-#pragma unroll 4
+#pragma unroll 8
   for (int32_t s = 0; s < slices; ++s, slot += stride) {
     const float4 more = *reinterpret_cast<const float4*>(slot);
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;

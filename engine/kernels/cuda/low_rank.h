@@ -89,8 +89,8 @@ struct LowRankArgs {
 // Slices that shrink cuts `in` into: a function of the width alone, so that a row's sums are added
 // in the same order whatever else is in the batch.
 int32_t ShrinkSlices(int32_t in);
-inline constexpr int32_t kPromptSlice = 512;
-constexpr int32_t PromptSlices(int32_t in) { return (in + kPromptSlice - 1) / kPromptSlice; }
+constexpr int32_t PromptSliceWidth(int32_t in) { return in <= 8192 ? 512 : 1024; }
+constexpr int32_t PromptSlices(int32_t in) { return (in + PromptSliceWidth(in) - 1) / PromptSliceWidth(in); }
 int64_t SlotFloats(int64_t shrinks, int32_t parts, int32_t in, int32_t tile_rows);
 
 // x.dtype is the type of A and B.

@@ -14,13 +14,11 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = kPromptTileRows;
 constexpr int kSumFloats = kRows * kTileRanks;  // of one slice of a pair
 
-// ---- shrink: x in stages through shared memory, factors two stages ahead straight to registers
+// ---- shrink: x in stages through shared memory, factors as early straight to registers
 
 constexpr int kPairs = 4;       // (part, rank tile) that share a pass over x
 constexpr int kStageWidth = 64;  // elements of `in` a stage
 constexpr int kStages = 4;
-constexpr int kSliceStages = kPromptSlice / kStageWidth;
-constexpr int kFactorStages = 3;
 constexpr int kStageBytesPerRow = kStageWidth * 2 + 64;  // the pad spreads rows over the banks
 constexpr int kStageBytes = kRows * kStageBytesPerRow;
 constexpr int kMostRowTiles = 4;  // of 8 rows, of a warp
@@ -101,38 +99,43 @@ __global__ void __launch_bounds__(kThreads, 2)
     PromptShrink(const LowRankArgs args, int32_t slices, int32_t groups) {
   extern __shared__ __align__(16) std::byte stages[];
   LetKernelAfterStart();
-  WaitForKernelBefore();
   const PromptShrinkTask work = ReadTask(args, blockIdx.x, slices, groups);
-  if (work.pairs <= 0) return;
+  if (work.pairs <= 0) return WaitForKernelBefore();
   const Share share = ShareOf(args, work);
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int32_t in = args.x.width, begin = work.slice * kPromptSlice;
-  const auto copy = [&](int s) {
-    if (s < kSliceStages) CopyStage<T>(args, work, begin + s * kStageWidth, stages + s % kStages * kStageBytes);
+  const int32_t in = args.x.width, slice_width = PromptSliceWidth(in), begin = work.slice * slice_width;
+  const int32_t steps = DivideUp(min(slice_width, in - begin), kStageWidth);
+  const auto copy = [&](int32_t s) {
+    if (s < steps) CopyStage<T>(args, work, begin + s * kStageWidth, stages + s % kStages * kStageBytes);
     CommitCopies();
   };
-  uint4 a[kFactorStages][2][2];
+  uint4 a[kStages][2][2];
+  const auto load = [&](int32_t s, uint4(&to)[2][2]) {
+    if (s < steps) LoadFactors<T>(share, in, begin + s * kStageWidth, to);
+  };
 #pragma unroll
-  for (int s = 0; s < kFactorStages - 1; ++s) LoadFactors<T>(share, in, begin + s * kStageWidth, a[s]);
+  for (int s = 0; s < kStages - 1; ++s) load(s, a[s]);
+  WaitForKernelBefore();  // factors are none of its
   for (int s = 0; s < kStages - 1; ++s) copy(s);
   float sums[kMostRowTiles][4] = {};
+  for (int32_t first = 0; first < steps; first += kStages) {
 #pragma unroll
-  for (int s = 0; s < kSliceStages; ++s) {
-    if (begin + s * kStageWidth >= in) break;
-    WaitForCopies<kStages - 2>();
-    __syncthreads();
-    copy(s + kStages - 1);
-    const int ahead = s + kFactorStages - 1;
-    if (ahead < kSliceStages) LoadFactors<T>(share, in, begin + ahead * kStageWidth, a[ahead % kFactorStages]);
-    const std::byte* stage = stages + s % kStages * kStageBytes;
+    for (int i = 0; i < kStages; ++i) {
+      const int32_t s = first + i;
+      if (s >= steps) break;
+      WaitForCopies<kStages - 2>();
+      __syncthreads();
+      copy(s + kStages - 1);
+      load(s + kStages - 1, a[(i + kStages - 1) % kStages]);
+      const std::byte* stage = stages + i * kStageBytes;
 #pragma unroll
-    for (int r = 0; r < kMostRowTiles; ++r) {
-      if (r >= share.row_tiles) break;
-      const std::byte* row = stage + (share.first_row + r * 8 + g) * kStageBytesPerRow + t * 16;
+      for (int r = 0; r < kMostRowTiles; ++r) {
+        if (r >= share.row_tiles) break;
+        const std::byte* row = stage + (share.first_row + r * 8 + g) * kStageBytesPerRow + t * 16;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint4(&factors)[2] = a[s % kFactorStages][half];
-        MmaRows<T>(sums[r], factors[0], factors[1], LoadCached(row + half * 64));
+        for (int half = 0; half < 2; ++half) {
+          MmaRows<T>(sums[r], a[i][half][0], a[i][half][1], LoadCached(row + half * 64));
+        }
       }
     }
   }
@@ -154,14 +157,14 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) PromptSum(const LowRankArgs args, int32_t slices, T* shrunk) {
   static_assert(kSumFloats == 4 * kThreads);
   LetKernelAfterStart();
-  WaitForKernelBefore();
   const int32_t pairs = args.parts * args.max_tiles, pair = blockIdx.x % pairs;
   const ExpandItem item = args.list->expands[blockIdx.x / pairs];
   const int32_t tiles = item.tiles_per_module;
-  if (pair >= args.parts * tiles) return;
+  if (pair >= args.parts * tiles) return WaitForKernelBefore();
   const ModuleId module = args.first_module + pair / tiles;
   const float scale = item.tiles[int64_t{module} * tiles + pair % tiles].scale;
   const int64_t at = int64_t{item.first_shrink} * args.parts + pair;
+  WaitForKernelBefore();
   const float4 sum = AddSlots(args.slots + at * slices * kSumFloats + threadIdx.x * 4, slices, kSumFloats);
   reinterpret_cast<uint2*>(shrunk + at * kSumFloats)[threadIdx.x] = {
       Pack2<T>(sum.x * scale, sum.y * scale), Pack2<T>(sum.z * scale, sum.w * scale)};

@@ -102,25 +102,8 @@ const T* StepArrays::Append(std::span<const T> values) {
   return reinterpret_cast<const T*>(device_ + at);
 }
 
-bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
-                      cudaStream_t stream) {
-  if (sent_ == nullptr) {
-    errors_->Note(cudaEventCreateWithFlags(&sent_, cudaEventDisableTiming), "an event");
-  }
-  errors_->Note(cudaEventSynchronize(sent_), "the copy of a step's arrays");
-  const auto bytes = [](const auto& values) {
-    return RoundUp(static_cast<int64_t>(values.size() * sizeof(values[0])));
-  };
-  int64_t need = kHeaderBytes + RowBytes(rows);
-  need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
-  need += bytes(work.decodes) + bytes(work.prompts) + bytes(work.extension.gathers);
-  for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
-    need += bytes(list->shrinks) + bytes(list->expands);
-  }
-  const bool moved = Reserve(need, stream);
-  if (!errors_->status().ok()) return moved;
-  rows_ = rows;
-
+void StepArrays::WriteRows(const StepInput& step, const StepWork& work) {
+  const int32_t rows = rows_;
   int32_t* row_arrays = reinterpret_cast<int32_t*>(host_ + kHeaderBytes);
   std::fill_n(row_arrays, rows, 0);
   std::fill_n(row_arrays + rows, rows, -1);
@@ -147,6 +130,27 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
     std::fill(tiles + s.row_begin, tiles + s.row_end, RowTiles{s.tiles, s.tiles_per_module});
   }
   DescribeRows(work.extension, {reinterpret_cast<ExtendedRow*>(tiles + rows), static_cast<size_t>(rows)});
+}
+
+bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
+                      cudaStream_t stream) {
+  if (sent_ == nullptr) {
+    errors_->Note(cudaEventCreateWithFlags(&sent_, cudaEventDisableTiming), "an event");
+  }
+  errors_->Note(cudaEventSynchronize(sent_), "the copy of a step's arrays");
+  const auto bytes = [](const auto& values) {
+    return RoundUp(static_cast<int64_t>(values.size() * sizeof(values[0])));
+  };
+  int64_t need = kHeaderBytes + RowBytes(rows);
+  need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
+  need += bytes(work.decodes) + bytes(work.prompts) + bytes(work.extension.gathers);
+  for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
+    need += bytes(list->shrinks) + bytes(list->expands);
+  }
+  const bool moved = Reserve(need, stream);
+  if (!errors_->status().ok()) return moved;
+  rows_ = rows;
+  WriteRows(step, work);
   used_ = kHeaderBytes + RowBytes(rows);
 
   StepHeader header;

@@ -95,6 +95,8 @@ class StepArrays {
   // Of all per-row arrays.
   static int64_t RowBytes(int32_t rows);
   bool Reserve(int64_t bytes, cudaStream_t stream);
+  // The per-row arrays of rows_ rows, to the host's block.
+  void WriteRows(const StepInput& step, const StepWork& work);
   // Copies values to the end of the block; returns where they will be on the device.
   template <typename T>
   const T* Append(std::span<const T> values);
