@@ -88,7 +88,8 @@ __device__ uint4 ValuesOf(const Source& source, int32_t slices) {
 // What is gathered is no other kernel's of the step, so it does not wait for the sums.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    FillExtension(const LowRankArgs args, const Extension extension, int32_t slices) {
+    FillExtension(const __grid_constant__ LowRankArgs args, const __grid_constant__ Extension extension,
+                  int32_t slices) {
   LetKernelAfterStart();
   const int32_t gathers = extension.gather_count * GatherBlocks(args);
   if (blockIdx.x < gathers) return Gather<T>(args, extension, blockIdx.x);

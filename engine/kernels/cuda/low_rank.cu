@@ -74,7 +74,7 @@ static_assert(kThreads == kSlotFloats, "a thread a sum");
 // kernel before, so the first task's are fetched while that still runs, and the next task's while
 // this one's sums are stored.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) Shrink(const LowRankArgs args, int32_t slices) {
+__global__ void __launch_bounds__(kThreads) Shrink(const __grid_constant__ LowRankArgs args, int32_t slices) {
   const int32_t tasks = args.list->shrink_count * args.parts * slices;
   const int g = threadIdx.x % 32 / 4;
   const int32_t in = args.x.width;
@@ -175,7 +175,7 @@ __device__ void StoreColumns(const LowRankArgs& args, const ExpandTask& work, co
 
 template <typename T, typename Y>
 __global__ void __launch_bounds__(kThreads)
-    Expand(const LowRankArgs args, int32_t slices, int32_t blocks) {
+    Expand(const __grid_constant__ LowRankArgs args, int32_t slices, int32_t blocks) {
   const int32_t tasks = args.list->expand_count * blocks;
   LetKernelAfterStart();
   ExpandTask work;
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads)
 // ---- float32
 
 // A block is one row of an item and one part.
-__global__ void LowRankFloat(const LowRankArgs args) {
+__global__ void LowRankFloat(const __grid_constant__ LowRankArgs args) {
   extern __shared__ float shrunk[];  // [rank]
   WaitForKernelBefore();
   const int32_t items = args.list->expand_count;

@@ -96,7 +96,7 @@ __device__ void LoadFactors(const Share& share, int32_t in, int32_t column, uint
 // Sums over one slice of `in` to slots [shrink item, part, slice].
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
-    PromptShrink(const LowRankArgs args, int32_t slices, int32_t groups) {
+    PromptShrink(const __grid_constant__ LowRankArgs args, int32_t slices, int32_t groups) {
   extern __shared__ __align__(16) std::byte stages[];
   LetKernelAfterStart();
   const PromptShrinkTask work = ReadTask(args, blockIdx.x, slices, groups);
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // The slices of a pair, scaled, in 16 bits; a block is a pair.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) PromptSum(const LowRankArgs args, int32_t slices, T* shrunk) {
+__global__ void __launch_bounds__(kThreads) PromptSum(const __grid_constant__ LowRankArgs args, int32_t slices, T* shrunk) {
   static_assert(kSumFloats == 4 * kThreads);
   LetKernelAfterStart();
   const int32_t pairs = args.parts * args.max_tiles, pair = blockIdx.x % pairs;
@@ -188,7 +188,7 @@ __device__ void LoadShrunk(const T* shrunk, int32_t first_row, uint32_t (&out)[k
 
 template <typename T, typename Y>
 __global__ void __launch_bounds__(kThreads, 2)
-    PromptExpand(const LowRankArgs args, int32_t blocks, const T* shrunk) {
+    PromptExpand(const __grid_constant__ LowRankArgs args, int32_t blocks, const T* shrunk) {
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
