@@ -1,6 +1,7 @@
 #include "engine/memory/page_pool.h"
 
 #include <numeric>
+#include <ranges>
 #include <string>
 
 #include "engine/base/check.h"
@@ -24,7 +25,7 @@ bool PagePool::Alloc(int32_t count, std::vector<int32_t>* out) {
 }
 
 void PagePool::Free(std::span<const int32_t> ids) {
-  for (const int32_t id : ids) {
+  for (const int32_t id : ids | std::views::reverse) {
     LK_CHECK_MSG(id >= 0 && id < total(), "page " + std::to_string(id) + " is not of this pool");
     LK_CHECK_MSG(allocated_[id], "page " + std::to_string(id) + " is already free");
     allocated_[id] = 0;

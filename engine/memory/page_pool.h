@@ -13,7 +13,8 @@ class PagePool {
 
   // Appends `count` page ids to `out`, or changes nothing and returns false if fewer are free.
   bool Alloc(int32_t count, std::vector<int32_t>* out);
-  // REQUIRES: every id is allocated; a page given back twice stops the program.
+  // Pages given back together are taken again in the same order: what follows one another in memory goes on doing
+  // so, and is copied at once. REQUIRES: every id is allocated; a page given back twice stops the program.
   void Free(std::span<const int32_t> ids);
 
   int32_t total() const { return static_cast<int32_t>(allocated_.size()); }

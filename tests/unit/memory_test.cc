@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <numeric>
 #include <set>
 #include <string>
@@ -31,6 +32,16 @@ TEST(PagePool, AnAllocationThatDoesNotFitChangesNothing) {
   EXPECT_FALSE(pool.Alloc(4, &ids));
   EXPECT_EQ(ids, std::vector<int32_t>{77});
   EXPECT_EQ(pool.free(), 3);
+}
+
+TEST(PagePool, PagesGivenBackTogetherKeepTheirOrder) {
+  PagePool pool(8);
+  std::vector<int32_t> image, again;
+  ASSERT_TRUE(pool.Alloc(5, &image));
+  EXPECT_TRUE(std::is_sorted(image.begin(), image.end()));
+  pool.Free(image);
+  ASSERT_TRUE(pool.Alloc(5, &again));
+  EXPECT_EQ(again, image);
 }
 
 TEST(PagePoolDeathTest, APageGivenBackTwiceStopsTheProgram) {
