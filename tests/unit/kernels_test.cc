@@ -15,7 +15,7 @@
 #include "engine/kernels/cpu/cpu_backend.h"
 #include "engine/kernels/cpu/half_weight.h"
 #include "engine/kernels/cpu/quant_weight.h"
-#include "engine/kernels/cpu/thread_pool.h"
+#include "engine/kernels/thread_pool.h"
 #include "engine/tensor/dequantize.h"
 #include "tests/support/random_adapter.h"
 

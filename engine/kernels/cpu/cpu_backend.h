@@ -12,8 +12,8 @@
 #include "engine/base/aligned_buffer.h"
 #include "engine/kernels/backend.h"
 #include "engine/kernels/cpu/quant_weight.h"
-#include "engine/kernels/cpu/thread_pool.h"
 #include "engine/kernels/sampler.h"
+#include "engine/kernels/thread_pool.h"
 
 namespace lorikeet {
 

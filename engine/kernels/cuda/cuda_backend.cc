@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -28,6 +27,7 @@ static_assert(kFewLongRows >= kMaxRecordedRows, "what is recorded is the kernels
 // what scratch, recorded steps and cuBLAS take.
 constexpr int64_t kReservedBytes = int64_t{2} << 30;
 constexpr double kGiB = 1 << 30;
+constexpr int32_t kMostThreads = 32;  // of the host: to load weights, and for masks
 
 DType ActivationType(const BackendOptions& options) {
   if (options.precision == Precision::kExact) return DType::kF32;
@@ -50,6 +50,11 @@ int64_t PinnedBytes(const BackendOptions& options) {
   return std::min(memory / 4, int64_t{32} << 30);
 }
 
+int32_t Threads(const BackendOptions& options) {
+  const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+  return options.threads > 0 ? options.threads : std::clamp(cores, 1, kMostThreads);
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& device,
@@ -58,6 +63,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       device_name_(device.name),
       dtype_(ActivationType(options)),
       stream_(stream),
+      threads_(Threads(options)),
       gemm_(&errors_),
       arrays_(&errors_),
       sampler_(&errors_, stream),
@@ -180,16 +186,7 @@ MemoryUse CudaBackend::memory_use() const {
 }
 
 void CudaBackend::ParallelFor(int32_t n, const std::function<void(int32_t, int32_t)>& fn) {
-  const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
-  const int32_t threads = std::clamp(options_.threads > 0 ? options_.threads : cores, 1, n);
-  std::atomic<int32_t> next{0};
-  std::vector<std::thread> pool;
-  for (int32_t t = 0; t < threads; ++t) {
-    pool.emplace_back([&, t] {
-      for (int32_t i = next++; i < n; i = next++) fn(i, t);
-    });
-  }
-  for (std::thread& thread : pool) thread.join();
+  threads_.ParallelFor(n, fn);
 }
 
 // ---- a step

@@ -23,6 +23,7 @@
 #include "engine/kernels/cuda/step_arrays.h"
 #include "engine/kernels/cuda/structured.h"
 #include "engine/kernels/sampler.h"
+#include "engine/kernels/thread_pool.h"
 
 namespace lorikeet::cuda {
 
@@ -136,6 +137,7 @@ class CudaBackend final : public Backend {
   mutable std::mutex memory_mutex_;  // the next two
   mutable MemoryUse memory_use_;     // asked of the driver once a second at most: routers scrape often
   mutable std::chrono::steady_clock::time_point memory_asked_;
+  ThreadPool threads_;
   Gemm gemm_;
   StepArrays arrays_;
   DeviceSampler sampler_;

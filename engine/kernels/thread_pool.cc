@@ -1,4 +1,4 @@
-#include "engine/kernels/cpu/thread_pool.h"
+#include "engine/kernels/thread_pool.h"
 
 #include <immintrin.h>
 #include <sched.h>
