@@ -36,21 +36,32 @@ void GenerationDelta::Append(GenerationDelta next) {
   last = next.last;
 }
 
-struct GenerationCall::Prepared {
-  struct Lease {
-    std::mutex mutex;
-    std::optional<absl::StatusOr<AdapterLease>> lease;
-    bool awaited = false;  // it was not there when it was first looked for
-    int64_t read_us = 0;   // it was brought by another thread, after so long
-  };
+// The engine's request of an input.
+struct GenerationCall::Built {
+  Request request;
+  ModelText text;
+  std::optional<PromptEcho> echo;
+};
 
+// Made on the thread that brings the adapter, as finding the tokens of a long prompt takes a while.
+// That thread alone has `input` until `built` is there.
+struct GenerationCall::Building {
   GenerationInput input;
-  Request request;  // of `input`, once the adapter is there whose text it is in
   ResolvedModel model;
+  std::string tenant;
+
+  std::mutex mutex;
+  std::optional<absl::StatusOr<Built>> built;
+  bool awaited = false;  // it was not there when it was first looked for
+  int64_t read_us = 0;   // the adapter was brought by another thread, after so long
+  std::string version;   // the adapter's, once it is there
+};
+
+struct GenerationCall::Prepared {
   ChoiceOptions options;
   int32_t count = 1;  // choices to start
   std::function<void()> wake;
-  std::shared_ptr<Lease> lease;  // nullptr: base model
+  std::shared_ptr<Building> building;
   bool canceled = false;
 };
 
@@ -79,7 +90,7 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   record_.tenant = caller.tenant;
   context_.request_log->Begin(input.origin, &record_);
   options.chat = std::holds_alternative<ChatRequest>(input.prompt);
-  LK_ASSIGN_OR_RETURN(prepared_->model, Resolve(context_, caller, input));
+  LK_ASSIGN_OR_RETURN(ResolvedModel model, Resolve(context_, caller, input));
   LK_RETURN_IF_ERROR(ValidateInput(input));
   wanted_ = input.choices;
   best_ = input.best_of > input.choices;
@@ -90,69 +101,86 @@ absl::Status GenerationCall::Prepare(const Identity& caller, GenerationInput inp
   options.stop_strings = std::move(input.stop_strings);
   options.include_stop_string = input.include_stop_string;
   prepared_->count = std::max(input.choices, input.best_of);
-  record_.adapter = prepared_->model.name;
-  record_.sum = prepared_->model.terms.size() > 1;
+  record_.adapter = model.name;
+  record_.sum = model.terms.size() > 1;
   context_.metrics->OnRequestStart(record_);
-  prepared_->input = std::move(input);
-  if (!prepared_->model.terms.empty()) AskForAdapter();
+  prepared_->building = std::make_shared<Building>();
+  Building& building = *prepared_->building;
+  building.input = std::move(input);
+  building.model = std::move(model);
+  building.tenant = caller.tenant;
+  if (building.model.terms.empty()) {
+    building.built = Build(context_, building, AdapterLease());
+  } else {
+    AskForAdapter();
+  }
   return absl::OkStatus();
 }
 
-// In the words of the adapter, whose lease the request has.
-absl::Status GenerationCall::BuildRequest() {
-  Prepared& prepared = *prepared_;
-  ChoiceOptions& options = prepared.options;
-  options.text = TextOf(context_.text, prepared.request.adapter.get());
-  AdapterLease lease = std::move(prepared.request.adapter);
-  LK_ASSIGN_OR_RETURN(prepared.request,
-                      lorikeet::BuildRequest(context_, options.text, prepared.input));
-  prepared.request.adapter = std::move(lease);
-  prepared.request.adapter_name = prepared.model.name;
-  prepared.request.tenant = record_.tenant;
-  record_.prompt_tokens = static_cast<int32_t>(prepared.request.prompt.size());
-  if (!prepared.input.echo && !prepared.input.prompt_logprobs) return absl::OkStatus();
-  options.echo.emplace().tokens = prepared.request.prompt;
-  LK_ASSIGN_OR_RETURN(options.echo->text, options.text.tokenizer->Decode(options.echo->tokens,
-                                                                         /*skip_special=*/true));
-  return absl::OkStatus();
+// In the words of the adapter; an empty lease is the base model's.
+absl::StatusOr<GenerationCall::Built> GenerationCall::Build(const ServingContext& context,
+                                                            Building& building,
+                                                            AdapterLease lease) {
+  GenerationInput& input = building.input;
+  Built built{.text = TextOf(context.text, lease.get())};
+  LK_ASSIGN_OR_RETURN(built.request, BuildRequest(context, built.text, input));
+  built.request.adapter = std::move(lease);
+  built.request.adapter_name = building.model.name;
+  built.request.tenant = building.tenant;
+  if (!input.echo && !input.prompt_logprobs) return built;
+  PromptEcho& echo = built.echo.emplace();
+  echo.tokens = built.request.prompt;
+  LK_ASSIGN_OR_RETURN(echo.text,
+                      built.text.tokenizer->Decode(echo.tokens, /*skip_special=*/true));
+  return built;
+}
+
+absl::StatusOr<GenerationCall::Built> GenerationCall::BuildLeased(
+    const ServingContext& context, Building& building, absl::StatusOr<AdapterLease> lease) {
+  LK_RETURN_IF_ERROR(lease.status());
+  LK_RETURN_IF_ERROR(CheckVersion(building.model, lease->version()));
+  building.version = lease->version();
+  return Build(context, building, *std::move(lease));
 }
 
 void GenerationCall::AskForAdapter() {
-  prepared_->lease = std::make_shared<Prepared::Lease>();
   context_.mixer->AcquireAsync(
-      prepared_->model.terms,
-      [slot = prepared_->lease, wake = prepared_->wake, clock = context_.clock,
+      prepared_->building->model.terms,
+      [weak = std::weak_ptr(prepared_->building), wake = prepared_->wake, &context = context_,
        asked_us = context_.clock->NowMicros(),
        asker = std::this_thread::get_id()](absl::StatusOr<AdapterLease> lease) {
+        const std::shared_ptr<Building> building = weak.lock();
+        if (building == nullptr) return;  // the call was dropped
+        if (std::this_thread::get_id() != asker) {
+          building->read_us = std::max<int64_t>(context.clock->NowMicros() - asked_us, 1);
+        }
+        absl::StatusOr<Built> built = BuildLeased(context, *building, std::move(lease));
         bool awaited = false;
         {
-          std::lock_guard lock(slot->mutex);
-          slot->lease = std::move(lease);
-          if (std::this_thread::get_id() != asker) {
-            slot->read_us = std::max<int64_t>(clock->NowMicros() - asked_us, 1);
-          }
-          awaited = slot->awaited;
+          std::lock_guard lock(building->mutex);
+          building->built = std::move(built);
+          awaited = building->awaited;
         }
         if (awaited) wake();
       });
 }
 
-// Leaves `prepared_` where it is while its adapter is being read.
+// Leaves `prepared_` where it is while the request is being built.
 absl::Status GenerationCall::SubmitIfReady() {
   Prepared& prepared = *prepared_;
-  if (prepared.lease != nullptr) {
-    std::lock_guard lock(prepared.lease->mutex);
-    if (!prepared.lease->lease) {
-      prepared.lease->awaited = true;
-      return absl::OkStatus();
-    }
-    LK_ASSIGN_OR_RETURN(prepared.request.adapter, *std::move(prepared.lease->lease));
-    LK_RETURN_IF_ERROR(CheckVersion(prepared.model, prepared.request.adapter.version()));
-    record_.adapter_read_us = prepared.lease->read_us;
-    record_.adapter_version = prepared.request.adapter.version();
+  Building& building = *prepared.building;
+  {
+    std::lock_guard lock(building.mutex);
+    building.awaited = !building.built;
+    if (building.awaited) return absl::OkStatus();
   }
-  LK_RETURN_IF_ERROR(BuildRequest());
-  const Request& request = prepared.request;
+  record_.adapter_read_us = building.read_us;
+  record_.adapter_version = building.version;
+  LK_ASSIGN_OR_RETURN(const Built built, *std::move(building.built));
+  const Request& request = built.request;
+  record_.prompt_tokens = static_cast<int32_t>(request.prompt.size());
+  prepared.options.text = built.text;
+  prepared.options.echo = built.echo;
   record_.submitted_us = context_.clock->NowMicros();
   // The first choice takes the constraint itself; the engine may have begun on it by then.
   const std::unique_ptr<TokenConstraint> fresh =

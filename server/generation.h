@@ -115,7 +115,7 @@ class Choice;
 class GenerationCall {
  public:
   // Validates, tokenises and submits, at once or, if the adapter is not in host memory, in the Poll
-  // after it came. `wake` is called on the engine thread or a loader's, possibly before Start
+  // after it came and the thread that brought it tokenised. `wake` is called on the engine thread or a loader's, possibly before Start
   // returns, whenever Poll has something new: it must not block. Errors name the field, the value
   // and the bound, and are counted.
   static absl::StatusOr<std::unique_ptr<GenerationCall>> Start(const ServingContext& context,
@@ -132,13 +132,17 @@ class GenerationCall {
   void Cancel();
 
  private:
-  // A request that is not submitted yet, and the lease that another thread may bring.
-  struct Prepared;
+  struct Built;
+  struct Building;
+  struct Prepared;  // a request that is not submitted yet
 
   explicit GenerationCall(const ServingContext& context);
 
   absl::Status Prepare(const Identity& caller, GenerationInput input, std::function<void()> wake);
-  absl::Status BuildRequest();
+  static absl::StatusOr<Built> Build(const ServingContext& context, Building& building,
+                                     AdapterLease lease);
+  static absl::StatusOr<Built> BuildLeased(const ServingContext& context, Building& building,
+                                           absl::StatusOr<AdapterLease> lease);
   void AskForAdapter();
   absl::Status SubmitIfReady();
   GenerationDelta Fail(const absl::Status& status);
