@@ -113,7 +113,7 @@ void AddLora(Maker* maker) {
 
 // Pairs that most adapters of the kind share, or that a few values make.
 void AddShared(Maker* maker, int64_t widest) {
-  Format& vera = maker->Linears("VeRA, r256", Peft("VERA", {{"r", 256}}), "", [](int64_t in, int64_t out) {
+  Format& vera = maker->Linears("VeRA, r256", Peft("VERA", {{"r", 256}}), "", [](int64_t, int64_t out) {
     return Maker::OfLinear{{{"vera_lambda_d", {256}}, {"vera_lambda_b", {out}}}, kFloat * (256 + out)};
   });
   vera.own_bytes += kMatrix * 2 * 256 * widest;
