@@ -91,13 +91,6 @@ void AddLora(Maker* maker) {
     made.own_bytes += kFloat * out;
     return made;
   });
-  Json olora = config;
-  olora["init_lora_weights"] = "olora";
-  maker->Linears("OLoRA, r16, k", olora, "k_proj", [](int64_t in, int64_t out) {
-    Maker::OfLinear made = Pair("lora_A.weight", "lora_B.weight", 16, in, out);
-    made.own_bytes *= 2;
-    return made;
-  });
   maker->Linears("LoRA-XS, r64", Peft("LORA", {{"r", 64}}), "", [](int64_t in, int64_t out) {
     Maker::OfLinear made = Pair("lora_A.weight", "lora_B.weight", 64, in, out);
     made.parts.push_back({"default_lora_latent_mapping.weight", {64, 64}});
