@@ -8,9 +8,21 @@
 namespace lorikeet {
 namespace {
 
-// row += factor * a
-void AddScaled(float factor, const float* a, int32_t n, float* row) {
-  for (int32_t i = 0; i < n; ++i) row[i] += factor * a[i];
+constexpr int32_t kRanks = 4;  // at a time: a row of W is read and written once for them
+
+// row += scale · Σ factors[k] · a_k over `ranks` rows a_k of a, [n] each.
+void AddScaled(const float* factors, const float* a, int32_t ranks, float scale, int32_t n, float* row) {
+  if (ranks == kRanks) {
+    const float f0 = scale * factors[0], f1 = scale * factors[1];
+    const float f2 = scale * factors[2], f3 = scale * factors[3];
+    const float *a1 = a + n, *a2 = a1 + n, *a3 = a2 + n;
+    for (int32_t i = 0; i < n; ++i) row[i] += (f0 * a[i] + f1 * a1[i]) + (f2 * a2[i] + f3 * a3[i]);
+    return;
+  }
+  for (int32_t k = 0; k < ranks; ++k, a += n) {
+    const float factor = scale * factors[k];
+    for (int32_t i = 0; i < n; ++i) row[i] += factor * a[i];
+  }
 }
 
 // Eight independent sums, so that the loop vectorises without reassociation by the compiler.
@@ -35,10 +47,10 @@ absl::Status DoraOutScale(const BaseModel& base, ModuleId id, const std::vector<
   for (int32_t first = 0; first < out; first += kRows) {
     const int32_t rows = std::min(kRows, out - first);
     base.ReadRows(id, first, rows, weight.data());
-    for (int32_t k = 0; k < rank; ++k) {
+    for (int32_t k = 0; k < rank; k += kRanks) {
       for (int32_t r = 0; r < rows; ++r) {
-        AddScaled(scale * b[int64_t{first + r} * rank + k], &a[int64_t{k} * in], in,
-                  &weight[int64_t{r} * in]);
+        AddScaled(&b[int64_t{first + r} * rank + k], &a[int64_t{k} * in], std::min(kRanks, rank - k),
+                  scale, in, &weight[int64_t{r} * in]);
       }
     }
     for (int32_t r = 0; r < rows; ++r) {

@@ -254,13 +254,14 @@ class Normaliser {
     int count = 0;
     for (const Matched& module : matched_) count += module.raw->has_delta() ? 1 : 0;
     std::set<std::string> used_shared;
+    ModuleTensors::SharedPairs shared_pairs;
     std::vector<std::string> unused;
     int ordinal = 0;
     for (const Matched& module : matched_) {
       if (!module.raw->has_delta()) continue;
       std::set<std::string> used;
       const ModuleTensors tensors(base_, module.id, ordinal++, count, module.raw->tensors,
-                                  raw_.shared, raw_.config, &used, &used_shared);
+                                  raw_.shared, raw_.config, &used, &used_shared, &shared_pairs);
       Lowered lowered;
       LK_RETURN_IF_ERROR(raw_.lower(tensors, &lowered));
       ModuleDelta* delta = &adapter->modules[module.id];

@@ -27,11 +27,23 @@ absl::Status CheckVectors(const std::string& path, const Lowered& lowered) {
   return absl::OkStatus();
 }
 
-// Everything into b.
-void Fold(LoweredPair* pair) {
-  if (!pair->rank_scale.empty()) ScaleColumns(pair->rank_scale, &pair->b);
-  if (pair->rank_mix.rows > 0) pair->b = Multiply(pair->b, pair->rank_mix);
-  if (!pair->delta_scale.empty()) ScaleRows(pair->delta_scale, &pair->b);
+const Matrix2& FactorA(const LoweredPair& pair) { return pair.shared ? pair.shared->a : pair.a; }
+const Matrix2& FactorB(const LoweredPair& pair) { return pair.shared ? pair.shared->b : pair.b; }
+
+// b with everything in it.
+Matrix2 FoldedB(const LoweredPair& pair) {
+  Matrix2 b = FactorB(pair);
+  if (!pair.rank_scale.empty()) ScaleColumns(pair.rank_scale, &b);
+  if (pair.rank_mix.rows > 0) b = Multiply(b, pair.rank_mix);
+  if (!pair.delta_scale.empty()) ScaleRows(pair.delta_scale, &b);
+  return b;
+}
+
+// Magnitude; 1 where there are none.
+float Largest(const std::vector<float>& values) {
+  float largest = values.empty() ? 1 : 0;
+  for (const float value : values) largest = std::max(largest, std::abs(value));
+  return largest;
 }
 
 }  // namespace
@@ -95,15 +107,34 @@ const std::byte* Packer::Keep(std::shared_ptr<const AlignedBuffer> block, bool s
   return adapter_->blocks.back()->data();
 }
 
-// What stands beside shared factors goes beside them.
-absl::Status Packer::Beside(const std::string& path, LoweredPair* pair, LowRank* out) {
-  const auto most = [](const std::vector<float>& values) {
-    float largest = 0;
-    for (const float value : values) largest = std::max(largest, std::abs(value));
-    return values.empty() ? 1 : largest;
-  };
-  const float mixed = most(pair->rank_mix.values) * static_cast<float>(pair->b.columns);
-  if (!std::isfinite(most(pair->b.values) * mixed * most(pair->rank_scale) * most(pair->delta_scale))) {
+// Row k of a pair's factors at k strides.
+absl::Status Packer::StoreRanks(const std::string& path, const Matrix2& a, const Matrix2& b,
+                                const LowRank& out, std::byte* to_a, std::byte* to_b) const {
+  const Matrix2 by_rank = Transpose(b);
+  for (int64_t k = 0; k < a.rows; ++k) {
+    LK_RETURN_IF_ERROR(Store(path, out.dtype, a.row(k), a.columns, to_a));
+    LK_RETURN_IF_ERROR(Store(path, out.dtype, by_rank.row(k), by_rank.columns, to_b));
+    to_a += ByteSize(out.dtype, out.a_stride);
+    to_b += ByteSize(out.dtype, out.b_stride);
+  }
+  return absl::OkStatus();
+}
+
+// The pair is packed once for all linears that have it; what is this one's own stands beside it.
+absl::Status Packer::Share(const std::string& path, LoweredPair* pair, LowRank* out) {
+  PackedPair& packed = packed_[pair->shared.get()];
+  if (packed.pair.expired()) {
+    auto a = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, out->rank * out->a_stride));
+    auto b = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, out->rank * out->b_stride));
+    LK_RETURN_IF_ERROR(
+        StoreRanks(path, pair->shared->a, pair->shared->b, *out, a->data(), b->data()));
+    packed = {pair->shared, Keep(std::move(a), true), Keep(std::move(b), true),
+              Largest(pair->shared->b.values)};
+  }
+  out->a = packed.a;
+  out->b = packed.b;
+  const float mixed = Largest(pair->rank_mix.values) * static_cast<float>(out->rank);
+  if (!std::isfinite(packed.largest_b * mixed * Largest(pair->rank_scale) * Largest(pair->delta_scale))) {
     return absl::InvalidArgumentError(path + ": the product of its factors is not finite");
   }
   out->rank_mix = Floats(pair->rank_mix.values);
@@ -115,38 +146,32 @@ absl::Status Packer::Beside(const std::string& path, LoweredPair* pair, LowRank*
 
 absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out) {
   int64_t rank = 0;
-  for (const LoweredPair& pair : pairs) rank += pair.a.rows;
+  for (const LoweredPair& pair : pairs) rank += FactorA(pair).rows;
   if (rank > Limits::kMaxAdapterRank) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": rank ", rank, "; at most ", Limits::kMaxAdapterRank));
   }
   if (rank == 0) return absl::OkStatus();
-  const int64_t width = Info(dtype()).block_bytes;
-  const int64_t unit = static_cast<int64_t>(AlignedBuffer::kAlignment) / width;
+  const int64_t unit = static_cast<int64_t>(AlignedBuffer::kAlignment) / Info(dtype()).block_bytes;
+  const auto stride = [unit](int64_t width) { return (width + unit - 1) / unit * unit; };
   out->rank = static_cast<int32_t>(rank);
   out->dtype = dtype();
-  out->a_stride = (pairs[0].a.columns + unit - 1) / unit * unit;
-  out->b_stride = (pairs[0].b.rows + unit - 1) / unit * unit;
-  auto block = std::make_shared<AlignedBuffer>(rank * out->a_stride * width);
-  std::byte* a = block->data();
-  auto b_block = std::make_shared<AlignedBuffer>(rank * out->b_stride * width);
-  std::byte* b = b_block->data();
+  out->a_stride = stride(FactorA(pairs[0]).columns);
+  out->b_stride = stride(FactorB(pairs[0]).rows);
   adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
-  const bool shared = pairs.size() == 1 && pairs[0].shared;
-  const bool beside = shared && options_.on_host;
-  for (LoweredPair& pair : pairs) {
-    if (beside) LK_RETURN_IF_ERROR(Beside(path, &pair, out));
-    else Fold(&pair);
-    const Matrix2 by_rank = Transpose(pair.b);
-    for (int64_t k = 0; k < pair.a.rows; ++k) {
-      LK_RETURN_IF_ERROR(Store(path, out->dtype, pair.a.row(k), pair.a.columns, a));
-      LK_RETURN_IF_ERROR(Store(path, out->dtype, by_rank.row(k), by_rank.columns, b));
-      a += out->a_stride * width;
-      b += out->b_stride * width;
-    }
+  const bool shared = pairs.size() == 1 && pairs[0].shared != nullptr;
+  if (shared && options_.on_host) return Share(path, &pairs[0], out);
+  auto a = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, rank * out->a_stride));
+  auto b = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, rank * out->b_stride));
+  int64_t k = 0;
+  for (const LoweredPair& pair : pairs) {
+    LK_RETURN_IF_ERROR(StoreRanks(path, FactorA(pair), FoldedB(pair), *out,
+                                  a->data() + ByteSize(out->dtype, k * out->a_stride),
+                                  b->data() + ByteSize(out->dtype, k * out->b_stride)));
+    k += FactorA(pair).rows;
   }
-  out->a = Keep(std::move(block), shared);
-  out->b = Keep(std::move(b_block), beside);
+  out->a = Keep(std::move(a), shared);
+  out->b = Keep(std::move(b), false);
   return absl::OkStatus();
 }
 

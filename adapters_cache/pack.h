@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,7 +34,9 @@ class Packer {
  private:
   std::byte* Take(int64_t bytes);
   absl::Status Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out);
-  absl::Status Beside(const std::string& path, LoweredPair* pair, LowRank* out);
+  absl::Status Share(const std::string& path, LoweredPair* pair, LowRank* out);
+  absl::Status StoreRanks(const std::string& path, const Matrix2& a, const Matrix2& b, const LowRank& out,
+                          std::byte* to_a, std::byte* to_b) const;
   const std::byte* Keep(std::shared_ptr<const AlignedBuffer> block, bool shared);
   absl::Status Dense(const std::string& path, const Lowered& lowered, DenseRows* out);
   absl::Status Store(const std::string& name, DType dtype, const float* values, int64_t count,
@@ -42,8 +45,16 @@ class Packer {
     return options_.precision == FactorPrecision::kBF16 ? DType::kBF16 : DType::kF32;
   }
 
+  struct PackedPair {
+    std::weak_ptr<const SharedPair> pair;  // while it is there, no other has its address
+    const std::byte* a = nullptr;
+    const std::byte* b = nullptr;
+    float largest_b = 0;
+  };
+
   const NormaliseOptions options_;
   Adapter* const adapter_;
+  std::map<const SharedPair*, PackedPair> packed_;
   int64_t refused_dense_bytes_ = 0;
 };
 

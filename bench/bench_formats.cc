@@ -3,7 +3,7 @@
 // activation does. Prints the milliseconds to read and hash it, to normalise it and to pack its image, the
 // bytes of its file, on the host and on a device, those over what the method's own parameters take
 // there (two bytes a value of a matrix, four one of a vector or an index), and of loads whose bytes are
-// copied the speed over memcpy's in this run.
+// copied the speed of `normalise` over memcpy's in this run, to memory written before and to new memory.
 //   bench_formats FOLDER [NAME...]
 #include <algorithm>
 #include <chrono>
@@ -47,11 +47,17 @@ double Best(int runs, const std::function<void()>& run) {
   return best;
 }
 
-double CopyBytesPerMs() {
+// Bytes a millisecond that are copied, to memory that was written before and to new memory.
+struct CopySpeed {
+  double again = 0, fresh = 0;
+};
+
+CopySpeed MeasureCopies() {
   constexpr size_t kBytes = size_t{84} << 20;
   AlignedBuffer from(kBytes), to(kBytes);
   std::memset(from.data(), 1, kBytes);
-  return kBytes / Best(10, [&] { std::memcpy(to.data(), from.data(), kBytes); });
+  return {kBytes / Best(10, [&] { std::memcpy(to.data(), from.data(), kBytes); }),
+          kBytes / Best(10, [&] { std::memcpy(AlignedBuffer(kBytes).data(), from.data(), kBytes); })};
 }
 
 // Values that fit their type: floats of about 0.01, integers as the tensor says.
@@ -105,16 +111,17 @@ int64_t Write(const Format& format, const fs::path& directory) {
 class Loads {
  public:
   explicit Loads(const std::shared_ptr<const ModelSource>& model)
-      : base_(model), copy_(CopyBytesPerMs()) {
+      : base_(model), copy_(MeasureCopies()) {
     const ModelConfig& config = model->config();
     page_bytes_ =
         KvLayout::Make(config.layers, config.kv_heads, config.head_dim, DType::kBF16).page_bytes();
     for (const ModuleId id : base_.modules()) {
       widths_.push_back({base_.shape(id).in, base_.shape(id).out});
     }
-    std::printf("memcpy of 84 MiB: %.1f GB/s\n", copy_ * 1e-6);
-    std::printf("%-26s %8s %9s %8s %9s %9s %9s %8s %8s\n", "adapter", "read, ms", "normalise",
-                "image", "file, MB", "host, MB", "device", "/ own", "/ memcpy");
+    std::printf("memcpy of 84 MiB: %.1f GB/s, to new memory %.1f GB/s\n", copy_.again * 1e-6,
+                copy_.fresh * 1e-6);
+    std::printf("%-26s %8s %9s %8s %9s %9s %9s %8s %8s %8s\n", "adapter", "read, ms", "normalise",
+                "image", "file, MB", "host, MB", "device", "/ own", "/ memcpy", "/ new");
   }
 
   void Measure(const Format& format, const fs::path& directory) {
@@ -138,7 +145,7 @@ class Loads {
     std::shared_ptr<const Adapter> adapter;
     double normalise_ms = Milliseconds([&] { adapter = normalise(true); });
     const int64_t host_bytes = adapter->bytes;
-    if (normalise_ms < 500) normalise_ms = std::min(normalise_ms, Best(4, [&] { normalise(true); }));
+    if (normalise_ms < 500) normalise_ms = std::min(normalise_ms, Best(9, [&] { normalise(true); }));
     adapter = normalise(false);
     auto plan = cuda::PlanImage(*adapter, widths_, {}, DType::kBF16, page_bytes_);
     LK_CHECK_MSG(plan.ok(), plan.status().ToString());
@@ -150,7 +157,10 @@ class Loads {
     std::printf("%-26s %8.1f %9.1f %8.1f %9.2f %9.2f %9.2f %8.2f", format.name.c_str(), read_ms,
                 normalise_ms, image_ms, file_bytes * 1e-6, host_bytes * 1e-6, device_bytes * 1e-6,
                 device_bytes / static_cast<double>(format.own_bytes));
-    if (format.copied) std::printf(" %8.2f", file_bytes / normalise_ms / copy_);
+    if (format.copied) {
+      const double speed = file_bytes / normalise_ms;
+      std::printf(" %8.2f %8.2f", speed / copy_.again, speed / copy_.fresh);
+    }
     std::printf("\n");
     std::fflush(stdout);
     fs::remove_all(directory);
@@ -158,7 +168,7 @@ class Loads {
 
  private:
   const BaseModelView base_;
-  const double copy_;  // bytes a millisecond
+  const CopySpeed copy_;
   int64_t page_bytes_ = 0;
   std::vector<cuda::ModuleWidths> widths_;
   SharedBlobs blobs_;

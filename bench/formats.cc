@@ -91,13 +91,6 @@ void AddLora(Maker* maker) {
     made.own_bytes += kFloat * out;
     return made;
   });
-  Json olora = config;
-  olora["init_lora_weights"] = "olora";
-  maker->Linears("OLoRA, r16, k", olora, "k_proj", [](int64_t in, int64_t out) {
-    Maker::OfLinear made = Pair("lora_A.weight", "lora_B.weight", 16, in, out);
-    made.own_bytes *= 2;
-    return made;
-  });
   maker->Linears("LoRA-XS, r64", Peft("LORA", {{"r", 64}}), "", [](int64_t in, int64_t out) {
     Maker::OfLinear made = Pair("lora_A.weight", "lora_B.weight", 64, in, out);
     made.parts.push_back({"default_lora_latent_mapping.weight", {64, 64}});
@@ -113,7 +106,7 @@ void AddLora(Maker* maker) {
 
 // Pairs that most adapters of the kind share, or that a few values make.
 void AddShared(Maker* maker, int64_t widest) {
-  Format& vera = maker->Linears("VeRA, r256", Peft("VERA", {{"r", 256}}), "", [](int64_t in, int64_t out) {
+  Format& vera = maker->Linears("VeRA, r256", Peft("VERA", {{"r", 256}}), "", [](int64_t, int64_t out) {
     return Maker::OfLinear{{{"vera_lambda_d", {256}}, {"vera_lambda_b", {out}}}, kFloat * (256 + out)};
   });
   vera.own_bytes += kMatrix * 2 * 256 * widest;

@@ -89,8 +89,9 @@ CommonParts::CommonParts(const Json& config, const std::string& method, RawAdapt
   ReadTokenIndices(config, problems);
   if (config.contains("layer_replication") && IsSet(config["layer_replication"])) {
     problems->Unserved(
-        "layer_replication is not served: its rows would run through other layers than the base's, "
-        "with a KV cache of another depth. Serve the model that PEFT's merge_and_unload makes");
+        "layer_replication is not served: its rows would pass layers more often than others do. Save the "
+        "base with these layers repeated, serve that, and take layer_replication out of the "
+        "configuration: the tensors are numbered by the new layers already");
   }
 }
 

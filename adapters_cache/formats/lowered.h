@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/api/base_model.h"
@@ -27,14 +29,22 @@ struct Matrix2 {
   const float* row(int64_t r) const { return values.data() + r * columns; }
 };
 
-// ΔW += delta_scale ∘ (b · (rank_scale ∘ (rank_mix · a))), every other factor in b already.
-struct LoweredPair {
+// The pair of many adapters.
+struct SharedPair {
+  SharedPair(Matrix2 a, Matrix2 b) : a(std::move(a)), b(std::move(b)) {}
+
   Matrix2 a;  // [rank, in]
   Matrix2 b;  // [out, rank]
-  // a and b are the same in many adapters: kept once for all of them. What differs is one of these.
-  bool shared = false;
-  Matrix2 rank_mix;                             // [rank, rank] or empty
-  std::vector<float> rank_scale, delta_scale;  // [rank] and [out], or both empty
+};
+
+// ΔW += delta_scale ∘ (b · (rank_scale ∘ (rank_mix · a))), every other factor in b already.
+struct LoweredPair {
+  Matrix2 a = {};  // [rank, in]
+  Matrix2 b = {};  // [out, rank]
+  // In the place of a and b: kept once for all adapters. What is an adapter's own is the rest.
+  std::shared_ptr<const SharedPair> shared = nullptr;
+  Matrix2 rank_mix = {};                       // [rank, rank] or empty
+  std::vector<float> rank_scale = {}, delta_scale = {};  // [rank] and [out], or both empty
 };
 
 struct Lowered {

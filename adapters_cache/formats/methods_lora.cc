@@ -101,13 +101,15 @@ absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out) {
     ScaleRows(diagonal, &a);
     LK_RETURN_IF_ERROR(SubtractComponents(m, -1, rank, out));
   }
-  LoweredPair pair{std::move(a), std::move(b)};
   if (m.Has("lora_latent_mapping")) {  // LoRA-XS (Bałazy et al. 2024): a and b are frozen
-    LK_ASSIGN_OR_RETURN(pair.rank_mix, m.GetMatrix("lora_latent_mapping", rank, rank));
-    pair.shared = true;
+    LK_ASSIGN_OR_RETURN(Matrix2 latent, m.GetMatrix("lora_latent_mapping", rank, rank));
+    Scale(scale, &latent);
+    out->pairs.push_back({.shared = std::make_shared<SharedPair>(std::move(a), std::move(b)),
+                          .rank_mix = std::move(latent)});
+  } else {
+    Scale(scale, &b);
+    out->pairs.push_back({std::move(a), std::move(b)});
   }
-  Scale(scale, pair.shared ? &pair.rank_mix : &pair.b);
-  out->pairs.push_back(std::move(pair));
   return SubtractStart(m, rank, scale, out);
 }
 

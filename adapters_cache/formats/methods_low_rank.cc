@@ -242,7 +242,8 @@ absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out) {
   for (int64_t k = 0; k < shape[0]; ++k) {
     for (int64_t i = 0; i < r * r; ++i) middle.values[i] += v[k] * p[k * r * r + i];
   }
-  out->pairs.push_back({std::move(a), std::move(b), /*shared=*/true, std::move(middle)});
+  out->pairs.push_back({.shared = std::make_shared<SharedPair>(std::move(a), std::move(b)),
+                        .rank_mix = std::move(middle)});
   return absl::OkStatus();
 }
 
@@ -361,19 +362,23 @@ absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
     return m.Invalid("the file has no projections (save_projection: false); save the adapter with "
                      "save_projection=True");
   }
-  LK_ASSIGN_OR_RETURN(const Matrix2 shared_a, m.GetMatrix(Join(prefix, "A"), -1, -1));
-  LK_ASSIGN_OR_RETURN(const Matrix2 shared_b, m.GetMatrix(Join(prefix, "B"), -1, -1));
-  const int64_t r = shared_b.columns;
-  if (shared_a.columns < m.in() || shared_b.rows < m.out() || shared_a.rows < r) {
+  LK_ASSIGN_OR_RETURN(const auto a_shape, m.ShapeOf(Join(prefix, "A"), 2));
+  LK_ASSIGN_OR_RETURN(const auto b_shape, m.ShapeOf(Join(prefix, "B"), 2));
+  const int64_t r = b_shape[1];
+  if (a_shape[1] < m.in() || b_shape[0] < m.out() || a_shape[0] < r) {
     return m.Invalid("the shared projections are smaller than this linear");
   }
-  LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {shared_a.rows}));
+  LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {a_shape[0]}));
   LK_ASSIGN_OR_RETURN(auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
-  Matrix2 a = RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r);
-  Matrix2 full_b = RowsOf(shared_b, 0, m.out());
   d.resize(r);
-  out->pairs.push_back(
-      {std::move(a), std::move(full_b), /*shared=*/true, Matrix2(), std::move(d), std::move(b)});
+  std::shared_ptr<const SharedPair>& pair = m.PairOfItsShape();
+  if (pair == nullptr) {
+    LK_ASSIGN_OR_RETURN(const Matrix2 shared_a, m.GetMatrix(Join(prefix, "A"), -1, -1));
+    LK_ASSIGN_OR_RETURN(const Matrix2 shared_b, m.GetMatrix(Join(prefix, "B"), -1, -1));
+    pair = std::make_shared<SharedPair>(RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r),
+                                        RowsOf(shared_b, 0, m.out()));
+  }
+  out->pairs.push_back({.shared = pair, .rank_scale = std::move(d), .delta_scale = std::move(b)});
   return absl::OkStatus();
 }
 

@@ -29,7 +29,7 @@ std::string ExpectedShape(const std::vector<int64_t>& shape) {
 ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, int ordinal, int count,
                              const Tensors& own, const Tensors& shared,
                              const nlohmann::ordered_json& config, std::set<std::string>* used_own,
-                             std::set<std::string>* used_shared)
+                             std::set<std::string>* used_shared, SharedPairs* shared_pairs)
     : base_(base),
       id_(id),
       path_(base.path(id)),
@@ -40,7 +40,8 @@ ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, int ordinal, in
       shared_(shared),
       config_(config),
       used_own_(used_own),
-      used_shared_(used_shared) {}
+      used_shared_(used_shared),
+      shared_pairs_(shared_pairs) {}
 
 absl::Status ModuleTensors::Invalid(const std::string& why) const {
   return absl::InvalidArgumentError(absl::StrCat(path_, ": ", why));

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,12 +24,15 @@ namespace lorikeet {
 class ModuleTensors {
  public:
   using Tensors = std::map<std::string, RawTensor, std::less<>>;  // by parameter
+  // What the linears of one load have in common, by their shape.
+  using SharedPairs = std::map<std::pair<int32_t, int32_t>, std::shared_ptr<const SharedPair>>;
 
   // `ordinal`: of the linear among those the adapter changes, in the model's order. All arguments
   // outlive it; names read are added to the sets.
   ModuleTensors(const BaseModel& base, ModuleId id, int ordinal, int count, const Tensors& own,
                 const Tensors& shared, const nlohmann::ordered_json& config,
-                std::set<std::string>* used_own, std::set<std::string>* used_shared);
+                std::set<std::string>* used_own, std::set<std::string>* used_shared,
+                SharedPairs* shared_pairs);
 
   const std::string& path() const { return path_; }
   int32_t in() const { return shape_.in; }
@@ -49,6 +54,11 @@ class ModuleTensors {
   size_t Dimensions(std::string_view name) const;  // of an own tensor; 0: absent
   // Marks a tensor that changes nothing at inference.
   void Ignore(std::string_view name) const;
+
+  // Of the linears of this one's shape; nullptr until the first of them has made it.
+  std::shared_ptr<const SharedPair>& PairOfItsShape() const {
+    return (*shared_pairs_)[{shape_.in, shape_.out}];
+  }
 
   // Settings; a value of the wrong type is an error of status().
   double Number(const char* key, double fallback) const;
@@ -79,6 +89,7 @@ class ModuleTensors {
   const nlohmann::ordered_json& config_;
   std::set<std::string>* const used_own_;
   std::set<std::string>* const used_shared_;
+  SharedPairs* const shared_pairs_;
   mutable absl::Status status_;
 };
 
