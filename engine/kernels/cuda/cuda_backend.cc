@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <iterator>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +24,7 @@ constexpr int32_t kMaxRecordedRows = 256;
 constexpr size_t kMostGraphs = 256;  // kept; each takes about a megabyte of the device
 constexpr int32_t kLongestShortSegment = 32;  // rows
 constexpr int32_t kFewLongRows = 1024;        // of long segments: not worth kernels of their own
+constexpr int32_t kFewestExtendedRows = 256;  // of long segments: worth waiting for their shrink
 static_assert(kFewLongRows >= kMaxRecordedRows, "what is recorded is the kernels of short segments");
 // Of what weights and activations leave, the share of the KV pages; adapters have the rest but for
 // what scratch, recorded steps and cuBLAS take.
@@ -213,12 +216,15 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
   };
   int32_t long_rows = 0;
   for (const DeviceSegment& s : segments) long_rows += is_short(s) ? 0 : s.row_end - s.row_begin;
-  const bool extends = long_rows > 0 && ExtendsProducts();
+  std::vector<DeviceSegment> long_segments;
+  std::copy_if(segments.begin(), segments.end(), std::back_inserter(long_segments), std::not_fn(is_short));
+  const bool extends = long_rows >= kFewestExtendedRows && ExtendsProducts(long_segments);
   const bool all_short = !extends && long_rows <= kFewLongRows;
   const auto middle = std::stable_partition(
       segments.begin(), segments.end(),
       [&](const DeviceSegment& s) { return all_short || is_short(s); });
-  PlanExtension({extends ? middle : segments.end(), segments.end()}, &work_.extension);
+  if (!extends) long_segments.clear();
+  PlanExtension(long_segments, &work_.extension);
   PlanLowRank({segments.begin(), middle}, kDecodeTileRows, &work_.rows);
   PlanLowRank({middle, segments.end()}, kPromptTileRows, &work_.prompts_low_rank);
   std::sort(segments.begin(), segments.end(),
@@ -236,17 +242,20 @@ bool CudaBackend::Grow(int64_t count, int64_t element_bytes, int64_t* capacity,
   return true;
 }
 
+int64_t CudaBackend::SlotsOf(const LowRankWork& work) const {
+  if (dtype_ == DType::kF32) return 0;  // its kernel keeps none
+  // One slice more holds what prompts keep in 16 bits.
+  const auto items = static_cast<int64_t>(work.shrinks.size());
+  return items * (slots_per_item_ + kMaxParts) * work.tile_rows * kTileRanks;
+}
+
 bool CudaBackend::GrowScratch() {
   const int32_t heads = query_group_ * layout_.kv_heads;
-  const auto items = [](const LowRankWork& work) { return static_cast<int64_t>(work.shrinks.size()); };
-  const auto slots = [&](const LowRankWork& work) {
-    if (dtype_ == DType::kF32) return int64_t{0};  // its kernel keeps none
-    // One slice more holds what prompts keep in 16 bits.
-    return items(work) * (slots_per_item_ + kMaxParts) * work.tile_rows * kTileRanks;
-  };
   const int64_t partials = PartialFloats(static_cast<int64_t>(work_.decodes.size()), heads,
                                          layout_.head_dim);
-  const int64_t most = std::max({slots(work_.rows), slots(work_.prompts_low_rank), slots(work_.logits)});
+  // Short segments may be at work beside long ones that extend a product.
+  const int64_t most =
+      std::max(SlotsOf(work_.rows) + SlotsOf(work_.prompts_low_rank), SlotsOf(work_.logits));
   bool moved = Grow(most, sizeof(float), &slot_floats_, &slots_);
   moved |= Grow(partials, sizeof(float), &partial_floats_, &partials_);
   return moved;
@@ -265,8 +274,9 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
   return rows_;
 }
 
-bool CudaBackend::ExtendsProducts() const {
-  return dtype_ == DType::kBF16 && rows_ > kMaxRecordedRows && !Has(Part::kOutScale) && !Has(Part::kBias);
+bool CudaBackend::ExtendsProducts(std::span<const DeviceSegment> long_segments) const {
+  const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks);
+  return alone && rows_ > kMaxRecordedRows && ExtensionColumns(long_segments, 1) <= most_room_;
 }
 
 void CudaBackend::DropGraphs() {
@@ -374,7 +384,8 @@ int32_t CudaBackend::ExtensionColumnsOf(const LinearArgs& args) const {
 
 void CudaBackend::MultiplyExtended(const LinearArgs& args, int32_t columns) {
   const auto& weight = static_cast<const CudaLinearWeight&>(*args.weight);
-  const LowRankArgs low_rank = LowRankOf(args, work_.prompts_low_rank, &arrays_.header()->prompts);
+  LowRankArgs low_rank = LowRankOf(args, work_.prompts_low_rank, &arrays_.header()->prompts);
+  low_rank.slots += SlotsOf(work_.rows);  // which are in use beside
   const Extension extension{.values = args.x.Columns(weight.in, columns),
                             .factors = weight.rows.Columns(weight.in, columns),
                             .rows = arrays_.extended_rows(),

@@ -97,6 +97,8 @@ class CudaBackend final : public Backend {
   DeviceMemory LoadRows(std::span<const TensorView* const> views, int32_t room);
   DeviceMemory LoadCodes(std::span<const TensorView* const> views, CodedWeight* coded);
   void PlanAdapters(const StepInput& step);
+  // Floats of a plan's slots, whichever linear they are of.
+  int64_t SlotsOf(const LowRankWork& work) const;
   bool GrowScratch();
   bool Grow(int64_t count, int64_t element_bytes, int64_t* capacity, DeviceMemory* memory);
   cudaGraphExec_t Record(const std::function<void()>& operations);
@@ -107,7 +109,7 @@ class CudaBackend final : public Backend {
   void MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, Segments segments, cudaStream_t stream);
   void MultiplyApart(const LinearArgs& args, Segments segments);
   // Whether deltas of long segments extend the step's products, as far as there is room.
-  bool ExtendsProducts() const;
+  bool ExtendsProducts(std::span<const DeviceSegment> long_segments) const;
   // Columns of the product's extension; 0: it has none.
   int32_t ExtensionColumnsOf(const LinearArgs& args) const;
   void MultiplyExtended(const LinearArgs& args, int32_t columns);
@@ -150,6 +152,7 @@ class CudaBackend final : public Backend {
   int64_t pool_bytes_ = 0;
   int32_t query_group_ = 1;  // query heads that share a KV head
   int32_t widest_input_ = 0;  // of a linear
+  int32_t most_room_ = 0;     // behind the rows of one, for an extension
   int32_t slots_per_item_ = 1;  // sums a low-rank item keeps at most: parts · slices of a linear
 
   StepWork work_;

@@ -171,6 +171,7 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
     experts_.down_out = linear->out[0];
   } else {
     widest_input_ = std::max(widest_input_, linear->in);
+    if (!linear->is_coded) most_room_ = std::max(most_room_, static_cast<int32_t>(linear->rows.stride - linear->in));
   }
   slots_per_item_ = std::max(slots_per_item_,
                              static_cast<int32_t>(parts.size()) * PromptSlices(linear->in));

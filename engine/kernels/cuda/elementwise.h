@@ -11,11 +11,11 @@
 namespace lorikeet::cuda {
 
 // The adapters' part of a product's y where it was kept apart: the same shape, to be added in the
-// rows where adapted[row] is not 0.
+// rows that are adapted as one of `which` says.
 struct Beside {
   Matrix delta;                      // delta.data is nullptr: nothing was kept apart
   const int32_t* adapted = nullptr;  // [T] AdaptedRow
-  int32_t which = 0;                 // of them have a delta
+  int32_t which = 0;                 // AdaptedRows that have a delta
 };
 
 // out[t] = table row tokens[t] in float32. table: [vocab, D] of `dtype`.

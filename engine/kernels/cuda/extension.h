@@ -20,7 +20,8 @@
 namespace lorikeet::cuda {
 
 // Columns of v and f there is room for, behind `width` of x and W.
-constexpr int32_t ExtensionRoom(int32_t width) { return width < 1024 ? 0 : width < 4096 ? 64 : 128; }
+inline constexpr int32_t kLeastExtendedWidth = 1024;
+constexpr int32_t ExtensionRoom(int32_t width) { return width < kLeastExtendedWidth ? 0 : width < 4096 ? 64 : 128; }
 
 // Columns of the extension that these segments have, in whole units of 64.
 int32_t ExtensionColumns(std::span<const DeviceSegment> segments, int32_t parts);

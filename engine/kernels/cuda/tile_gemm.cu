@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/kernels/cuda/extension.h"
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/stream_blocks.cuh"
 
@@ -19,6 +20,8 @@ constexpr int32_t kWeightBytes = kTileRows * kBoxRowBytes;
 constexpr int32_t kStagedStride = kTileRows + 8;
 constexpr int32_t kSharedBytes = 226 << 10;  // of a multiprocessor, but for barriers
 constexpr int32_t kMaxStages = 8;
+// What is brought before the kernel before has ended are columns of W, not of what that puts behind them.
+static_assert(kMaxStages * kBoxWidth <= kLeastExtendedWidth);
 
 template <int kColumns>
 struct Tile {
