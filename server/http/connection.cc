@@ -320,6 +320,7 @@ class Connection final : public HttpConnection,
     HttpRequest request = HeadOf(message);
     request.body = std::move(message.body());
     deadline_s_ = kNever;
+    answering_ = this->shared_from_this();
     answer_ = shared_->handler(std::move(request), [weak = this->weak_from_this()] {
       if (Self self = weak.lock()) self->Wake(self);
     });
@@ -376,6 +377,7 @@ class Connection final : public HttpConnection,
 
   void FinishAnswer() {
     answer_.reset();
+    answering_.reset();
     answered_ = streaming_ = false;
     out_.shrink_to_fit();
     ReleaseBody();
@@ -402,6 +404,7 @@ class Connection final : public HttpConnection,
   void Abandon() {
     if (std::exchange(closed_, true)) return;
     answer_.reset();
+    answering_.reset();
     ErrorCode ignored;
     socket().close(ignored);
   }
@@ -414,6 +417,7 @@ class Connection final : public HttpConnection,
   std::string buffer_;                  // read, not parsed yet
   std::optional<Parser> parser_;
   std::unique_ptr<HttpAnswer> answer_;
+  Self answering_;  // this, until the answer is whole: it may wait with nothing being read or written
   std::string out_;  // being written
   std::atomic<int64_t> deadline_s_{kNever};
   std::atomic<bool> woken_{false};

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "server/http/http_server.h"
+#include "server/http/late_reply.h"
 #include "tests/e2e/http_client.h"
 #include "tests/e2e/service_fixture.h"
 
@@ -217,6 +218,31 @@ TEST_F(HttpTest, AReaderThatNeverReadsIsDroppedAndCostsLittle) {
   const int64_t before_kib = ResidentKiB();
   while (client.Send(requests)) continue;  // until it is dropped
   EXPECT_LT(ResidentKiB() - before_kib, 32 << 10);
+}
+
+// The first answer takes a while, and more than is read ahead is there by then.
+TEST(HttpServerTest, AnyNumberOfRequestsMayWaitBehindOne) {
+  std::promise<std::function<void(HttpResponse)>> first;
+  auto server = HttpServer::Start(
+      {"127.0.0.1", 0}, [&](HttpRequest request, auto wake) -> std::unique_ptr<HttpAnswer> {
+        if (request.path != "/first") {
+          return std::make_unique<HttpReply>(HttpResponse{.body = request.path});
+        }
+        auto late = std::make_unique<LateReply>(wake);
+        first.set_value(late->bring());
+        return late;
+      });
+  ASSERT_TRUE(server.ok()) << server.status();
+  HttpClient client((*server)->port());
+  constexpr int kBehind = 5000;
+  std::string requests = "GET /first HTTP/1.1\r\nHost: x\r\n\r\n";
+  for (int i = 0; i < kBehind; ++i) requests += "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
+  client.Send(requests);
+  const auto bring = first.get_future().get();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for it to read ahead
+  bring({.body = "first"});
+  EXPECT_EQ(client.Receive().body, "first");
+  for (int i = 0; i < kBehind; ++i) ASSERT_EQ(client.Receive().body, "/next") << i;
 }
 
 // However many there are, and however long reading each of them takes.
