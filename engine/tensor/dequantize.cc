@@ -1,5 +1,6 @@
 #include "engine/tensor/dequantize.h"
 
+#include <bit>
 #include <cstring>
 
 #include "engine/base/check.h"
@@ -16,6 +17,13 @@ uint16_t LoadU16(const std::byte* src) {
   return bits;
 }
 
+// F16ToFloat without a branch, so that several are widened at a time: the exponent is 112 more.
+float WidenHalf(uint16_t bits) {
+  const uint32_t magnitude = bits & 0x7fffu;
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t not_finite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(uint32_t{bits & 0x8000u} << 16 | not_finite | std::bit_cast<uint32_t>(scaled));
+}
 float LoadF16(const std::byte* src) { return F16ToFloat(LoadU16(src)); }
 
 int Low(std::byte packed) { return std::to_integer<int>(packed & std::byte{15}); }
@@ -147,7 +155,7 @@ void Dequantize(DType dtype, const std::byte* src, int64_t elements, float* dst)
       if (elements > 0) std::memcpy(dst, src, elements * sizeof(float));
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < elements; ++i) dst[i] = LoadF16(src + 2 * i);
+      for (int64_t i = 0; i < elements; ++i) dst[i] = WidenHalf(LoadU16(src + 2 * i));
       return;
     case DType::kBF16:
       for (int64_t i = 0; i < elements; ++i) dst[i] = BF16ToFloat(LoadU16(src + 2 * i));

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <span>
+#include <vector>
 
 #include "engine/tensor/tensor_view.h"
 #include "tests/support/checkpoint_bytes.h"
@@ -61,6 +64,17 @@ TensorView View(DType dtype, std::vector<int64_t> shape, std::string_view bytes)
   view.shape = std::move(shape);
   view.bytes = AsBytes(bytes);
   return view;
+}
+
+// Of several at a time, as of one.
+TEST(DequantizeHalves, WidensEveryPattern) {
+  std::vector<uint16_t> halves(1 << 16);
+  std::iota(halves.begin(), halves.end(), 0);
+  std::vector<float> got(halves.size());
+  Dequantize(DType::kF16, std::as_bytes(std::span(halves)).data(), got.size(), got.data());
+  for (const uint16_t bits : halves) {
+    ASSERT_EQ(std::bit_cast<uint32_t>(got[bits]), std::bit_cast<uint32_t>(F16ToFloat(bits))) << bits;
+  }
 }
 
 TEST(CheckFiniteTest, NamesTheFirstBadValueWhereverItStands) {
