@@ -176,11 +176,11 @@ absl::Status GenerationCall::SubmitIfReady() {
   }
   record_.adapter_read_us = building.read_us;
   record_.adapter_version = building.version;
-  LK_ASSIGN_OR_RETURN(const Built built, *std::move(building.built));
+  LK_ASSIGN_OR_RETURN(Built built, *std::move(building.built));
   const Request& request = built.request;
   record_.prompt_tokens = static_cast<int32_t>(request.prompt.size());
-  prepared.options.text = built.text;
-  prepared.options.echo = built.echo;
+  prepared.options.text = std::move(built.text);
+  prepared.options.echo = std::move(built.echo);
   record_.submitted_us = context_.clock->NowMicros();
   // The first choice takes the constraint itself; the engine may have begun on it by then.
   const std::unique_ptr<TokenConstraint> fresh =

@@ -115,9 +115,9 @@ class Choice;
 class GenerationCall {
  public:
   // Validates, tokenises and submits, at once or, if the adapter is not in host memory, in the Poll
-  // after it came and the thread that brought it tokenised. `wake` is called on the engine thread or a loader's, possibly before Start
-  // returns, whenever Poll has something new: it must not block. Errors name the field, the value
-  // and the bound, and are counted.
+  // after it came and the thread that brought it tokenised. `wake` is called on the engine thread or
+  // a loader's, possibly before Start returns, whenever Poll has something new: it must not block.
+  // Errors name the field, the value and the bound, and are counted.
   static absl::StatusOr<std::unique_ptr<GenerationCall>> Start(const ServingContext& context,
                                                                const Identity& caller,
                                                                GenerationInput input,

@@ -123,7 +123,6 @@ struct AdapterParts {
 // What a step must launch kernels for, as bits of a PartSet.
 enum class Part : uint32_t {
   kOutScale = 1 << 0,    // of a linear, computed by the low-rank kernels
-  kBias = 1 << 13,       // the same
   // Of linears, LinearSet says of which.
   kInputRotation = 1 << 1,
   kKronecker = 1 << 2,
@@ -137,6 +136,7 @@ enum class Part : uint32_t {
   kPromptAttention = 1 << 10,
   kBottlenecks = 1 << 11,
   kExperts = 1 << 12,    // low-rank pairs, output scales and biases of experts
+  kBias = 1 << 13,       // of a linear, as kOutScale
 };
 using PartSet = uint32_t;
 

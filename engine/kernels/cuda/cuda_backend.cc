@@ -14,7 +14,6 @@
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/find_device.h"
-#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/model_parts.h"
 
 namespace lorikeet::cuda {
@@ -214,10 +213,10 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
   const auto is_short = [](const DeviceSegment& s) {
     return s.row_end - s.row_begin <= kLongestShortSegment;
   };
-  int32_t long_rows = 0;
-  for (const DeviceSegment& s : segments) long_rows += is_short(s) ? 0 : s.row_end - s.row_begin;
   std::vector<DeviceSegment> long_segments;
   std::copy_if(segments.begin(), segments.end(), std::back_inserter(long_segments), std::not_fn(is_short));
+  int32_t long_rows = 0;
+  for (const DeviceSegment& s : long_segments) long_rows += s.row_end - s.row_begin;
   const bool extends = long_rows >= kFewestExtendedRows && ExtendsProducts(long_segments);
   const bool all_short = !extends && long_rows <= kFewLongRows;
   const auto middle = std::stable_partition(

@@ -7,7 +7,9 @@
 namespace lorikeet::cuda {
 namespace {
 
-constexpr int32_t kUnit = 64;   // of columns
+using T = BFloat16;
+
+constexpr int32_t kUnit = 64;  // of columns
 constexpr int kThreads = 256;
 constexpr int kVector = 8;  // elements of sixteen bytes
 constexpr int kGatherColumns = 2 * kThreads;  // of y, that a block takes
@@ -19,7 +21,6 @@ __host__ __device__ int32_t GatherBlocks(const LowRankArgs& args) {
 }
 
 // Sixteen rows of B become columns of f, for some rows of f, with zeros in the other parts' columns.
-template <typename T>
 __device__ void Gather(const LowRankArgs& args, const Extension& extension, int32_t task) {
   const int32_t blocks = GatherBlocks(args);
   const GatherItem item = extension.gathers[task / blocks];
@@ -76,7 +77,6 @@ __device__ Source SourceOf(const LowRankArgs& args, const ExtendedRow& row, int3
 }
 
 // The slices' sums, scaled.
-template <typename T>
 __device__ uint4 ValuesOf(const Source& source, int32_t slices) {
   if (source.slot == nullptr) return kZero;
   const float scale = source.scale;
@@ -86,13 +86,12 @@ __device__ uint4 ValuesOf(const Source& source, int32_t slices) {
 }
 
 // What is gathered is no other kernel's of the step, so it does not wait for the sums.
-template <typename T>
 __global__ void __launch_bounds__(kThreads)
     FillExtension(const __grid_constant__ LowRankArgs args, const __grid_constant__ Extension extension,
                   int32_t slices) {
   LetKernelAfterStart();
   const int32_t gathers = extension.gather_count * GatherBlocks(args);
-  if (blockIdx.x < gathers) return Gather<T>(args, extension, blockIdx.x);
+  if (blockIdx.x < gathers) return Gather(args, extension, blockIdx.x);
   const int32_t vectors = extension.values.width / kVector;
   const int32_t i = (blockIdx.x - gathers) * kThreads + threadIdx.x;
   const int32_t row = i / vectors, column = i % vectors * kVector;
@@ -100,14 +99,13 @@ __global__ void __launch_bounds__(kThreads)
   if (row < extension.values.rows) source = SourceOf(args, extension.rows[row], column, slices);
   WaitForKernelBefore();
   if (row >= extension.values.rows) return;
-  *reinterpret_cast<uint4*>(extension.values.row<T>(row) + column) = ValuesOf<T>(source, slices);
+  *reinterpret_cast<uint4*>(extension.values.row<T>(row) + column) = ValuesOf(source, slices);
 }
 
-template <typename T>
 cudaError_t Fill(const LowRankArgs& args, const Extension& extension, cudaStream_t stream) {
   const int64_t vectors = int64_t{extension.values.rows} * extension.values.width / kVector;
   const int32_t blocks = extension.gather_count * GatherBlocks(args) + DivideUp(vectors, kThreads);
-  return Launch(FillExtension<T>, {dim3(blocks), kThreads}, stream, args, extension,
+  return Launch(FillExtension, {dim3(blocks), kThreads}, stream, args, extension,
                 PromptSlices(args.x.width));
 }
 
@@ -148,10 +146,9 @@ void DescribeRows(const ExtensionPlan& plan, std::span<ExtendedRow> rows) {
 }
 
 cudaError_t LaunchExtend(const LowRankArgs& args, const Extension& extension, cudaStream_t stream) {
+  if (args.x.dtype != DType::kBF16) return cudaErrorInvalidValue;
   const cudaError_t error = LaunchPromptShrink(args, stream);
-  if (error != cudaSuccess) return error;
-  return args.x.dtype == DType::kBF16 ? Fill<BFloat16>(args, extension, stream)
-                                      : Fill<Half>(args, extension, stream);
+  return error != cudaSuccess ? error : Fill(args, extension, stream);
 }
 
 }  // namespace lorikeet::cuda

@@ -58,7 +58,8 @@ struct Extension {
   int32_t gather_count = 0;
 };
 
-// Fills v and f. `args` are of the plan's segments, in tiles of kPromptTileRows.
+// Fills v and f, in bfloat16: float16's factors may have overflowed to infinity, which other segments' zeros would
+// not take away. `args` are of the plan's segments, in tiles of kPromptTileRows.
 cudaError_t LaunchExtend(const LowRankArgs& args, const Extension& extension, cudaStream_t stream);
 
 }  // namespace lorikeet::cuda
