@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/kernels/cuda/copy_async.cuh"
+#include "engine/kernels/cuda/decode_parts.cuh"
 #include "engine/kernels/cuda/kv_pages.cuh"
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/vec.cuh"
@@ -11,20 +12,13 @@
 namespace lorikeet::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kWarps = kDecodeWarps;
+constexpr int kThreads = kDecodeThreads;
 constexpr int32_t kPageTokens = KvLayout::kPageTokens;
 // Pages in a ring: as many as a multiprocessor's shared memory has room for.
 template <int kDim>
 constexpr int kStages = kDim <= 128 ? 3 : 2;
-constexpr float kLog2E = 1.44269504f;
 static_assert(kPageTokens == 16, "a page is one side of the tensor cores' tile");
-
-__device__ uint32_t Transpose8x8(uint32_t row) {
-  uint32_t column;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
-  return column;
-}
 
 // Running softmax of one warp over kQueries · 8 queries. Lane 4 g + t holds, of each group of
 // eight, queries 2t and 2t + 1 (sums, top, total) and query g (operand q).
@@ -85,15 +79,6 @@ __device__ void CopyPage(const KvStep& step, const std::byte* block, int32_t tok
     CopyAsync(page.key(token) + d * 2, keys + from, there);
     CopyAsync(page.value(token) + d * 2, values + from, there);
   }
-}
-
-__device__ inline float OverTokens(float v, bool maximum) {
-#pragma unroll
-  for (int offset = 4; offset < 32; offset *= 2) {
-    const float other = __shfl_xor_sync(~0u, v, offset);
-    v = maximum ? fmaxf(v, other) : v + other;
-  }
-  return v;
 }
 
 template <int kQueries>
@@ -203,15 +188,6 @@ __device__ void LoadQuery(const T* row, int32_t dim, int n, Attending<kDim, kQue
 
 // ---- decoding: the warps of a block share the pages of one chunk of one row
 
-// One query's result over some tokens: [top, total, sums...].
-struct Partial {
-  float* at;
-
-  __device__ float& top() const { return at[0]; }
-  __device__ float& total() const { return at[1]; }
-  __device__ float* sums() const { return at + 2; }
-};
-
 template <int kDim>
 __device__ void StoreWarp(const Attending<kDim, 1>& state, int32_t queries, int32_t dim,
                           float* shared) {
@@ -236,94 +212,14 @@ __device__ void StoreWarp(const Attending<kDim, 1>& state, int32_t queries, int3
   }
 }
 
-// Folds `count` partials, `stride` floats apart, in order. Returns sums of dimension d; *top and
-// *total of all.
-__device__ float Merge(const float* partials, int64_t stride, int32_t count, int32_t d, float* top,
-                       float* total) {
-  *top = -INFINITY;
-  for (int32_t i = 0; i < count; ++i) *top = fmaxf(*top, __ldcg(partials + i * stride));
-  float sum = 0;
-  *total = 0;
-  for (int32_t i = 0; i < count; ++i) {
-    const float* p = partials + i * stride;
-    const float weight = *top == -INFINITY ? 0.0f : exp2f(__ldcg(p) - *top);
-    *total += weight * __ldcg(p + 1);
-    sum += weight * __ldcg(p + 2 + d);
-  }
-  return sum;
-}
-
-struct HeadGroup {
-  int32_t kv_head;
-  int32_t first_head;
-  int32_t queries;  // heads of it here: at most 8
-};
-
-__device__ HeadGroup GroupOf(const AttentionArgs& args, const KvLayout& layout, int32_t index) {
-  const int32_t group = args.heads / layout.kv_heads;
-  const int32_t tiles = DivideUp(group, 8);
-  const int32_t first = index % tiles * 8;
-  return {index / tiles, index / tiles * group + first, min(group - first, 8)};
-}
-
-// The block's four partials become one, written out or kept for the row's last block to merge.
-template <typename T>
-__device__ void FinishDecode(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
-                             int32_t item_index, const HeadGroup& heads, const float* shared) {
-  const int32_t dim = step.layout.head_dim, stride = dim + 2;
-  const int32_t chunks = item.position / (step.list->chunk_pages * kPageTokens) + 1;
-  T* out = args.out.row<T>(item.row);
-  float top, total;
-  for (int32_t i = threadIdx.x; i < heads.queries * dim; i += kThreads) {
-    const int32_t query = i / dim, d = i % dim, head = heads.first_head + query;
-    top = -INFINITY, total = 0;
-    float sum = 0;
-    for (int w = 0; w < kWarps; ++w) top = fmaxf(top, shared[(w * heads.queries + query) * stride]);
-    for (int w = 0; w < kWarps; ++w) {
-      const float* p = shared + (w * heads.queries + query) * stride;
-      const float weight = top == -INFINITY ? 0.0f : exp2f(p[0] - top);
-      total += weight * p[1];
-      sum += weight * p[2 + d];
-    }
-    if (chunks == 1) {
-      out[head * dim + d] = FromFloat<T>(sum / total);
-      continue;
-    }
-    const Partial kept{step.partials + (int64_t{item_index} * args.heads + head) * stride};
-    if (d == 0) kept.top() = top, kept.total() = total;
-    kept.sums()[d] = sum;
-  }
-  if (chunks == 1) return;
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int32_t* arrived = step.arrived + int64_t{item.row} * args.heads + heads.first_head;
-    last = atomicAdd(arrived, 1) == chunks - 1;
-    if (last) *arrived = 0;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  const int32_t first_item = item_index - item.chunk;
-  for (int32_t i = threadIdx.x; i < heads.queries * dim; i += kThreads) {
-    const int32_t d = i % dim, head = heads.first_head + i / dim;
-    const float* partials = step.partials + (int64_t{first_item} * args.heads + head) * stride;
-    const float sum = Merge(partials, int64_t{args.heads} * stride, chunks, d, &top, &total);
-    out[head * dim + d] = FromFloat<T>(sum / total);
-  }
-}
-
 // The pages of a chunk that this warp folds, every kWarps-th, through a ring of its own: while one
 // is folded the next kStages<kDim> - 1 are on their way.
 template <typename T, int kDim>
 __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const DecodeItem& item,
                           int32_t kv_head, std::byte* ring, Attending<kDim, 1>* state) {
   const int32_t position = item.position;
-  const int32_t oldest = args.window > 0 ? max(0, position - args.window + 1) : 0;
-  const int32_t begin = item.chunk * step.list->chunk_pages;
-  const int32_t first = max(begin, oldest / kPageTokens) + threadIdx.x / 32;
-  const int32_t last = min(begin + step.list->chunk_pages - 1, position / kPageTokens);
+  const PageRange range = PagesOf(args, *step.list, item);
+  const int32_t first = range.first + threadIdx.x / 32, last = range.last;
   if (first > last) return;
   const int32_t* ids = step.list->page_ids + item.page_begin + step.layout.PageOfLayer(args.layer);
   const auto id_of = [&](int32_t block) {
@@ -349,7 +245,7 @@ __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const D
     __syncwarp();
     const auto visible = [&](int, int, int token) {
       const int32_t at = (first + i * kWarps) * kPageTokens + token;
-      return at <= position && at >= oldest;
+      return at <= position && at >= range.oldest;
     };
     FoldPage<T, kDim, 1>(buffer(i), args.scale * kLog2E, visible, state);
     __syncwarp();  // before the page's place is written again
@@ -527,6 +423,7 @@ cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream
         Launch(Prompt<T, kDim>, {dim3(step.prompts, kv_heads), kThreads, kRing}, stream, args, step);
     if (error != cudaSuccess || !step.decoding) return error;
   }
+  if (CanBringPages(step)) return LaunchDecodeByCopyEngine(args, step, stream);
   return Launch(Decode<T, kDim>, {dim3(blocks, groups), kThreads, kDecodeShared}, stream, args, step);
 }
 

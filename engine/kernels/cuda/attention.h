@@ -51,6 +51,7 @@ struct AttentionList {
 struct KvStep {
   KvLayout layout;
   std::byte* pages = nullptr;
+  int32_t page_count = 0;
   const int32_t* positions = nullptr;     // [R]; -1: a row computed for nothing
   const int32_t* row_sequence = nullptr;  // [R]
   const AttentionList* list = nullptr;
@@ -69,6 +70,11 @@ constexpr int64_t PartialFloats(int64_t items, int32_t heads, int32_t head_dim) 
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, const KvStep& step,
                             cudaStream_t stream);
 cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
+
+// Of decoding rows alone, where the copy engine can bring pages: on Hopper, heads 64, 128 or 256 wide of
+// 16 bits.
+bool CanBringPages(const KvStep& step);
+cudaError_t LaunchDecodeByCopyEngine(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
 
 // Any type and head width, a token at a time: for what the tensor cores do not take.
 cudaError_t LaunchPlainAttention(const AttentionArgs& args, const KvStep& step,

@@ -452,6 +452,7 @@ KvStep CudaBackend::KvOf() const {
   KvStep step;
   step.layout = layout_;
   step.pages = pages_.get();
+  step.page_count = static_cast<int32_t>(pool_bytes_ / layout_.page_bytes());
   step.positions = arrays_.positions();
   step.row_sequence = arrays_.row_sequence();
   step.list = &arrays_.header()->attention;
