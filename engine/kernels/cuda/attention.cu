@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "engine/kernels/cuda/copy_async.cuh"
-#include "engine/kernels/cuda/decode_parts.cuh"
+#include "engine/kernels/cuda/attention_parts.cuh"
 #include "engine/kernels/cuda/kv_pages.cuh"
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/vec.cuh"
@@ -197,8 +197,8 @@ __device__ void StoreWarp(const Attending<kDim, 1>& state, int32_t queries, int3
     const float total = OverTokens(state.total[0][i], false);
     const int query = 2 * t + i;
     if (query >= queries) continue;
-    const Partial out{shared + (warp * queries + query) * (dim + 2)};
-    if (g == 0) out.top() = state.top[0][i], out.total() = total;
+    const Partial out{shared + (warp * queries + query) * PartialStride(dim)};
+    if (g == 0) out.top(dim) = state.top[0][i], out.total(dim) = total;
 #pragma unroll
     for (int b = 0; b < kDim / 64; ++b) {
 #pragma unroll
@@ -257,7 +257,7 @@ __device__ void FoldChunk(const AttentionArgs& args, const KvStep& step, const D
 // they write: it starts with them and waits for them at its end.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, const KvStep step) {
-  extern __shared__ __align__(16) std::byte shared[];  // rings, then [warps, queries, head_dim + 2]
+  extern __shared__ __align__(16) std::byte shared[];  // rings, then [warps, queries] partials
   LetKernelAfterStart();
   if (step.prompts == 0) WaitForKernelBefore();
   const int g = threadIdx.x % 32 / 4;
@@ -286,23 +286,6 @@ __global__ void __launch_bounds__(kThreads, 2) Decode(const AttentionArgs args, 
 }
 
 // ---- prompts: the warps of a block have queries of their own and fold the same pages
-
-// A prompt item's queries of one KV head, packed: row by row, the group's heads of each.
-struct PromptQueries {
-  PromptItem item;
-  int32_t kv_head;
-  int32_t group;
-  int32_t dim;
-
-  __device__ int32_t count() const { return (item.row_end - item.row_begin) * group; }
-  __device__ int32_t row(int32_t query) const {
-    return item.row_begin + min(query, count() - 1) / group;
-  }
-  template <typename T>
-  __device__ T* Of(const Matrix& m, int32_t query) const {
-    return m.row<T>(row(query)) + int64_t{kv_head * group + query % group} * dim;
-  }
-};
 
 template <typename T, int kDim, int kQueries>
 __device__ void StorePrompt(const PromptQueries& queries, const Matrix& out, int32_t begin,
@@ -407,7 +390,7 @@ cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream
   constexpr int32_t kRing = kStages<kDim> * PageBuffer<kDim>::kBytes;
   constexpr int32_t kDecodeShared = kWarps * kRing;
   static_assert(kDecodeShared <= 144 << 10, "FindDevice asks for as much");
-  static_assert(kDecodeShared >= kWarps * 8 * (kDim + 2) * int32_t{sizeof(float)});
+  static_assert(kDecodeShared >= kWarps * 8 * PartialStride(kDim) * int32_t{sizeof(float)});
   static const cudaError_t ready = [] {
     const auto allow = [](const auto& kernel, int32_t bytes) {
       return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -423,7 +406,6 @@ cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream
         Launch(Prompt<T, kDim>, {dim3(step.prompts, kv_heads), kThreads, kRing}, stream, args, step);
     if (error != cudaSuccess || !step.decoding) return error;
   }
-  if (CanBringPages(step)) return LaunchDecodeByCopyEngine(args, step, stream);
   return Launch(Decode<T, kDim>, {dim3(blocks, groups), kThreads, kDecodeShared}, stream, args, step);
 }
 
@@ -431,6 +413,7 @@ cudaError_t LaunchFast(const AttentionArgs& args, const KvStep& step, cudaStream
 
 cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {
   const int32_t dim = step.layout.head_dim;
+  if (CanBringPages(step)) return LaunchPagesAttention(args, step, stream);
   if (dim > 256 || dim % 8 != 0) return LaunchPlainAttention(args, step, stream);
   return WithType(args.q.dtype, [&]<typename T>(T) {
     if constexpr (std::is_same_v<T, float>) {

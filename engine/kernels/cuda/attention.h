@@ -57,13 +57,16 @@ struct KvStep {
   const AttentionList* list = nullptr;
   int32_t prompts = 0;         // the list's prompt_count
   bool decoding = false;       // decode_count is not 0
-  float* partials = nullptr;   // [decodes, heads, head_dim + 2] of rows with several chunks
+  float* partials = nullptr;   // [decodes, heads, PartialStride] of rows with several chunks
   int32_t* arrived = nullptr;  // [R, heads] all zero between launches
 };
 
+// Floats of one query's sums, top and total; a multiple of four.
+constexpr int32_t PartialStride(int32_t head_dim) { return (head_dim + 3) / 4 * 4 + 4; }
+
 // Floats of `partials` for so many decode items.
 constexpr int64_t PartialFloats(int64_t items, int32_t heads, int32_t head_dim) {
-  return items * heads * (head_dim + 2);
+  return items * heads * PartialStride(head_dim);
 }
 
 // beside: of q, k and v together; q.data is its first column.
@@ -71,10 +74,9 @@ cudaError_t LaunchRopeStore(const RopeStoreArgs& args, const Beside& beside, con
                             cudaStream_t stream);
 cudaError_t LaunchAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
 
-// Of decoding rows alone, where the copy engine can bring pages: on Hopper, heads 64, 128 or 256 wide of
-// 16 bits.
+// The same where the copy engine can bring pages: on Hopper, heads 64, 128 or 256 wide of 16 bits.
 bool CanBringPages(const KvStep& step);
-cudaError_t LaunchDecodeByCopyEngine(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
+cudaError_t LaunchPagesAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream);
 
 // Any type and head width, a token at a time: for what the tensor cores do not take.
 cudaError_t LaunchPlainAttention(const AttentionArgs& args, const KvStep& step,
