@@ -75,20 +75,6 @@ __device__ void ForEachPage(const int32_t* ids, int32_t pages_per_block, int32_t
   }
 }
 
-// Four squares of 8 x 8 elements; lane l gives the address of row l % 8 of square l / 8.
-__device__ inline void LoadSquares(uint32_t at, uint32_t (&out)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(at)
-               : "memory");
-}
-__device__ inline void LoadSquaresTransposed(uint32_t at, uint32_t (&out)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(at)
-               : "memory");
-}
-
 __device__ inline float Exp2(float v) {
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(v));
   return v;

@@ -41,6 +41,11 @@ class PhaseBarrier {
                  "r"(bytes)
                  : "memory");
   }
+  // Before an arrival of the same phase.
+  __device__ void Expect(int32_t bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(&state_)), "r"(bytes)
+                 : "memory");
+  }
   __device__ void Wait(int32_t parity) {
     uint32_t done = 0;
     while (done == 0) {
@@ -125,6 +130,20 @@ __device__ inline void EndProducts() {
 __device__ inline void StoreTransposed(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a),
                "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// Four squares of 8 x 8 elements; lane l gives the address of row l % 8 of square l / 8.
+__device__ inline void LoadSquares(uint32_t at, uint32_t (&out)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(at)
+               : "memory");
+}
+__device__ inline void LoadSquaresTransposed(uint32_t at, uint32_t (&out)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(at)
                : "memory");
 }
 

@@ -4,42 +4,21 @@
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/low_rank.cuh"
 #include "engine/kernels/cuda/low_rank.h"
+#include "engine/kernels/cuda/low_rank_prompt.cuh"
 #include "engine/kernels/cuda/vec.cuh"
 
 namespace lorikeet::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kThreads = kShrinkThreads;
 constexpr int kRows = kPromptTileRows;
-constexpr int kSumFloats = kRows * kTileRanks;  // of one slice of a pair
 
 // ---- shrink: x in stages through shared memory, factors as early straight to registers
 
-constexpr int kPairs = 4;       // (part, rank tile) that share a pass over x
 constexpr int kStageWidth = 64;  // elements of `in` a stage
 constexpr int kStages = 4;
 constexpr int kStageBytesPerRow = kStageWidth * 2 + 64;  // the pad spreads rows over the banks
 constexpr int kStageBytes = kRows * kStageBytesPerRow;
-constexpr int kMostRowTiles = 4;  // of 8 rows, of a warp
-
-// What a block does: up to kPairs pairs of one item over one slice.
-struct PromptShrinkTask {
-  ExpandItem item;
-  int32_t first_pair;
-  int32_t pairs;
-  int32_t slice;
-};
-
-__device__ PromptShrinkTask ReadTask(const LowRankArgs& args, int32_t task, int32_t slices,
-                                     int32_t groups) {
-  PromptShrinkTask out;
-  out.slice = task % slices;
-  out.item = args.list->expands[task / slices / groups];
-  out.first_pair = task / slices % groups * kPairs;
-  out.pairs = min(kPairs, args.parts * out.item.tiles_per_module - out.first_pair);
-  return out;
-}
 
 template <typename T>
 __device__ void CopyStage(const LowRankArgs& args, const PromptShrinkTask& work, int32_t column,
@@ -53,28 +32,6 @@ __device__ void CopyStage(const LowRankArgs& args, const PromptShrinkTask& work,
     CopyAsync(stage + local * kStageBytesPerRow + i % kChunks * 16,
               there ? args.x.row<T>(row) + c : args.x.data, there);
   }
-}
-
-// The warp's share: one pair, `row_tiles` groups of eight rows from `first_row`.
-struct Share {
-  RankTile tile;
-  int32_t pair = 0;
-  int32_t first_row = 0;
-  int32_t row_tiles = 0;
-};
-
-__device__ Share ShareOf(const LowRankArgs& args, const PromptShrinkTask& work) {
-  Share share;
-  const int warp = threadIdx.x / 32;
-  const int warps = work.pairs == 1 ? 8 : work.pairs == 2 ? 4 : 2;  // a pair's
-  if (warp / warps >= work.pairs) return share;
-  share.pair = work.first_pair + warp / warps;
-  share.row_tiles = kRows / 8 / warps;
-  share.first_row = warp % warps * share.row_tiles * 8;
-  const int32_t tiles = work.item.tiles_per_module;
-  const ModuleId module = args.first_module + share.pair / tiles;
-  share.tile = work.item.tiles[int64_t{module} * tiles + share.pair % tiles];
-  return share;
 }
 
 template <typename T>
@@ -139,17 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
-  const int64_t base = int64_t{work.item.first_shrink} * args.parts;
-  float* slot = args.slots + ((base + share.pair) * slices + work.slice) * kSumFloats;
-#pragma unroll
-  for (int r = 0; r < kMostRowTiles; ++r) {
-    if (r >= share.row_tiles) break;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = share.first_row + r * 8 + 2 * t + i % 2;
-      slot[row * kTileRanks + g + i / 2 * 8] = sums[r][i];
-    }
-  }
+  StoreSums(args, work, share, slices, sums);
 }
 
 // The slices of a pair, scaled, in 16 bits; a block is a pair.
@@ -240,8 +187,9 @@ T* Shrunk(const LowRankArgs& args) {
 
 template <typename T>
 cudaError_t Shrink(const LowRankArgs& args, cudaStream_t stream) {
+  if (CanBringInputs(args)) return LaunchShrinkByCopyEngine(args, stream);
   const int32_t slices = PromptSlices(args.x.width);
-  const int32_t groups = DivideUp(int64_t{args.parts} * args.max_tiles, kPairs);
+  const int32_t groups = DivideUp(int64_t{args.parts} * args.max_tiles, kShrinkPairs);
   constexpr int32_t kShared = kStages * kStageBytes;
   const cudaError_t error = cudaFuncSetAttribute(
       PromptShrink<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
