@@ -164,9 +164,8 @@ __device__ void FoldForPrompt(const AttentionArgs& args, const KvStep& step, con
 
 #endif
 
-// Of few enough registers that a block of decoding rows has room beside two.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 3 : 1)
+__global__ void __launch_bounds__(kThreads)
     PromptPages(const AttentionArgs args, const KvStep step, const __grid_constant__ CUtensorMap map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kStages = kPromptStages<kDim>;

@@ -68,13 +68,15 @@ __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32
                            const RowAdapters adapters) {
   extern __shared__ float row[];  // [D]
   LetKernelAfterStart();
-  WaitForKernelBefore();
   const bool compact = args.rows == RowSet::kLogits;
   const int32_t r = compact ? logit_rows[blockIdx.x] : blockIdx.x;
   const int32_t width = args.x.width;
   float* x = args.x.row(r);
   const T* delta = args.delta.data != nullptr ? args.delta.row<T>(r) : nullptr;
   const T* low_rank = BesideRow<T>(beside, r);
+  const float* weights = NormWeight(args, adapters, r);
+  for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) PrefetchToL2(weights + i);
+  WaitForKernelBefore();
   float squares = 0;
   for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
     Vec8<float> values = LoadVec(x + i);
@@ -89,7 +91,6 @@ __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32
   }
   const float scale = rsqrtf(BlockSum(squares) / width + args.eps);
   T* out = args.out.row<T>(blockIdx.x);
-  const float* weights = NormWeight(args, adapters, r);
   for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
     const Vec8<float> values = LoadVec(row + i), weight = LoadVec(weights + i);
     Vec8<T> normed;

@@ -182,12 +182,20 @@ class Folding {
     const uint32_t at = keys + (r + square % 2 * 8) * kBoxRowBytes + ((square / 2 ^ r) << 4);
     float sums[kGroups][2][4] = {};  // two chains of products each
 #pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      uint32_t a[4];
-      LoadSquares((at + k / 4 * kBoxBytes) ^ (k % 4 << 5), a);
+    for (int first = 0; first < kDim / 16; first += kAtOnce) {
+      uint32_t a[kAtOnce][4];
 #pragma unroll
-      for (int n = 0; n < kGroups; ++n) {
-        Mma<T>(sums[n][k % 2], a[0], a[1], a[2], a[3], q_[n][k][0], q_[n][k][1]);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int k = first + i;
+        LoadSquares((at + k / 4 * kBoxBytes) ^ (k % 4 << 5), a[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int n = 0; n < kGroups; ++n) {
+          const uint32_t(&q)[2] = q_[n][first + i];
+          Mma<T>(sums[n][i % 2], a[i][0], a[i][1], a[i][2], a[i][3], q[0], q[1]);
+        }
       }
     }
 #pragma unroll
@@ -226,15 +234,24 @@ class Folding {
     const uint32_t r = threadIdx.x % 8, square = threadIdx.x % 32 / 8;
     const uint32_t at = values + (r + square / 2 * 8) * kBoxRowBytes + ((square % 2 ^ r) << 4);
 #pragma unroll
-    for (int j = 0; j < kDim / 16; ++j) {
-      uint32_t a[4];
-      LoadSquaresTransposed((at + j / 4 * kBoxBytes) ^ (j % 4 << 5), a);
+    for (int first = 0; first < kDim / 16; first += kAtOnce) {
+      uint32_t a[kAtOnce][4];
 #pragma unroll
-      for (int n = 0; n < kGroups; ++n) {
-        Mma<T>(sums_[n][j], a[0], a[1], a[2], a[3], weights[n][0], weights[n][1]);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int j = first + i;
+        LoadSquaresTransposed((at + j / 4 * kBoxBytes) ^ (j % 4 << 5), a[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int n = 0; n < kGroups; ++n) {
+          Mma<T>(sums_[n][first + i], a[i][0], a[i][1], a[i][2], a[i][3], weights[n][0], weights[n][1]);
+        }
       }
     }
   }
+
+  static constexpr int kAtOnce = 4;  // squares' loads on their way
 
   uint32_t q_[kGroups][kDim / 16][2];
   float top_[kGroups][2];  // log2 units

@@ -110,11 +110,10 @@ __global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const K
                           int32_t lanes) {
   extern __shared__ float2 turns[];  // [head_dim / 2]: cosine and sine
   LetKernelAfterStart();
-  WaitForKernelBefore();
   const int32_t row = blockIdx.x, dim = args.head_dim, half = dim / 2;
   const int32_t heads = args.q.width / dim, kv_heads = step.layout.kv_heads;
   const int32_t position = step.positions[row];
-  if (position < 0) return;
+  if (position < 0) return WaitForKernelBefore();
   for (int32_t i = threadIdx.x; i < half; i += blockDim.x) {
     // Hugging Face multiplies in float32; so does this.
     turns[i] = {1, 0};
@@ -122,9 +121,11 @@ __global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const K
       sincosf(static_cast<float>(position) * args.inverse_frequencies[i], &turns[i].y, &turns[i].x);
     }
   }
-  __syncthreads();
+  const std::byte* const keys = KeyBlock(step, step.row_sequence[row], position / kPageTokens, args.layer, 0);
   const bool added = beside.delta.data != nullptr && (beside.adapted[row] & beside.which) != 0;
   const T* low_rank = added ? beside.delta.row<T>(row) : nullptr;
+  __syncthreads();
+  WaitForKernelBefore();
   const int32_t lane = threadIdx.x % lanes;
   // Whole warps stay together for the sums over lanes.
   const int32_t all = DivideUp(heads + 2 * kv_heads, 32 / lanes) * (32 / lanes);
@@ -139,10 +140,9 @@ __global__ void RopeStore(const RopeStoreArgs args, const Beside beside, const K
     if (low_rank != nullptr && there) one.low_rank = low_rank + int64_t{index} * dim;
     one.to = const_cast<T*>(one.from);
     if (!query) {
-      const std::byte* block = KeyBlock(step, step.row_sequence[row], position / kPageTokens,
-                                        args.layer, head);
-      one.to = reinterpret_cast<T*>(const_cast<std::byte*>(block)) + position % kPageTokens * dim;
-      if (value) one.to += int64_t{kv_heads} * kPageTokens * dim;
+      const int32_t block = value ? kv_heads + head : head;
+      one.to = reinterpret_cast<T*>(const_cast<std::byte*>(keys)) +
+               (int64_t{block} * kPageTokens + position % kPageTokens) * dim;
     }
     float scale = 1;
     if (args.q_norm != nullptr) scale = InverseRms<T, kWide>(one, lane, lanes, dim, args.norm_eps);

@@ -1,6 +1,7 @@
 #include "engine/kernels/cuda/step_arrays.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace lorikeet::cuda {
@@ -15,20 +16,17 @@ int32_t Chunks(int32_t position, int32_t chunk_pages) {
   return position / (chunk_pages * KvLayout::kPageTokens) + 1;
 }
 
-// The longest chunk that still gives every multiprocessor of a large device a block or two: long
-// ones spend less on beginnings and ends.
+// One and a half times what each of two blocks a multiprocessor of a large device would have of all pages,
+// as a power of two: long chunks spend less on beginnings and ends, short ones spread a long row.
 int32_t ChunkPages(const StepInput& step, int32_t kv_heads) {
-  constexpr int32_t kEnoughBlocks = 200;
-  for (const int32_t pages : {64, 32, 16}) {
-    int32_t blocks = 0;
-    for (size_t s = 0; s + 1 < step.sequence_begin.size(); ++s) {
-      const int32_t begin = step.sequence_begin[s];
-      if (step.sequence_begin[s + 1] - begin > 1) continue;
-      blocks += kv_heads * Chunks(step.positions[begin], pages);
-    }
-    if (blocks >= kEnoughBlocks) return pages;
+  constexpr int32_t kBlocks = 264, kLeast = 8, kMost = 256;
+  int64_t pages = 0;
+  for (size_t s = 0; s + 1 < step.sequence_begin.size(); ++s) {
+    const int32_t begin = step.sequence_begin[s];
+    if (step.sequence_begin[s + 1] - begin == 1) pages += Chunks(step.positions[begin], 1);
   }
-  return 8;
+  const int64_t wanted = pages * kv_heads * 3 / (2 * kBlocks);
+  return static_cast<int32_t>(std::bit_ceil(static_cast<uint64_t>(std::clamp<int64_t>(wanted, kLeast, kMost))));
 }
 
 }  // namespace
