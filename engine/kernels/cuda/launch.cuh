@@ -45,4 +45,9 @@ constexpr int32_t DivideUp(int64_t value, int64_t by) {
 // Multiprocessors of the current device.
 int32_t Multiprocessors();
 
+// Threads of each of `blocks`, half as many of them where blocks are many: then more blocks are there at a time.
+inline int32_t FewerForMany(int32_t blocks, int32_t threads) {
+  return blocks > 2 * Multiprocessors() && threads % 64 == 0 ? threads / 2 : threads;
+}
+
 }  // namespace lorikeet::cuda

@@ -177,7 +177,7 @@ cudaError_t RopeOf(const RopeStoreArgs& args, const Beside& beside, const KvStep
   while (lanes < 32 && lanes * kWide < half) lanes *= 2;
   const int32_t wanted = (heads + 2 * step.layout.kv_heads) * lanes;
   const LaunchShape shape{dim3(args.q.rows),
-                          std::min(kMostThreads, DivideUp(wanted, 32) * 32),
+                          FewerForMany(args.q.rows, std::min(kMostThreads, DivideUp(wanted, 32) * 32)),
                           half * static_cast<int32_t>(sizeof(float2))};
   return Launch(RopeStore<T, kWide>, shape, stream, args, beside, step, lanes);
 }
