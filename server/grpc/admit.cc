@@ -9,7 +9,7 @@ namespace lorikeet {
 namespace {
 
 // The first value; nothing if there is none.
-std::string MetadataOf(const grpc::CallbackServerContext& call, const char* key) {
+std::string MetadataOf(const grpc::ServerContextBase& call, const char* key) {
   const auto found = call.client_metadata().find(key);
   if (found == call.client_metadata().end()) return {};
   return std::string(found->second.data(), found->second.size());
@@ -17,7 +17,7 @@ std::string MetadataOf(const grpc::CallbackServerContext& call, const char* key)
 
 }  // namespace
 
-absl::StatusOr<Client> AdmitCall(Access& access, const grpc::CallbackServerContext& call,
+absl::StatusOr<Client> AdmitCall(Access& access, const grpc::ServerContextBase& call,
                                  std::optional<Role> role) {
   Credentials credentials;
   credentials.authorization = MetadataOf(call, "authorization");
@@ -33,7 +33,7 @@ absl::StatusOr<Client> AdmitCall(Access& access, const grpc::CallbackServerConte
   return access.Admit(credentials, role);
 }
 
-RequestOrigin OriginOf(const grpc::CallbackServerContext& call) {
+RequestOrigin OriginOf(const grpc::ServerContextBase& call) {
   return MakeOrigin(MetadataOf(call, "x-request-id"), MetadataOf(call, "traceparent"));
 }
 

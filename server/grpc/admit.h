@@ -11,10 +11,10 @@
 namespace lorikeet {
 
 // As Access::Admit, by the metadata "authorization" and the connection's client certificate.
-absl::StatusOr<Client> AdmitCall(Access& access, const grpc::CallbackServerContext& call,
+absl::StatusOr<Client> AdmitCall(Access& access, const grpc::ServerContextBase& call,
                                  std::optional<Role> role);
 
 // By the metadata "x-request-id" and "traceparent".
-RequestOrigin OriginOf(const grpc::CallbackServerContext& call);
+RequestOrigin OriginOf(const grpc::ServerContextBase& call);
 
 }  // namespace lorikeet

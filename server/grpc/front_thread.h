@@ -1,8 +1,11 @@
 // The thread that turns token events into messages, so that the engine thread does not: it only
-// queues a piece of work here and goes on.
+// queues a piece of work here and goes on. Operations started on `queue()` end on this thread as
+// well: a stream's message wakes no other.
 #pragma once
 
-#include <condition_variable>
+#include <grpcpp/alarm.h>
+#include <grpcpp/completion_queue.h>
+
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -10,49 +13,34 @@
 
 namespace lorikeet {
 
+// What is done when an operation of gRPC has ended. An operation's tag is a pointer to one that
+// lives until then.
+using Completion = std::function<void(bool ok)>;
+
+// Until the queue is shut down and empty.
+void RunCompletions(grpc::CompletionQueue* queue);
+
 class FrontThread {
  public:
-  FrontThread() : thread_([this] { Loop(); }) {}
-  // Runs what was posted, then ends.
-  ~FrontThread() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    ready_.notify_one();
-    thread_.join();
-  }
+  FrontThread();
+  // Runs what was posted and what ends of what was started, then ends. Nothing may be started on
+  // queue() from now on.
+  ~FrontThread();
 
   // Any thread. One wake-up covers all that is posted before the thread gets to it.
-  void Post(std::function<void()> work) {
-    bool was_empty;
-    {
-      std::lock_guard lock(mutex_);
-      was_empty = posted_.empty();
-      posted_.push_back(std::move(work));
-    }
-    if (was_empty) ready_.notify_one();
-  }
+  void Post(std::function<void()> work);
+
+  grpc::CompletionQueue* queue() { return &queue_; }
 
  private:
-  void Loop() {
-    std::vector<std::function<void()>> batch;
-    std::unique_lock lock(mutex_);
-    while (true) {
-      ready_.wait(lock, [this] { return stopping_ || !posted_.empty(); });
-      if (posted_.empty()) return;
-      batch.swap(posted_);
-      lock.unlock();
-      for (auto& work : batch) work();
-      batch.clear();
-      lock.lock();
-    }
-  }
+  void RunPosted();
 
+  grpc::CompletionQueue queue_;
+  grpc::Alarm alarm_;  // wakes the thread: set while there is something posted
+  Completion on_alarm_ = [this](bool) { RunPosted(); };
   std::mutex mutex_;
-  std::condition_variable ready_;
   std::vector<std::function<void()>> posted_;
-  bool stopping_ = false;
+  bool closed_ = false;
   std::thread thread_;  // last: it uses the others
 };
 

@@ -10,7 +10,7 @@
 
 namespace lorikeet {
 
-int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clock) {
+int64_t DeadlineMicros(const grpc::ServerContextBase& call, const Clock& clock) {
   const auto deadline = call.deadline();
   if (deadline == std::chrono::system_clock::time_point::max()) {
     return std::numeric_limits<int64_t>::max();
@@ -24,20 +24,18 @@ int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clo
 }
 
 void GenerationReactor::Start(const ServingContext& context, FrontThread* front,
-                              grpc::CallbackServerContext* call,
+                              const grpc::ServerContextBase& call,
                               const std::function<absl::StatusOr<GenerationInput>()>& decode) {
-  self_ = shared_from_this();
+  Keep();
+  auto started = TryStart(context, front, call, decode);
   std::lock_guard lock(mutex_);
-  auto started = TryStart(context, front, *call, decode);
-  if (started.ok()) {
-    generation_ = *std::move(started);
-  } else {
-    Fail(started.status());
-  }
+  if (!started.ok()) return Fail(started.status());
+  generation_ = *std::move(started);
+  Pump();  // what came meanwhile
 }
 
 absl::StatusOr<std::unique_ptr<GenerationCall>> GenerationReactor::TryStart(
-    const ServingContext& context, FrontThread* front, const grpc::CallbackServerContext& call,
+    const ServingContext& context, FrontThread* front, const grpc::ServerContextBase& call,
     const std::function<absl::StatusOr<GenerationInput>()>& decode) {
   LK_ASSIGN_OR_RETURN(const Client client, AdmitCall(*context.access, call, Role::kGenerate));
   LK_ASSIGN_OR_RETURN(GenerationInput input, decode());

@@ -15,7 +15,7 @@
 namespace lorikeet {
 
 // The call's deadline on the engine's clock.
-int64_t DeadlineMicros(const grpc::CallbackServerContext& call, const Clock& clock);
+int64_t DeadlineMicros(const grpc::ServerContextBase& call, const Clock& clock);
 
 // Lives until gRPC is done with it; `mutex_` guards everything below it.
 class GenerationReactor : public std::enable_shared_from_this<GenerationReactor> {
@@ -23,7 +23,8 @@ class GenerationReactor : public std::enable_shared_from_this<GenerationReactor>
   virtual ~GenerationReactor() = default;
 
   // `decode` makes the input of the call's request, for a client that may generate.
-  void Start(const ServingContext& context, FrontThread* front, grpc::CallbackServerContext* call,
+  void Start(const ServingContext& context, FrontThread* front,
+             const grpc::ServerContextBase& call,
              const std::function<absl::StatusOr<GenerationInput>()>& decode);
 
  protected:
@@ -35,6 +36,7 @@ class GenerationReactor : public std::enable_shared_from_this<GenerationReactor>
   // Ends the call with an error. With the mutex held.
   void Fail(const absl::Status& status);
   void CancelCall();
+  void Keep() { self_ = shared_from_this(); }
   void Forget() { self_.reset(); }  // gRPC is done with it
 
   std::mutex mutex_;
@@ -44,7 +46,7 @@ class GenerationReactor : public std::enable_shared_from_this<GenerationReactor>
 
  private:
   absl::StatusOr<std::unique_ptr<GenerationCall>> TryStart(
-      const ServingContext& context, FrontThread* front, const grpc::CallbackServerContext& call,
+      const ServingContext& context, FrontThread* front, const grpc::ServerContextBase& call,
       const std::function<absl::StatusOr<GenerationInput>()>& decode);
   void Wake(std::shared_ptr<GenerationReactor> self, FrontThread* front);
 

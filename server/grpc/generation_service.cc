@@ -1,5 +1,7 @@
 #include "server/grpc/generation_service.h"
 
+#include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -20,43 +22,6 @@ absl::StatusOr<GenerationInput> Decode(const grpc::ByteBuffer& bytes) {
   LK_RETURN_IF_ERROR(DecodeRequest(bytes, &request));
   return ToInput(std::move(request));
 }
-
-class StreamCall final : public GenerationReactor,
-                         public grpc::ServerWriteReactor<grpc::ByteBuffer> {
- public:
-  void OnWriteDone(bool ok) override {
-    std::lock_guard lock(mutex_);
-    writing_ = false;
-    if (!ok) canceled_ = true;
-    Pump();
-  }
-  void OnCancel() override { CancelCall(); }
-  void OnDone() override { Forget(); }
-
- private:
-  void Pump() override {
-    if (finished_ || writing_ || !generation_) return;
-    if (canceled_) return Fail(absl::CancelledError("the client closed the call"));
-    const GenerationDelta delta = generation_->Poll();
-    if (delta.empty()) return;
-    if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
-    v1::GenerateResponse response;
-    AppendDelta(delta, &response);
-    message_ = EncodeResponse(response);
-    if (delta.last) {
-      finished_ = true;
-      StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
-    } else {
-      writing_ = true;
-      StartWrite(&message_);
-    }
-  }
-
-  void FinishCall(const grpc::Status& status) override { Finish(status); }
-
-  grpc::ByteBuffer message_;  // under way
-  bool writing_ = false;
-};
 
 class UnaryCall final : public UnaryGeneration {
  public:
@@ -101,18 +66,121 @@ class EmbedCall final : public UnaryGeneration {
 
 }  // namespace
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
-    grpc::CallbackServerContext* call, const grpc::ByteBuffer* request) {
-  const auto stream = std::make_shared<StreamCall>();
-  stream->Start(*context_, front_, call, [request] { return Decode(*request); });
-  return stream.get();
+// A call of Generate, or the wait for one.
+class GenerationServiceImpl::StreamCall final : public GenerationReactor {
+ public:
+  explicit StreamCall(GenerationServiceImpl* service) : service_(*service) {
+    service_.CountStreams(+1);
+  }
+  ~StreamCall() override {
+    generation_.reset();
+    service_.CountStreams(-1);
+  }
+
+  void Wait() {
+    Keep();
+    call_.AsyncNotifyWhenDone(&ended_);
+    service_.RequestGenerate(&call_, &request_, &writer_, service_.front_->queue(),
+                             service_.calls_.get(), &came_);
+  }
+
+ private:
+  void OnCame(bool ok) {
+    if (!ok) return Forget();  // none will: the server shuts down
+    service_.AcceptStream();
+    Start(*service_.context_, service_.front_, call_, [this] { return Decode(request_); });
+    Release();
+  }
+
+  void OnWritten(bool ok) {
+    {
+      std::lock_guard lock(mutex_);
+      writing_ = false;
+      if (!ok) canceled_ = true;
+      Pump();
+    }
+    Release();
+  }
+
+  void OnEnded() {
+    if (call_.IsCancelled()) CancelCall();
+    Release();
+  }
+
+  // An operation has ended, and gRPC is done with the call after the last one.
+  void Release() {
+    if (--pending_ == 0) Forget();
+  }
+
+  void Pump() override {
+    if (finished_ || writing_ || !generation_) return;
+    if (canceled_) return Fail(absl::CancelledError("the client closed the call"));
+    const GenerationDelta delta = generation_->Poll();
+    if (delta.empty()) return;
+    if (delta.end && !delta.end->status.ok()) return Fail(delta.end->status);
+    v1::GenerateResponse response;
+    AppendDelta(delta, &response);
+    const grpc::ByteBuffer message = EncodeResponse(response);
+    ++pending_;
+    if (delta.last) {
+      finished_ = true;
+      writer_.WriteAndFinish(message, grpc::WriteOptions(), grpc::Status::OK, &closed_);
+    } else {
+      writing_ = true;
+      writer_.Write(message, &written_);
+    }
+  }
+
+  void FinishCall(const grpc::Status& status) override {
+    ++pending_;
+    writer_.Finish(status, &closed_);
+  }
+
+  GenerationServiceImpl& service_;
+  grpc::ServerContext call_;
+  grpc::ByteBuffer request_;
+  grpc::ServerAsyncWriter<grpc::ByteBuffer> writer_{&call_};
+  Completion came_ = [this](bool ok) { OnCame(ok); };
+  Completion written_ = [this](bool ok) { OnWritten(ok); };
+  Completion closed_ = [this](bool) { Release(); };
+  Completion ended_ = [this](bool) { OnEnded(); };
+  std::atomic<int> pending_{2};  // operations under way: the call's coming and its end
+  bool writing_ = false;
+};
+
+void GenerationServiceImpl::Serve(std::unique_ptr<grpc::ServerCompletionQueue> calls) {
+  calls_ = std::move(calls);
+  // As many as gRPC has for its callbacks.
+  const unsigned threads = std::clamp(std::thread::hardware_concurrency() / 2, 2u, 16u);
+  for (unsigned i = 0; i < threads; ++i) {
+    threads_.emplace_back([this] { RunCompletions(calls_.get()); });
+  }
+  AcceptStream();
 }
+
+void GenerationServiceImpl::Stop() {
+  if (calls_ == nullptr) return;
+  {
+    std::unique_lock lock(mutex_);
+    gone_.wait(lock, [this] { return streams_ == 0; });
+  }
+  calls_->Shutdown();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void GenerationServiceImpl::CountStreams(int change) {
+  std::lock_guard lock(mutex_);
+  streams_ += change;
+  gone_.notify_all();  // with the mutex held: there may be no service after it
+}
+
+void GenerationServiceImpl::AcceptStream() { std::make_shared<StreamCall>(this)->Wait(); }
 
 grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateUnary(grpc::CallbackServerContext* call,
                                                                const grpc::ByteBuffer* request,
                                                                grpc::ByteBuffer* response) {
   const auto unary = std::make_shared<UnaryCall>(response);
-  unary->Start(*context_, front_, call, [request] { return Decode(*request); });
+  unary->Start(*context_, front_, *call, [request] { return Decode(*request); });
   return unary.get();
 }
 
@@ -122,7 +190,7 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::Embed(grpc::CallbackServerConte
   const int32_t all = context_->hidden_size;
   const int32_t dimensions = request->dimensions() == 0 ? all : request->dimensions();
   const auto unary = std::make_shared<EmbedCall>(dimensions, response);
-  unary->Start(*context_, front_, call, [&] { return ToInput(*request, all); });
+  unary->Start(*context_, front_, *call, [&] { return ToInput(*request, all); });
   return unary.get();
 }
 

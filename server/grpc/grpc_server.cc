@@ -66,10 +66,12 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const ServingConte
   builder.RegisterService(&self->generation_);
   builder.RegisterService(&self->adapters_);
   builder.RegisterService(&self->inference_);
+  auto calls = builder.AddCompletionQueue();
   self->server_ = builder.BuildAndStart();
   if (self->server_ == nullptr || self->port_ == 0) {
     return absl::UnavailableError(absl::StrCat("gRPC port ", address, " cannot be listened on"));
   }
+  self->generation_.Serve(std::move(calls));
   for (const char* service :
        {v1::GenerationService::service_full_name(), v1::AdapterService::service_full_name(),
         inference::GRPCInferenceService::service_full_name()}) {
@@ -100,6 +102,7 @@ void GrpcServer::Stop(std::chrono::microseconds grace) {
   if (server_ == nullptr) return;
   server_->Shutdown(std::chrono::system_clock::now() + grace);
   server_->Wait();
+  generation_.Stop();
   server_.reset();
   health_.reset();
 }

@@ -120,7 +120,7 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::ModelInfer(
     Call* call, const inference::ModelInferRequest* request,
     inference::ModelInferResponse* response) {
   const auto infer = std::make_shared<InferCall>(*request, response);
-  infer->Start(*context_, front_, call, [request] {
+  infer->Start(*context_, front_, *call, [request] {
     bool pieces = false;  // there is one response in any case
     return ToInput(*request, &pieces);
   });

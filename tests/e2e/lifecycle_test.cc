@@ -1,7 +1,9 @@
 // Start, health, metrics, drain and ports.
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <future>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "tests/e2e/service_fixture.h"
@@ -92,6 +94,30 @@ TEST_F(LifecycleTest, ADrainWithoutTimeEndsWhatRuns) {
   draining.get();
   const grpc::Status status = running.get();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+}
+
+// Streams that come, are read and are left by their clients until the server is gone.
+TEST_F(LifecycleTest, ADrainBesideStreamsThatComeAndGoEnds) {
+  Start();
+  std::atomic<int> begun{0};
+  const auto client = [&](int number) {
+    for (int turn = number;; ++turn) {
+      grpc::ClientContext context;
+      const auto reader = generation().Generate(&context, TextRequest("hello", 8));
+      v1::GenerateResponse message;
+      bool open = true;
+      for (int left = turn % 10; left > 0 && open; --left) open = reader->Read(&message);
+      if (open) context.TryCancel();
+      const grpc::Status status = reader->Finish();
+      if (status.error_code() == grpc::StatusCode::UNAVAILABLE) return;
+      ++begun;
+    }
+  };
+  std::vector<std::future<void>> clients;
+  for (int i = 0; i < 6; ++i) clients.push_back(std::async(std::launch::async, client, i));
+  WaitFor([&] { return begun >= 100; });
+  service_.reset();
+  for (std::future<void>& one : clients) one.get();
 }
 
 TEST_F(LifecycleTest, ReflectionListsTheServices) {
