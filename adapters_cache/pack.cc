@@ -51,6 +51,7 @@ float Largest(const std::vector<float>& values) {
 std::byte* Packer::Take(int64_t bytes) {
   auto block = std::make_shared<AlignedBuffer>(bytes);
   std::byte* data = block->data();
+  std::lock_guard lock(mutex_);
   adapter_->bytes += bytes;
   adapter_->blocks.push_back(std::move(block));
   return data;
@@ -95,14 +96,17 @@ absl::Status Packer::Finish() const {
 
 absl::Status Packer::Dense(const std::string& path, const Lowered& lowered, DenseRows* out) {
   if (options_.allow_dense) return Rows(path, lowered.dense, out);
+  std::lock_guard lock(mutex_);
   refused_dense_bytes_ += ByteSize(dtype(), lowered.dense.rows * lowered.dense.columns);
   return absl::OkStatus();
 }
 
 // What is shared is kept once for all adapters that have it, and not among this one's bytes.
 const std::byte* Packer::Keep(std::shared_ptr<const AlignedBuffer> block, bool shared) {
-  if (shared && options_.blobs != nullptr) block = options_.blobs->Share(std::move(block));
-  else adapter_->bytes += static_cast<int64_t>(block->size());
+  const bool own = !shared || options_.blobs == nullptr;
+  if (!own) block = options_.blobs->Share(std::move(block));
+  std::lock_guard lock(mutex_);
+  if (own) adapter_->bytes += static_cast<int64_t>(block->size());
   adapter_->blocks.push_back(std::move(block));
   return adapter_->blocks.back()->data();
 }
@@ -120,21 +124,31 @@ absl::Status Packer::StoreRanks(const std::string& path, const Matrix2& a, const
   return absl::OkStatus();
 }
 
+Packer::PackedPair& Packer::PackedOf(const SharedPair& pair) {
+  std::lock_guard lock(mutex_);
+  return packed_[&pair];
+}
+
 // The pair is packed once for all linears that have it; what is this one's own stands beside it.
 absl::Status Packer::Share(const std::string& path, LoweredPair* pair, LowRank* out) {
-  PackedPair& packed = packed_[pair->shared.get()];
+  PackedPair& packed = PackedOf(*pair->shared);
+  std::unique_lock lock(packed.mutex);
   if (packed.pair.expired()) {
     auto a = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, out->rank * out->a_stride));
     auto b = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, out->rank * out->b_stride));
     LK_RETURN_IF_ERROR(
         StoreRanks(path, pair->shared->a, pair->shared->b, *out, a->data(), b->data()));
-    packed = {pair->shared, Keep(std::move(a), true), Keep(std::move(b), true),
-              Largest(pair->shared->b.values)};
+    packed.pair = pair->shared;
+    packed.a = Keep(std::move(a), true);
+    packed.b = Keep(std::move(b), true);
+    packed.largest_b = Largest(pair->shared->b.values);
   }
   out->a = packed.a;
   out->b = packed.b;
+  const float largest_b = packed.largest_b;
+  lock.unlock();
   const float mixed = Largest(pair->rank_mix.values) * static_cast<float>(out->rank);
-  if (!std::isfinite(packed.largest_b * mixed * Largest(pair->rank_scale) * Largest(pair->delta_scale))) {
+  if (!std::isfinite(largest_b * mixed * Largest(pair->rank_scale) * Largest(pair->delta_scale))) {
     return absl::InvalidArgumentError(path + ": the product of its factors is not finite");
   }
   out->rank_mix = Floats(pair->rank_mix.values);
@@ -142,6 +156,11 @@ absl::Status Packer::Share(const std::string& path, LoweredPair* pair, LowRank* 
   if (!pair->delta_scale.empty()) pair->delta_scale.resize(out->b_stride);
   out->delta_scale = Floats(pair->delta_scale);
   return absl::OkStatus();
+}
+
+void Packer::NoteRank(int32_t rank) {
+  std::lock_guard lock(mutex_);
+  adapter_->max_rank = std::max(adapter_->max_rank, rank);
 }
 
 absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out) {
@@ -158,7 +177,7 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
   out->dtype = dtype();
   out->a_stride = stride(FactorA(pairs[0]).columns);
   out->b_stride = stride(FactorB(pairs[0]).rows);
-  adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
+  NoteRank(out->rank);
   const bool shared = pairs.size() == 1 && pairs[0].shared != nullptr;
   if (shared && options_.on_host) return Share(path, &pairs[0], out);
   auto a = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, rank * out->a_stride));

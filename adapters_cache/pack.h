@@ -1,10 +1,11 @@
 // Lowered -> ModuleDelta: values in the precision and layout that kernels read, in blocks that the
-// adapter owns.
+// adapter owns. Linears may be packed by several threads at a time.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -46,13 +47,17 @@ class Packer {
   }
 
   struct PackedPair {
+    std::mutex mutex;
     std::weak_ptr<const SharedPair> pair;  // while it is there, no other has its address
     const std::byte* a = nullptr;
     const std::byte* b = nullptr;
     float largest_b = 0;
   };
+  PackedPair& PackedOf(const SharedPair& pair);
+  void NoteRank(int32_t rank);
 
   const NormaliseOptions options_;
+  std::mutex mutex_;  // what follows; of the adapter what is not one linear's
   Adapter* const adapter_;
   std::map<const SharedPair*, PackedPair> packed_;
   int64_t refused_dense_bytes_ = 0;

@@ -71,11 +71,14 @@ absl::Status SubtractStart(const ModuleTensors& m, int64_t rank, double scale, L
   const std::string name = absl::AsciiStrToLower(init->get<std::string>());
   if (name == "pissa") return SubtractComponents(m, 0, rank, out);  // Meng et al. 2024
   if (name != "olora") return absl::OkStatus();                     // Büyükakyüz 2024
-  const Qr qr = HouseholderQr(m.Weight());
-  if (rank > qr.q.columns) return m.Invalid(absl::StrCat("rank ", rank, " of ", qr.q.columns));
-  Matrix2 q = ColumnsOf(qr.q, 0, rank);
+  const int64_t most = std::min(m.in(), m.out());
+  if (rank > most) return m.Invalid(absl::StrCat("rank ", rank, " of ", most));
+  // Q's first columns are those of W's alone, and R's first rows what they make of W.
+  const Matrix2 w = m.Weight();
+  Matrix2 q = HouseholderQ(ColumnsOf(w, 0, rank));
+  Matrix2 r = Multiply(Transpose(q), w);
   Scale(-scale, &q);
-  out->pairs.push_back({RowsOf(qr.r, 0, rank), std::move(q)});
+  out->pairs.push_back({std::move(r), std::move(q)});
   return absl::OkStatus();
 }
 

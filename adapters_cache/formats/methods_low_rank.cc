@@ -371,14 +371,14 @@ absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
   LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {a_shape[0]}));
   LK_ASSIGN_OR_RETURN(auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
   d.resize(r);
-  std::shared_ptr<const SharedPair>& pair = m.PairOfItsShape();
-  if (pair == nullptr) {
+  const auto make = [&]() -> absl::StatusOr<std::shared_ptr<const SharedPair>> {
     LK_ASSIGN_OR_RETURN(const Matrix2 shared_a, m.GetMatrix(Join(prefix, "A"), -1, -1));
     LK_ASSIGN_OR_RETURN(const Matrix2 shared_b, m.GetMatrix(Join(prefix, "B"), -1, -1));
-    pair = std::make_shared<SharedPair>(RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r),
+    return std::make_shared<SharedPair>(RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r),
                                         RowsOf(shared_b, 0, m.out()));
-  }
-  out->pairs.push_back({.shared = pair, .rank_scale = std::move(d), .delta_scale = std::move(b)});
+  };
+  LK_ASSIGN_OR_RETURN(auto pair, m.PairOfItsShape(make));
+  out->pairs.push_back({.shared = std::move(pair), .rank_scale = std::move(d), .delta_scale = std::move(b)});
   return absl::OkStatus();
 }
 
