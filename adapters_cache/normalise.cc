@@ -282,13 +282,13 @@ class Normaliser {
     }
     std::vector<absl::Status> statuses(lowered.size());
     std::vector<UsedTensors> used(lowered.size());
-    ModuleTensors::SharedPairs shared_pairs;
+    ModuleTensors::SharedFactors shared_factors;
     std::atomic<bool> failed{false};
     InParallel(static_cast<int64_t>(lowered.size()), [&](int64_t i) {
       if (failed) return;
       const Matched& module = *lowered[i];
       const ModuleTensors tensors(base_, module.id, {static_cast<int>(i), static_cast<int>(lowered.size())},
-                                  module.raw->tensors, raw_.shared, raw_.config, &used[i], &shared_pairs);
+                                  module.raw->tensors, raw_.shared, raw_.config, &used[i], &shared_factors);
       statuses[i] = Lower(module, tensors, packer, &adapter->modules[module.id]);
       if (!statuses[i].ok()) failed = true;
     });
@@ -300,6 +300,12 @@ class Normaliser {
                      ModuleDelta* delta) const {
     Lowered lowered;
     LK_RETURN_IF_ERROR(raw_.lower(tensors, &lowered));
+    const bool expert = module.id >= ModuleCount(base_.layers());
+    for (LoweredPair& pair : lowered.pairs) {
+      // What a device takes of shared factors: ranks that are scaled, and not of experts.
+      const bool keeps = options_.on_host || (pair.rank_mix.rows == 0 && !expert);
+      if (lowered.pairs.size() > 1 || !keeps) Fold(module.shape, &pair);
+    }
     const float* bias = delta->bias;
     LK_RETURN_IF_ERROR(packer->Module(*module.path, std::move(lowered), delta));
     if (bias != nullptr && delta->bias != nullptr) {

@@ -28,7 +28,7 @@ std::string ExpectedShape(const std::vector<int64_t>& shape) {
 
 ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, Ordinal ordinal, const Tensors& own,
                              const Tensors& shared, const nlohmann::ordered_json& config,
-                             UsedTensors* used, SharedPairs* shared_pairs)
+                             UsedTensors* used, SharedFactors* shared_factors)
     : base_(base),
       id_(id),
       path_(base.path(id)),
@@ -38,7 +38,7 @@ ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, Ordinal ordinal
       shared_(shared),
       config_(config),
       used_(used),
-      shared_pairs_(shared_pairs) {}
+      shared_factors_(shared_factors) {}
 
 absl::Status ModuleTensors::Invalid(const std::string& why) const {
   return absl::InvalidArgumentError(absl::StrCat(path_, ": ", why));
@@ -109,14 +109,15 @@ size_t ModuleTensors::Dimensions(std::string_view name) const {
   return it == own_.end() ? 0 : it->second.view.shape.size();
 }
 
-absl::StatusOr<std::shared_ptr<const SharedPair>> ModuleTensors::PairOfItsShape(
-    const std::function<absl::StatusOr<std::shared_ptr<const SharedPair>>()>& make) const {
-  std::lock_guard lock(shared_pairs_->mutex);
-  std::shared_ptr<const SharedPair>& pair = shared_pairs_->by_shape[{shape_.in, shape_.out}];
-  if (pair == nullptr) {
-    LK_ASSIGN_OR_RETURN(pair, make());
+absl::StatusOr<std::shared_ptr<const Matrix2>> ModuleTensors::SharedFactor(
+    const std::string& name, const std::function<absl::StatusOr<Matrix2>()>& make) const {
+  std::lock_guard lock(shared_factors_->mutex);
+  std::shared_ptr<const Matrix2>& factor = shared_factors_->by_name[name];
+  if (factor == nullptr) {
+    LK_ASSIGN_OR_RETURN(Matrix2 made, make());
+    factor = std::make_shared<Matrix2>(std::move(made));
   }
-  return pair;
+  return factor;
 }
 
 void ModuleTensors::Ignore(std::string_view name) const {

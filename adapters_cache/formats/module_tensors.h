@@ -32,10 +32,10 @@ struct UsedTensors {
 class ModuleTensors {
  public:
   using Tensors = std::map<std::string, RawTensor, std::less<>>;  // by parameter
-  // What the linears of one load have in common, by their shape.
-  struct SharedPairs {
+  // What the linears of one load have in common.
+  struct SharedFactors {
     std::mutex mutex;
-    std::map<std::pair<int32_t, int32_t>, std::shared_ptr<const SharedPair>> by_shape;
+    std::map<std::string, std::shared_ptr<const Matrix2>> by_name;
   };
   // Of the linear among those the adapter changes, in the model's order.
   struct Ordinal {
@@ -46,7 +46,7 @@ class ModuleTensors {
   // All arguments outlive it.
   ModuleTensors(const BaseModel& base, ModuleId id, Ordinal ordinal, const Tensors& own,
                 const Tensors& shared, const nlohmann::ordered_json& config, UsedTensors* used,
-                SharedPairs* shared_pairs);
+                SharedFactors* shared_factors);
 
   const std::string& path() const { return path_; }
   int32_t in() const { return shape_.in; }
@@ -69,9 +69,9 @@ class ModuleTensors {
   // Marks a tensor that changes nothing at inference.
   void Ignore(std::string_view name) const;
 
-  // Of the linears of this one's shape: what `make` makes for the first of them.
-  absl::StatusOr<std::shared_ptr<const SharedPair>> PairOfItsShape(
-      const std::function<absl::StatusOr<std::shared_ptr<const SharedPair>>()>& make) const;
+  // What `make` makes for the first linear that asks for the name.
+  absl::StatusOr<std::shared_ptr<const Matrix2>> SharedFactor(
+      const std::string& name, const std::function<absl::StatusOr<Matrix2>()>& make) const;
 
   // Settings; a value of the wrong type is an error of status().
   double Number(const char* key, double fallback) const;
@@ -100,7 +100,7 @@ class ModuleTensors {
   const Tensors& shared_;
   const nlohmann::ordered_json& config_;
   UsedTensors* const used_;
-  SharedPairs* const shared_pairs_;
+  SharedFactors* const shared_factors_;
   mutable absl::Status status_;
 };
 
