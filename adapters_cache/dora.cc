@@ -4,26 +4,10 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/matrix.h"
 
 namespace lorikeet {
 namespace {
-
-constexpr int32_t kRanks = 4;  // at a time: a row of W is read and written once for them
-
-// row += scale · Σ factors[k] · a_k over `ranks` rows a_k of a, [n] each.
-void AddScaled(const float* factors, const float* a, int32_t ranks, float scale, int32_t n, float* row) {
-  if (ranks == kRanks) {
-    const float f0 = scale * factors[0], f1 = scale * factors[1];
-    const float f2 = scale * factors[2], f3 = scale * factors[3];
-    const float *a1 = a + n, *a2 = a1 + n, *a3 = a2 + n;
-    for (int32_t i = 0; i < n; ++i) row[i] += (f0 * a[i] + f1 * a1[i]) + (f2 * a2[i] + f3 * a3[i]);
-    return;
-  }
-  for (int32_t k = 0; k < ranks; ++k, a += n) {
-    const float factor = scale * factors[k];
-    for (int32_t i = 0; i < n; ++i) row[i] += factor * a[i];
-  }
-}
 
 // Eight independent sums, so that the loop vectorises without reassociation by the compiler.
 double SumOfSquares(const float* row, int32_t n) {
@@ -41,18 +25,13 @@ double SumOfSquares(const float* row, int32_t n) {
 absl::Status DoraOutScale(const BaseModel& base, ModuleId id, const std::vector<float>& a,
                           const std::vector<float>& b, int32_t rank, float scale,
                           const std::vector<float>& magnitude, float* out_scale) {
-  constexpr int32_t kRows = 16;  // of W at a time: they stay in the first-level caches
+  constexpr int32_t kRows = 64;  // of W at a time: they stay in the caches
   const auto [in, out] = base.shape(id);
   std::vector<float> weight(int64_t{kRows} * in);
   for (int32_t first = 0; first < out; first += kRows) {
     const int32_t rows = std::min(kRows, out - first);
     base.ReadRows(id, first, rows, weight.data());
-    for (int32_t k = 0; k < rank; k += kRanks) {
-      for (int32_t r = 0; r < rows; ++r) {
-        AddScaled(&b[int64_t{first + r} * rank + k], &a[int64_t{k} * in], std::min(kRanks, rank - k),
-                  scale, in, &weight[int64_t{r} * in]);
-      }
-    }
+    AddProduct(scale, &b[int64_t{first} * rank], a.data(), {rows, rank, in}, weight.data());
     for (int32_t r = 0; r < rows; ++r) {
       const double norm = std::sqrt(SumOfSquares(&weight[int64_t{r} * in], in));
       const float value = static_cast<float>(magnitude[first + r] / norm);

@@ -68,7 +68,7 @@ class Mix {
       if (m < static_cast<ModuleId>(modules)) LK_RETURN_IF_ERROR(Module(m));
     }
     LK_RETURN_IF_ERROR(Stack([](const Adapter& a) -> const LowRank& { return a.embedding.low_rank; },
-                             &adapter_->embedding.low_rank));
+                             {INT32_MAX, INT32_MAX}, &adapter_->embedding.low_rank));
     for (const AdapterLease& lease : leases_) adapter_->cacheable &= lease.get()->cacheable;
     // Theirs where they speak alike, else the base's.
     adapter_->text = At(0).text;
@@ -93,7 +93,7 @@ class Mix {
     const auto [in, out] = base_.shape(m);
     ModuleDelta& delta = adapter_->modules[m];
     LK_RETURN_IF_ERROR(
-        Stack([m](const Adapter& a) -> const LowRank& { return a.module(m).low_rank; },
+        Stack([m](const Adapter& a) -> const LowRank& { return a.module(m).low_rank; }, {in, out},
               &delta.low_rank));
     delta.bias = Sum(out, [m](const Adapter& a) { return a.module(m).bias; });
     LK_RETURN_IF_ERROR(SumScales(
@@ -120,16 +120,19 @@ class Mix {
     return absl::OkStatus();
   }
 
-  // The pairs one below the other, weight and scale in the second factor.
+  // The pairs one below the other, weight and scale in the second factor. What lies behind `most` of
+  // their rows is others'.
   template <typename PairOf>
-  absl::Status Stack(const PairOf& pair_of, LowRank* out) {
+  absl::Status Stack(const PairOf& pair_of, LinearShape most, LowRank* out) {
+    const auto width_a = [most](const LowRank& p) { return std::min(p.a_stride, Padded(most.in)); };
+    const auto width_b = [most](const LowRank& p) { return std::min(p.b_stride, Padded(most.out)); };
     int64_t rank = 0;
     for (size_t i = 0; i < terms_.size(); ++i) {
       const LowRank& pair = pair_of(At(i));
       rank += pair.rank;
       if (pair.rank == 0) continue;
-      out->a_stride = std::max(out->a_stride, Padded(pair.a_stride));
-      out->b_stride = std::max(out->b_stride, Padded(pair.b_stride));
+      out->a_stride = std::max(out->a_stride, Padded(width_a(pair)));
+      out->b_stride = std::max(out->b_stride, Padded(width_b(pair)));
     }
     if (rank > Limits::kMaxAdapterRank) {
       return absl::InvalidArgumentError(absl::StrCat("the mixture has rank ", rank, "; at most ",
@@ -146,9 +149,9 @@ class Mix {
     for (size_t i = 0; i < terms_.size(); ++i) {
       const LowRank& pair = pair_of(At(i));
       for (int32_t k = 0; k < pair.rank; ++k, a += out->a_stride, b += out->b_stride) {
-        ReadA(pair, k, pair.a_stride, a);
-        ReadB(pair, k, pair.b_stride, b);
-        for (int64_t o = 0; o < pair.b_stride; ++o) b[o] *= terms_[i].weight;
+        ReadA(pair, k, width_a(pair), a);
+        ReadB(pair, k, width_b(pair), b);
+        for (int64_t o = 0; o < width_b(pair); ++o) b[o] *= terms_[i].weight;
       }
     }
     return absl::OkStatus();

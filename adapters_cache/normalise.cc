@@ -1,6 +1,7 @@
 #include "adapters_cache/normalise.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -23,6 +24,7 @@
 #include "adapters_cache/token_tables.h"
 #include "engine/api/limits.h"
 #include "engine/base/check.h"
+#include "engine/base/in_parallel.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/dequantize.h"
 
@@ -47,6 +49,23 @@ struct Matched {
   const RawModule* raw = nullptr;
   int32_t rank = 0;
   DType dtype = DType::kBF16;  // as stored
+  int64_t storage_begin = 0;   // bytes into the adapter's
+};
+
+// Hands out the next bytes of a block.
+class Taker {
+ public:
+  explicit Taker(std::byte* next) : next_(next) {}
+
+  template <typename T>
+  T* Take(int64_t count) {
+    std::byte* taken = next_;
+    next_ += RoundUp(count * int64_t{sizeof(T)});
+    return reinterpret_cast<T*>(taken);
+  }
+
+ private:
+  std::byte* next_;
 };
 
 class Normaliser {
@@ -65,16 +84,7 @@ class Normaliser {
     adapter->text = options_.text;
     adapter->vocab = vocab_ == base_.vocab_size() ? 0 : vocab_;
     adapter->modules.resize(ModuleCount(base_.layers(), base_.experts()));
-    adapter->storage = AlignedBuffer(StorageBytes());
-    adapter->bytes = static_cast<int64_t>(adapter->storage.size());
-    next_ = adapter->storage.data();
-    for (const Matched& module : matched_) {
-      const absl::Status filled = Fill(module, &adapter->modules[module.id]);
-      if (!filled.ok()) problems_.Add(filled);
-      adapter->max_rank = std::max(adapter->max_rank, module.rank);
-    }
-    LK_RETURN_IF_ERROR(problems_.ToStatus());
-    LK_CHECK(next_ == adapter->storage.data() + adapter->storage.size());
+    LK_RETURN_IF_ERROR(FillModules(adapter.get()));
     Packer packer(options_, adapter.get());
     if (raw_.lower != nullptr) LK_RETURN_IF_ERROR(LowerModules(&packer, adapter.get()));
     if (raw_.lower_model != nullptr) {
@@ -200,30 +210,44 @@ class Normaliser {
 
   static bool HasBias(const RawModule& raw) { return raw.lora_bias || raw.base_bias; }
 
-  size_t StorageBytes() const {
+  static int64_t StorageBytes(const Matched& module) {
+    const int64_t width = Info(module.dtype).block_bytes;
+    const int64_t ranks =
+        module.rank * (RoundUp(module.shape.in * width) + RoundUp(module.shape.out * width));
+    const int64_t vector = RoundUp(module.shape.out * int64_t{sizeof(float)});
+    return ranks + (module.raw->magnitude ? vector : 0) + (HasBias(*module.raw) ? vector : 0);
+  }
+
+  absl::Status FillModules(Adapter* adapter) {
     int64_t bytes = 0;
-    for (const Matched& module : matched_) {
-      const int64_t width = Info(module.dtype).block_bytes;
-      bytes += module.rank * (RoundUp(module.shape.in * width) + RoundUp(module.shape.out * width));
-      const int64_t vector = RoundUp(module.shape.out * int64_t{sizeof(float)});
-      bytes += (module.raw->magnitude ? vector : 0) + (HasBias(*module.raw) ? vector : 0);
+    for (Matched& module : matched_) {
+      module.storage_begin = bytes;
+      bytes += StorageBytes(module);
+      adapter->max_rank = std::max(adapter->max_rank, module.rank);
     }
-    return static_cast<size_t>(bytes);
+    adapter->storage = AlignedBuffer(bytes);
+    adapter->bytes = bytes;
+    std::vector<absl::Status> filled(matched_.size());
+    InParallel(static_cast<int64_t>(matched_.size()), [&](int64_t i) {
+      const Matched& module = matched_[i];
+      filled[i] = Fill(module, adapter->storage.data() + module.storage_begin,
+                       &adapter->modules[module.id]);
+    });
+    for (const absl::Status& status : filled) {
+      if (!status.ok()) problems_.Add(status);
+    }
+    return problems_.ToStatus();
   }
 
-  std::byte* Take(int64_t bytes) {
-    std::byte* taken = next_;
-    next_ += RoundUp(bytes);
-    return taken;
-  }
-
-  absl::Status Fill(const Matched& module, ModuleDelta* delta) {
+  // Any thread. `storage`: StorageBytes of the module.
+  absl::Status Fill(const Matched& module, std::byte* storage, ModuleDelta* delta) const {
     const RawModule& raw = *module.raw;
-    const auto [in, out] = module.shape;
+    const int32_t out = module.shape.out;
+    Taker taker(storage);
     LK_RETURN_IF_ERROR(CheckValues(raw));
-    if (module.rank > 0) LK_RETURN_IF_ERROR(FillFactors(module, &delta->low_rank));
+    if (module.rank > 0) LK_RETURN_IF_ERROR(FillFactors(module, &taker, &delta->low_rank));
     if (raw.magnitude) {
-      auto* scale = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
+      float* scale = taker.Take<float>(out);
       const std::vector<float> magnitude = ToFloats(raw.magnitude->view);
       LK_RETURN_IF_ERROR(DoraOutScale(base_, module.id, ToFloats(raw.a->view),
                                       ToFloats(raw.b->view), module.rank, raw.scale, magnitude,
@@ -231,7 +255,7 @@ class Normaliser {
       delta->out_scale = scale;
     }
     if (!HasBias(raw)) return absl::OkStatus();
-    auto* bias = reinterpret_cast<float*>(Take(out * int64_t{sizeof(float)}));
+    float* bias = taker.Take<float>(out);
     if (raw.base_bias) {  // the base's is added anyway: store the difference
       const std::vector<float> replaced = ToFloats(raw.base_bias->view);
       std::vector<float> of_base(out);
@@ -249,30 +273,56 @@ class Normaliser {
     return absl::OkStatus();
   }
 
-  // Variants with tensors of their own: each linear to its parts, then whether all were used.
-  absl::Status LowerModules(Packer* packer, Adapter* adapter) {
-    int count = 0;
-    for (const Matched& module : matched_) count += module.raw->has_delta() ? 1 : 0;
-    std::set<std::string> used_shared;
-    ModuleTensors::SharedPairs shared_pairs;
-    std::vector<std::string> unused;
-    int ordinal = 0;
+  // Variants with tensors of their own: each linear to its parts, then whether all were used. After a
+  // failure no further linear begins, so that of the failures the first linear's is returned.
+  absl::Status LowerModules(Packer* packer, Adapter* adapter) const {
+    std::vector<const Matched*> lowered;
     for (const Matched& module : matched_) {
-      if (!module.raw->has_delta()) continue;
-      std::set<std::string> used;
-      const ModuleTensors tensors(base_, module.id, ordinal++, count, module.raw->tensors,
-                                  raw_.shared, raw_.config, &used, &used_shared, &shared_pairs);
-      Lowered lowered;
-      LK_RETURN_IF_ERROR(raw_.lower(tensors, &lowered));
-      ModuleDelta* delta = &adapter->modules[module.id];
-      const float* bias = delta->bias;
-      LK_RETURN_IF_ERROR(packer->Module(*module.path, std::move(lowered), delta));
-      if (bias != nullptr && delta->bias != nullptr) {
-        return absl::UnimplementedError(*module.path + " has two trained biases");
-      }
-      if (bias != nullptr) delta->bias = bias;
-      for (const auto& [name, tensor] : module.raw->tensors) {
-        if (!used.contains(name)) unused.push_back(tensor.name);
+      if (module.raw->has_delta()) lowered.push_back(&module);
+    }
+    std::vector<absl::Status> statuses(lowered.size());
+    std::vector<UsedTensors> used(lowered.size());
+    ModuleTensors::SharedFactors shared_factors;
+    std::atomic<bool> failed{false};
+    InParallel(static_cast<int64_t>(lowered.size()), [&](int64_t i) {
+      if (failed) return;
+      const Matched& module = *lowered[i];
+      const ModuleTensors tensors(base_, module.id, {static_cast<int>(i), static_cast<int>(lowered.size())},
+                                  module.raw->tensors, raw_.shared, raw_.config, &used[i], &shared_factors);
+      statuses[i] = Lower(module, tensors, packer, &adapter->modules[module.id]);
+      if (!statuses[i].ok()) failed = true;
+    });
+    for (const absl::Status& status : statuses) LK_RETURN_IF_ERROR(status);
+    return CheckAllUsed(lowered, used);
+  }
+
+  absl::Status Lower(const Matched& module, const ModuleTensors& tensors, Packer* packer,
+                     ModuleDelta* delta) const {
+    Lowered lowered;
+    LK_RETURN_IF_ERROR(raw_.lower(tensors, &lowered));
+    const bool expert = module.id >= ModuleCount(base_.layers());
+    for (LoweredPair& pair : lowered.pairs) {
+      // What a device takes of shared factors: ranks that are scaled, and not of experts.
+      const bool keeps = options_.on_host || (pair.rank_mix.rows == 0 && !expert);
+      if (lowered.pairs.size() > 1 || !keeps) Fold(module.shape, &pair);
+    }
+    const float* bias = delta->bias;
+    LK_RETURN_IF_ERROR(packer->Module(*module.path, std::move(lowered), delta));
+    if (bias != nullptr && delta->bias != nullptr) {
+      return absl::UnimplementedError(*module.path + " has two trained biases");
+    }
+    if (bias != nullptr) delta->bias = bias;
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckAllUsed(const std::vector<const Matched*>& modules,
+                            const std::vector<UsedTensors>& used) const {
+    std::set<std::string> used_shared;
+    std::vector<std::string> unused;
+    for (size_t i = 0; i < modules.size(); ++i) {
+      used_shared.insert(used[i].shared.begin(), used[i].shared.end());
+      for (const auto& [name, tensor] : modules[i]->raw->tensors) {
+        if (!used[i].own.contains(name)) unused.push_back(tensor.name);
       }
     }
     for (const auto& [name, tensor] : raw_.shared) {
@@ -283,7 +333,7 @@ class Normaliser {
         unused.size(), " tensors have no place in this adapter: ", ListNames(unused)));
   }
 
-  absl::Status FillFactors(const Matched& module, LowRank* low_rank) {
+  static absl::Status FillFactors(const Matched& module, Taker* taker, LowRank* low_rank) {
     const auto [in, out] = module.shape;
     const int64_t width = Info(module.dtype).block_bytes;
     low_rank->rank = module.rank;
@@ -291,8 +341,8 @@ class Normaliser {
     low_rank->scale = module.raw->scale;
     low_rank->a_stride = RoundUp(in * width) / width;
     low_rank->b_stride = RoundUp(out * width) / width;
-    std::byte* a = Take(module.rank * low_rank->a_stride * width);
-    std::byte* b = Take(module.rank * low_rank->b_stride * width);
+    auto* a = taker->Take<std::byte>(module.rank * low_rank->a_stride * width);
+    auto* b = taker->Take<std::byte>(module.rank * low_rank->b_stride * width);
     low_rank->a = a;
     low_rank->b = b;
     LK_RETURN_IF_ERROR(StoreRows(*module.raw->a, module.dtype, low_rank->a_stride, a));
@@ -306,7 +356,6 @@ class Normaliser {
   int32_t vocab_ = 0;  // of the adapter
   std::vector<Matched> matched_;
   Problems problems_;
-  std::byte* next_ = nullptr;  // first free byte of the storage
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ struct NormaliseOptions {
   FactorPrecision precision = FactorPrecision::kFile;
   bool allow_dense = false;  // deltas as large as the base's weights
   // Adapters are used where the host has them, which is to say on the CPU: with gates or routers, and
-  // with factors that several have in common.
+  // with ranks of shared factors mixed.
   bool on_host = true;
   std::shared_ptr<const AdapterText> text = nullptr;  // Adapter::text
   SharedBlobs* blobs = nullptr;  // of what adapters have in common; nullptr: each has its own

@@ -8,6 +8,7 @@
 #include "adapters_cache/formats/matrix.h"
 #include "adapters_cache/store_factors.h"
 #include "engine/api/limits.h"
+#include "engine/base/check.h"
 #include "engine/base/status_macros.h"
 
 namespace lorikeet {
@@ -27,17 +28,8 @@ absl::Status CheckVectors(const std::string& path, const Lowered& lowered) {
   return absl::OkStatus();
 }
 
-const Matrix2& FactorA(const LoweredPair& pair) { return pair.shared ? pair.shared->a : pair.a; }
-const Matrix2& FactorB(const LoweredPair& pair) { return pair.shared ? pair.shared->b : pair.b; }
-
-// b with everything in it.
-Matrix2 FoldedB(const LoweredPair& pair) {
-  Matrix2 b = FactorB(pair);
-  if (!pair.rank_scale.empty()) ScaleColumns(pair.rank_scale, &b);
-  if (pair.rank_mix.rows > 0) b = Multiply(b, pair.rank_mix);
-  if (!pair.delta_scale.empty()) ScaleRows(pair.delta_scale, &b);
-  return b;
-}
+const Matrix2& FactorA(const LoweredPair& pair) { return pair.shared_a ? *pair.shared_a : pair.a; }
+const Matrix2& FactorB(const LoweredPair& pair) { return pair.shared_b ? *pair.shared_b : pair.b; }
 
 // Magnitude; 1 where there are none.
 float Largest(const std::vector<float>& values) {
@@ -48,9 +40,21 @@ float Largest(const std::vector<float>& values) {
 
 }  // namespace
 
+bool IsShared(const LoweredPair& pair) { return pair.shared_a != nullptr || pair.shared_b != nullptr; }
+
+void Fold(LinearShape shape, LoweredPair* pair) {
+  if (!IsShared(*pair)) return;
+  Matrix2 b = RowsOf(FactorB(*pair), 0, shape.out);
+  if (!pair->rank_scale.empty()) ScaleColumns(pair->rank_scale, &b);
+  if (pair->rank_mix.rows > 0) b = Multiply(b, pair->rank_mix);
+  if (!pair->delta_scale.empty()) ScaleRows(pair->delta_scale, &b);
+  *pair = {.a = ColumnsOf(FactorA(*pair), 0, shape.in), .b = std::move(b), .blocks = pair->blocks};
+}
+
 std::byte* Packer::Take(int64_t bytes) {
   auto block = std::make_shared<AlignedBuffer>(bytes);
   std::byte* data = block->data();
+  std::lock_guard lock(mutex_);
   adapter_->bytes += bytes;
   adapter_->blocks.push_back(std::move(block));
   return data;
@@ -95,53 +99,97 @@ absl::Status Packer::Finish() const {
 
 absl::Status Packer::Dense(const std::string& path, const Lowered& lowered, DenseRows* out) {
   if (options_.allow_dense) return Rows(path, lowered.dense, out);
+  std::lock_guard lock(mutex_);
   refused_dense_bytes_ += ByteSize(dtype(), lowered.dense.rows * lowered.dense.columns);
   return absl::OkStatus();
 }
 
 // What is shared is kept once for all adapters that have it, and not among this one's bytes.
 const std::byte* Packer::Keep(std::shared_ptr<const AlignedBuffer> block, bool shared) {
-  if (shared && options_.blobs != nullptr) block = options_.blobs->Share(std::move(block));
-  else adapter_->bytes += static_cast<int64_t>(block->size());
+  const bool own = !shared || options_.blobs == nullptr;
+  if (!own) block = options_.blobs->Share(std::move(block));
+  std::lock_guard lock(mutex_);
+  if (own) adapter_->bytes += static_cast<int64_t>(block->size());
   adapter_->blocks.push_back(std::move(block));
   return adapter_->blocks.back()->data();
 }
 
-// Row k of a pair's factors at k strides.
-absl::Status Packer::StoreRanks(const std::string& path, const Matrix2& a, const Matrix2& b,
-                                const LowRank& out, std::byte* to_a, std::byte* to_b) const {
-  const Matrix2 by_rank = Transpose(b);
-  for (int64_t k = 0; k < a.rows; ++k) {
-    LK_RETURN_IF_ERROR(Store(path, out.dtype, a.row(k), a.columns, to_a));
-    LK_RETURN_IF_ERROR(Store(path, out.dtype, by_rank.row(k), by_rank.columns, to_b));
-    to_a += ByteSize(out.dtype, out.a_stride);
-    to_b += ByteSize(out.dtype, out.b_stride);
+// Rank k of a pair's factors at k strides.
+absl::Status Packer::StoreA(const std::string& path, const Matrix2& a, const LowRank& out, std::byte* to) const {
+  for (int64_t k = 0; k < a.rows; ++k, to += ByteSize(out.dtype, out.a_stride)) {
+    LK_RETURN_IF_ERROR(Store(path, out.dtype, a.row(k), a.columns, to));
   }
   return absl::OkStatus();
 }
 
-// The pair is packed once for all linears that have it; what is this one's own stands beside it.
-absl::Status Packer::Share(const std::string& path, LoweredPair* pair, LowRank* out) {
-  PackedPair& packed = packed_[pair->shared.get()];
-  if (packed.pair.expired()) {
-    auto a = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, out->rank * out->a_stride));
-    auto b = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, out->rank * out->b_stride));
-    LK_RETURN_IF_ERROR(
-        StoreRanks(path, pair->shared->a, pair->shared->b, *out, a->data(), b->data()));
-    packed = {pair->shared, Keep(std::move(a), true), Keep(std::move(b), true),
-              Largest(pair->shared->b.values)};
+absl::Status Packer::StoreB(const std::string& path, const Matrix2& b, const LowRank& out, std::byte* to) const {
+  const Matrix2 by_rank = Transpose(b);
+  for (int64_t k = 0; k < by_rank.rows; ++k, to += ByteSize(out.dtype, out.b_stride)) {
+    LK_RETURN_IF_ERROR(Store(path, out.dtype, by_rank.row(k), by_rank.columns, to));
   }
-  out->a = packed.a;
-  out->b = packed.b;
+  return absl::OkStatus();
+}
+
+Packer::PackedFactor& Packer::PackedOf(const Matrix2& factor) {
+  std::lock_guard lock(mutex_);
+  return packed_[&factor];
+}
+
+// A factor of `ranks` strides, packed once for all linears that have it if it is shared.
+absl::StatusOr<const std::byte*> Packer::Factor(const std::shared_ptr<const Matrix2>& shared, int64_t stride,
+                                                const LowRank& pair,
+                                                const std::function<absl::Status(std::byte*)>& store) {
+  const auto pack = [&]() -> absl::StatusOr<const std::byte*> {
+    auto block = std::make_shared<AlignedBuffer>(ByteSize(pair.dtype, pair.rank * stride));
+    LK_RETURN_IF_ERROR(store(block->data()));
+    return Keep(std::move(block), shared != nullptr);
+  };
+  if (shared == nullptr) return pack();
+  PackedFactor& packed = PackedOf(*shared);
+  std::lock_guard lock(packed.mutex);
+  if (packed.factor.expired()) {
+    LK_ASSIGN_OR_RETURN(packed.data, pack());
+    packed.factor = shared;
+    packed.largest = -1;
+  }
+  return packed.data;
+}
+
+// Of a pair alone in its linear: what is shared is packed once, what is this linear's own stands beside it.
+absl::Status Packer::Share(const std::string& path, LoweredPair* pair, LowRank* out) {
+  const Matrix2& a = FactorA(*pair);
+  const Matrix2& b = FactorB(*pair);
+  out->shares_a = pair->shared_a != nullptr;
+  out->shares_b = pair->shared_b != nullptr;
+  LK_ASSIGN_OR_RETURN(out->a, Factor(pair->shared_a, out->a_stride, *out,
+                                     [&](std::byte* to) { return StoreA(path, a, *out, to); }));
+  LK_ASSIGN_OR_RETURN(out->b, Factor(pair->shared_b, out->b_stride, *out,
+                                     [&](std::byte* to) { return StoreB(path, b, *out, to); }));
+  if (pair->rank_mix.rows == 0 && pair->rank_scale.empty() && pair->delta_scale.empty()) {
+    return absl::OkStatus();
+  }
   const float mixed = Largest(pair->rank_mix.values) * static_cast<float>(out->rank);
-  if (!std::isfinite(packed.largest_b * mixed * Largest(pair->rank_scale) * Largest(pair->delta_scale))) {
+  if (!std::isfinite(LargestOf(pair->shared_b) * mixed * Largest(pair->rank_scale) * Largest(pair->delta_scale))) {
     return absl::InvalidArgumentError(path + ": the product of its factors is not finite");
   }
   out->rank_mix = Floats(pair->rank_mix.values);
   out->rank_scale = Floats(pair->rank_scale);
-  if (!pair->delta_scale.empty()) pair->delta_scale.resize(out->b_stride);
+  pair->delta_scale.resize((pair->delta_scale.size() + 15) / 16 * 16);
   out->delta_scale = Floats(pair->delta_scale);
   return absl::OkStatus();
+}
+
+// Of a packed factor, found once.
+float Packer::LargestOf(const std::shared_ptr<const Matrix2>& shared) {
+  PackedFactor& packed = PackedOf(*shared);
+  std::lock_guard lock(packed.mutex);
+  if (packed.largest < 0) packed.largest = Largest(shared->values);
+  return packed.largest;
+}
+
+void Packer::NoteRank(int32_t rank) {
+  std::lock_guard lock(mutex_);
+  adapter_->max_rank = std::max(adapter_->max_rank, rank);
 }
 
 absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pairs, LowRank* out) {
@@ -158,19 +206,22 @@ absl::Status Packer::Pairs(const std::string& path, std::vector<LoweredPair> pai
   out->dtype = dtype();
   out->a_stride = stride(FactorA(pairs[0]).columns);
   out->b_stride = stride(FactorB(pairs[0]).rows);
-  adapter_->max_rank = std::max(adapter_->max_rank, out->rank);
-  const bool shared = pairs.size() == 1 && pairs[0].shared != nullptr;
-  if (shared && options_.on_host) return Share(path, &pairs[0], out);
+  NoteRank(out->rank);
+  if (pairs.size() == 1) {
+    out->blocks = pairs[0].blocks;
+    return Share(path, &pairs[0], out);
+  }
   auto a = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, rank * out->a_stride));
   auto b = std::make_shared<AlignedBuffer>(ByteSize(out->dtype, rank * out->b_stride));
   int64_t k = 0;
   for (const LoweredPair& pair : pairs) {
-    LK_RETURN_IF_ERROR(StoreRanks(path, FactorA(pair), FoldedB(pair), *out,
-                                  a->data() + ByteSize(out->dtype, k * out->a_stride),
-                                  b->data() + ByteSize(out->dtype, k * out->b_stride)));
-    k += FactorA(pair).rows;
+    LK_CHECK(!IsShared(pair));
+    LK_RETURN_IF_ERROR(StoreA(path, pair.a, *out, a->data() + ByteSize(out->dtype, k * out->a_stride)));
+    LK_RETURN_IF_ERROR(StoreB(path, pair.b, *out, b->data() + ByteSize(out->dtype, k * out->b_stride)));
+    out->blocks |= pair.blocks;
+    k += pair.a.rows;
   }
-  out->a = Keep(std::move(a), shared);
+  out->a = Keep(std::move(a), false);
   out->b = Keep(std::move(b), false);
   return absl::OkStatus();
 }

@@ -24,6 +24,7 @@
 #include "bench/formats.h"
 #include "bench/synthetic.h"
 #include "engine/base/check.h"
+#include "engine/base/in_parallel.h"
 #include "engine/kernels/cuda/adapter_image.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/model/base_model_view.h"
@@ -151,7 +152,9 @@ class Loads {
     LK_CHECK_MSG(plan.ok(), plan.status().ToString());
     AlignedBuffer image(plan->pages * page_bytes_);
     const double image_ms = Best(runs, [&] {
-      for (const auto& piece : plan->pieces) cuda::WritePiece(piece, image.data() + piece.to);
+      InParallel(static_cast<int64_t>(plan->pieces.size()), [&](int64_t i) {
+        cuda::WritePiece(plan->pieces[i], image.data() + plan->pieces[i].to);
+      });
     });
     const double device_bytes = static_cast<double>(plan->pages * page_bytes_);
     std::printf("%-26s %8.1f %9.1f %8.1f %9.2f %9.2f %9.2f %8.2f", format.name.c_str(), read_ms,

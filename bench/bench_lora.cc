@@ -106,9 +106,11 @@ void MakeAdapters(const Site& site, const std::vector<int32_t>& ranks, uint32_t 
       for (int32_t k = 0; k < rank; k += cuda::kTileRanks) {
         RankTile& tile = tiles.emplace_back();
         tile.module_tiles = static_cast<int16_t>(Tiles(rank));
-        tile.ranks = tile.a_first = tile.b_first =
-            static_cast<int16_t>(std::min(cuda::kTileRanks, rank - k));
+        tile.ranks = static_cast<uint16_t>(std::min(cuda::kTileRanks, rank - k));
+        tile.a_first = tile.b_first = tile.ranks;
         tile.scale = 1;
+        tile.a_pitch = static_cast<uint16_t>(site.in / 8);
+        tile.b_pitch = static_cast<uint16_t>(out / 8);
         tile.a[0] = at;
         at += int64_t{2} * tile.ranks * site.in;
         tile.b[0] = at;

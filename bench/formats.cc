@@ -1,6 +1,8 @@
 #include "bench/formats.h"
 
 #include <algorithm>
+#include <deque>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -56,7 +58,7 @@ class Maker {
     return format;
   }
 
-  std::vector<Format> all;
+  std::deque<Format> all;  // references to them stay
 
  private:
   const BaseModel& base_;
@@ -89,6 +91,13 @@ void AddLora(Maker* maker) {
     Maker::OfLinear made = Pair("lora_A.weight", "lora_B.weight", 16, in, out);
     made.parts.push_back({"lora_magnitude_vector", {out}});
     made.own_bytes += kFloat * out;
+    return made;
+  });
+  Json olora = config;
+  olora["init_lora_weights"] = "olora";
+  maker->Linears("OLoRA, r16", olora, "", [](int64_t in, int64_t out) {
+    Maker::OfLinear made = Pair("lora_A.weight", "lora_B.weight", 16, in, out);
+    made.own_bytes *= 2;  // and what the training took from W
     return made;
   });
   maker->Linears("LoRA-XS, r64", Peft("LORA", {{"r", 64}}), "", [](int64_t in, int64_t out) {
@@ -283,7 +292,7 @@ std::vector<Format> Formats(const BaseModel& base) {
   AddLowRank(&maker);
   AddStructured(&maker);
   AddOfModel(&maker, base.layers(), base.hidden(), base.shape(LayerModule(0, Linear::kK)).out);
-  return std::move(maker.all);
+  return {std::make_move_iterator(maker.all.begin()), std::make_move_iterator(maker.all.end())};
 }
 
 }  // namespace lorikeet::bench

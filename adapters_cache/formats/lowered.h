@@ -29,20 +29,14 @@ struct Matrix2 {
   const float* row(int64_t r) const { return values.data() + r * columns; }
 };
 
-// The pair of many adapters.
-struct SharedPair {
-  SharedPair(Matrix2 a, Matrix2 b) : a(std::move(a)), b(std::move(b)) {}
-
-  Matrix2 a;  // [rank, in]
-  Matrix2 b;  // [out, rank]
-};
-
 // ΔW += delta_scale ∘ (b · (rank_scale ∘ (rank_mix · a))), every other factor in b already.
 struct LoweredPair {
   Matrix2 a = {};  // [rank, in]
   Matrix2 b = {};  // [out, rank]
-  // In the place of a and b: kept once for all adapters. What is an adapter's own is the rest.
-  std::shared_ptr<const SharedPair> shared = nullptr;
+  // In the place of a or b: kept once for all linears and adapters that have it. Columns of a and rows
+  // of b behind this linear's are others'.
+  std::shared_ptr<const Matrix2> shared_a = nullptr, shared_b = nullptr;
+  bool blocks = false;  // LowRank::blocks
   Matrix2 rank_mix = {};                       // [rank, rank] or empty
   std::vector<float> rank_scale = {}, delta_scale = {};  // [rank] and [out], or both empty
 };

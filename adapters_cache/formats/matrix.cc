@@ -1,5 +1,8 @@
 #include "adapters_cache/formats/matrix.h"
 
+#include <dnnl.h>
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -65,25 +68,36 @@ void Orthogonalise(Columns* a, Columns* v) {
   }
 }
 
+// out = factor · a · b + keep · out, b perhaps transposed: [columns, depth] then.
+void Gemm(char transposed, float factor, const float* a, const float* b, ProductShape shape, float keep,
+          float* out) {
+  const auto [rows, depth, columns] = shape;
+  if (rows == 0 || depth == 0 || columns == 0) return;
+  omp_set_num_threads(1);  // of this thread alone: linears of a load have threads, not their products
+  const dnnl_status_t status = dnnl_sgemm('N', transposed, rows, columns, depth, factor, a, depth, b,
+                                          transposed == 'T' ? depth : columns, keep, out, columns);
+  LK_CHECK_MSG(status == dnnl_success, "dnnl_sgemm");
+}
+
 }  // namespace
 
 Matrix2 Multiply(const Matrix2& a, const Matrix2& b) {
   LK_CHECK(a.columns == b.rows);
   Matrix2 out(a.rows, b.columns);
-  std::vector<double> sums(b.columns);
-  for (int64_t r = 0; r < a.rows; ++r) {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    for (int64_t k = 0; k < a.columns; ++k) {
-      const double factor = a.at(r, k);
-      const float* row = b.row(k);
-      for (int64_t c = 0; c < b.columns; ++c) sums[c] += factor * row[c];
-    }
-    for (int64_t c = 0; c < b.columns; ++c) out.at(r, c) = static_cast<float>(sums[c]);
-  }
+  Gemm('N', 1, a.values.data(), b.values.data(), {a.rows, a.columns, b.columns}, 0, out.values.data());
   return out;
 }
 
-Matrix2 MultiplyTransposed(const Matrix2& a, const Matrix2& b) { return Multiply(a, Transpose(b)); }
+Matrix2 MultiplyTransposed(const Matrix2& a, const Matrix2& b) {
+  LK_CHECK(a.columns == b.columns);
+  Matrix2 out(a.rows, b.rows);
+  Gemm('T', 1, a.values.data(), b.values.data(), {a.rows, a.columns, b.rows}, 0, out.values.data());
+  return out;
+}
+
+void AddProduct(float factor, const float* a, const float* b, ProductShape shape, float* out) {
+  Gemm('N', factor, a, b, shape, 1, out);
+}
 
 Matrix2 Transpose(const Matrix2& a) {
   Matrix2 out(a.columns, a.rows);
@@ -154,7 +168,7 @@ absl::StatusOr<Matrix2> SolveRight(const Matrix2& b, const Matrix2& a) {
   return x;
 }
 
-Qr HouseholderQr(const Matrix2& a) {
+Matrix2 HouseholderQ(const Matrix2& a) {
   const int64_t m = a.rows, n = a.columns, k = std::min(m, n);
   Columns r(a);
   std::vector<std::vector<double>> reflectors;  // v with v[0..j) = 0, applied as I - 2 v vᵀ
@@ -179,17 +193,14 @@ Qr HouseholderQr(const Matrix2& a) {
     for (int64_t c = j; c < n; ++c) reflect(v, j, &r[c]);
     reflectors.push_back(std::move(v));
   }
-  Qr out{Matrix2(m, k), Matrix2(k, n)};
-  for (int64_t c = 0; c < n; ++c) {
-    for (int64_t i = 0; i < std::min(k, c + 1); ++i) out.r.at(i, c) = static_cast<float>(r[c][i]);
-  }
+  Matrix2 q(m, k);
   for (int64_t c = 0; c < k; ++c) {
     std::vector<double> e(m, 0.0);
     e[c] = 1;
     for (int64_t j = k; j-- > 0;) reflect(reflectors[j], j, &e);
-    for (int64_t i = 0; i < m; ++i) out.q.at(i, c) = static_cast<float>(e[i]);
+    for (int64_t i = 0; i < m; ++i) q.at(i, c) = static_cast<float>(e[i]);
   }
-  return out;
+  return q;
 }
 
 absl::StatusOr<Svd> SingularValues(const Matrix2& a) {

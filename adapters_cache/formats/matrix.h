@@ -1,4 +1,4 @@
-// Small dense linear algebra for loads: float32 in and out, sums in double.
+// Dense linear algebra for loads, in one thread. Products are in float32; what decides a basis is in double.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +24,14 @@ Matrix2 ColumnsOf(const Matrix2& a, int64_t begin, int64_t count);
 // x with x · a = b (Gauss with pivots, in double). INVALID_ARGUMENT: a is singular.
 absl::StatusOr<Matrix2> SolveRight(const Matrix2& b, const Matrix2& a);
 
-// Householder QR of a [m, n], m >= n or not: the first k = min(m, n) columns of Q and rows of R,
-// with LAPACK's signs.
-struct Qr {
-  Matrix2 q;  // [m, k]
-  Matrix2 r;  // [k, n]
+// out [rows, columns] += factor · a [rows, depth] · b [depth, columns], all packed.
+struct ProductShape {
+  int64_t rows = 0, depth = 0, columns = 0;
 };
-Qr HouseholderQr(const Matrix2& a);
+void AddProduct(float factor, const float* a, const float* b, ProductShape shape, float* out);
+
+// The first min(m, n) columns of Q of a's Householder QR, a [m, n], with LAPACK's signs.
+Matrix2 HouseholderQ(const Matrix2& a);
 
 // Singular values in descending order with their vectors (one-sided Jacobi in double).
 // a: [m, n]; k = min(m, n).

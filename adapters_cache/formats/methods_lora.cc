@@ -20,10 +20,10 @@ Matrix2 BlockDiagonalRows(const Matrix2& a, int64_t n, int64_t columns) {
   return out;
 }
 
-// BD-LoRA: one factor is block-diagonal, stored without its zeros.
-absl::Status ExpandBlocks(const ModuleTensors& m, Matrix2* a, Matrix2* b) {
+// BD-LoRA: one factor is block-diagonal, stored without its zeros. Returns whether the pair is.
+absl::StatusOr<bool> ExpandBlocks(const ModuleTensors& m, Matrix2* a, Matrix2* b) {
   const auto config = m.config().find("use_bdlora");
-  if (config == m.config().end() || !IsSet(*config)) return absl::OkStatus();
+  if (config == m.config().end() || !IsSet(*config)) return false;
   const auto blocks = config->find("nblocks");
   if (!config->is_object() || blocks == config->end() || !blocks->is_number_integer()) {
     return m.Invalid("use_bdlora has no nblocks");
@@ -34,7 +34,7 @@ absl::Status ExpandBlocks(const ModuleTensors& m, Matrix2* a, Matrix2* b) {
   }
   if (a->columns * n == m.in() && n > 1) *a = BlockDiagonalRows(*a, n, m.in());
   if (b->columns * n == a->rows && n > 1) *b = BlockDiagonalRows(*b, n, a->rows);
-  return absl::OkStatus();
+  return n > 1;
 }
 
 // QALoRA (Xu et al. 2023): A reads means of groups of g inputs, times the number of groups.
@@ -71,11 +71,14 @@ absl::Status SubtractStart(const ModuleTensors& m, int64_t rank, double scale, L
   const std::string name = absl::AsciiStrToLower(init->get<std::string>());
   if (name == "pissa") return SubtractComponents(m, 0, rank, out);  // Meng et al. 2024
   if (name != "olora") return absl::OkStatus();                     // Büyükakyüz 2024
-  const Qr qr = HouseholderQr(m.Weight());
-  if (rank > qr.q.columns) return m.Invalid(absl::StrCat("rank ", rank, " of ", qr.q.columns));
-  Matrix2 q = ColumnsOf(qr.q, 0, rank);
+  const int64_t most = std::min(m.in(), m.out());
+  if (rank > most) return m.Invalid(absl::StrCat("rank ", rank, " of ", most));
+  // Q's first columns are those of W's alone, and R's first rows what they make of W.
+  const Matrix2 w = m.Weight();
+  Matrix2 q = HouseholderQ(ColumnsOf(w, 0, rank));
+  Matrix2 r = Multiply(Transpose(q), w);
   Scale(-scale, &q);
-  out->pairs.push_back({RowsOf(qr.r, 0, rank), std::move(q)});
+  out->pairs.push_back({std::move(r), std::move(q)});
   return absl::OkStatus();
 }
 
@@ -90,7 +93,7 @@ absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out) {
   const bool tail = m.Has("lora_diag");
   ExpandGroups(m, &a);
   LK_RETURN_IF_ERROR(m.status());
-  LK_RETURN_IF_ERROR(ExpandBlocks(m, &a, &b));
+  LK_ASSIGN_OR_RETURN(const bool blocks, ExpandBlocks(m, &a, &b));
   if (rank == 0 || a.columns != m.in() || b.columns != rank) {
     return m.Invalid(absl::StrCat("lora_A [", a.rows, ", ", a.columns, "] and lora_B [", b.rows,
                                   ", ", b.columns, "] do not fit the linear"));
@@ -104,11 +107,12 @@ absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out) {
   if (m.Has("lora_latent_mapping")) {  // LoRA-XS (Bałazy et al. 2024): a and b are frozen
     LK_ASSIGN_OR_RETURN(Matrix2 latent, m.GetMatrix("lora_latent_mapping", rank, rank));
     Scale(scale, &latent);
-    out->pairs.push_back({.shared = std::make_shared<SharedPair>(std::move(a), std::move(b)),
+    out->pairs.push_back({.shared_a = std::make_shared<Matrix2>(std::move(a)),
+                          .shared_b = std::make_shared<Matrix2>(std::move(b)),
                           .rank_mix = std::move(latent)});
   } else {
     Scale(scale, &b);
-    out->pairs.push_back({std::move(a), std::move(b)});
+    out->pairs.push_back({.a = std::move(a), .b = std::move(b), .blocks = blocks});
   }
   return SubtractStart(m, rank, scale, out);
 }

@@ -114,7 +114,9 @@ absl::Status LowerGralora(const ModuleTensors& m, Lowered* out) {
   if (hybrid > 0) {
     LK_RETURN_IF_ERROR(AddPair(std::move(general_a), std::move(general_b), scale, out));
   }
-  return AddPair(std::move(big_a), std::move(big_b), scale, out);
+  Scale(scale, &big_b);
+  out->pairs.push_back({.a = std::move(big_a), .b = std::move(big_b), .blocks = true});
+  return absl::OkStatus();
 }
 
 // LoHa (Hyeon-Woo et al. 2022): (w1a·w1b) ∘ (w2a·w2b), a product of rank r².
@@ -175,12 +177,18 @@ absl::Status LowerMiss(const ModuleTensors& m, Lowered* out) {
     return m.Invalid(absl::StrCat(name, " [", block.rows, ", ", block.columns,
                                   "] does not tile the outputs"));
   }
-  Matrix2 a(block.rows, m.in()), b(m.out(), block.rows);
-  for (int64_t i = 0; i < m.in(); ++i) a.at(i % block.rows, i) = 1;
+  const auto tiled_identity = [&]() -> absl::StatusOr<Matrix2> {
+    Matrix2 a(block.rows, m.in());
+    for (int64_t i = 0; i < m.in(); ++i) a.at(i % block.rows, i) = 1;
+    return a;
+  };
+  LK_ASSIGN_OR_RETURN(auto a, m.SharedFactor(absl::StrCat(block.rows, " x ", m.in()), tiled_identity));
+  Matrix2 b(m.out(), block.rows);
   for (int64_t o = 0; o < m.out(); ++o) {
     for (int64_t k = 0; k < block.rows; ++k) b.at(o, k) = block.at(k, o % block.columns);
   }
-  return AddPair(std::move(a), std::move(b), 1, out);
+  out->pairs.push_back({.b = std::move(b), .shared_a = std::move(a)});
+  return absl::OkStatus();
 }
 
 // RandLoRA (Albert et al. 2025): a full-rank sum of fixed random bases with trained diagonals.
@@ -242,7 +250,8 @@ absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out) {
   for (int64_t k = 0; k < shape[0]; ++k) {
     for (int64_t i = 0; i < r * r; ++i) middle.values[i] += v[k] * p[k * r * r + i];
   }
-  out->pairs.push_back({.shared = std::make_shared<SharedPair>(std::move(a), std::move(b)),
+  out->pairs.push_back({.shared_a = std::make_shared<Matrix2>(std::move(a)),
+                        .shared_b = std::make_shared<Matrix2>(std::move(b)),
                         .rank_mix = std::move(middle)});
   return absl::OkStatus();
 }
@@ -371,14 +380,15 @@ absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
   LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {a_shape[0]}));
   LK_ASSIGN_OR_RETURN(auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
   d.resize(r);
-  std::shared_ptr<const SharedPair>& pair = m.PairOfItsShape();
-  if (pair == nullptr) {
-    LK_ASSIGN_OR_RETURN(const Matrix2 shared_a, m.GetMatrix(Join(prefix, "A"), -1, -1));
-    LK_ASSIGN_OR_RETURN(const Matrix2 shared_b, m.GetMatrix(Join(prefix, "B"), -1, -1));
-    pair = std::make_shared<SharedPair>(RowsOf(ColumnsOf(shared_a, 0, m.in()), 0, r),
-                                        RowsOf(shared_b, 0, m.out()));
-  }
-  out->pairs.push_back({.shared = pair, .rank_scale = std::move(d), .delta_scale = std::move(b)});
+  LK_ASSIGN_OR_RETURN(auto shared_a, m.SharedFactor("a", [&]() -> absl::StatusOr<Matrix2> {
+    LK_ASSIGN_OR_RETURN(const Matrix2 a, m.GetMatrix(Join(prefix, "A"), -1, -1));
+    return RowsOf(a, 0, r);
+  }));
+  LK_ASSIGN_OR_RETURN(auto shared_b, m.SharedFactor("b", [&] { return m.GetMatrix(Join(prefix, "B"), -1, -1); }));
+  out->pairs.push_back({.shared_a = std::move(shared_a),
+                        .shared_b = std::move(shared_b),
+                        .rank_scale = std::move(d),
+                        .delta_scale = std::move(b)});
   return absl::OkStatus();
 }
 

@@ -46,7 +46,7 @@ absl::Status LowerDeft(const ModuleTensors& m, Lowered* out) {
   if (method == "relu") {
     for (float& value : n.values) value = std::max(value, 0.0f);
   } else if (method == "qr") {
-    q = n = HouseholderQr(p).q;
+    q = n = HouseholderQ(p);
   } else {
     return absl::UnimplementedError("decomposition_method '" + method + "' is unknown");
   }

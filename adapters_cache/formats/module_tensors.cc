@@ -26,22 +26,19 @@ std::string ExpectedShape(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, int ordinal, int count,
-                             const Tensors& own, const Tensors& shared,
-                             const nlohmann::ordered_json& config, std::set<std::string>* used_own,
-                             std::set<std::string>* used_shared, SharedPairs* shared_pairs)
+ModuleTensors::ModuleTensors(const BaseModel& base, ModuleId id, Ordinal ordinal, const Tensors& own,
+                             const Tensors& shared, const nlohmann::ordered_json& config,
+                             UsedTensors* used, SharedFactors* shared_factors)
     : base_(base),
       id_(id),
       path_(base.path(id)),
       shape_(base.shape(id)),
       ordinal_(ordinal),
-      count_(count),
       own_(own),
       shared_(shared),
       config_(config),
-      used_own_(used_own),
-      used_shared_(used_shared),
-      shared_pairs_(shared_pairs) {}
+      used_(used),
+      shared_factors_(shared_factors) {}
 
 absl::Status ModuleTensors::Invalid(const std::string& why) const {
   return absl::InvalidArgumentError(absl::StrCat(path_, ": ", why));
@@ -52,8 +49,8 @@ absl::StatusOr<const RawTensor*> ModuleTensors::Find(std::string_view name) cons
   const Tensors& tensors = is_own ? own_ : shared_;
   const auto it = tensors.find(name);
   if (it == tensors.end()) return Invalid("no tensor " + std::string(name));
-  if (is_own) used_own_->insert(std::string(name));
-  if (shared_.contains(name)) used_shared_->insert(std::string(name));  // a copy of every module's
+  if (is_own) used_->own.insert(std::string(name));
+  if (shared_.contains(name)) used_->shared.insert(std::string(name));  // a copy of every module's
   return &it->second;
 }
 
@@ -112,8 +109,19 @@ size_t ModuleTensors::Dimensions(std::string_view name) const {
   return it == own_.end() ? 0 : it->second.view.shape.size();
 }
 
+absl::StatusOr<std::shared_ptr<const Matrix2>> ModuleTensors::SharedFactor(
+    const std::string& name, const std::function<absl::StatusOr<Matrix2>()>& make) const {
+  std::lock_guard lock(shared_factors_->mutex);
+  std::shared_ptr<const Matrix2>& factor = shared_factors_->by_name[name];
+  if (factor == nullptr) {
+    LK_ASSIGN_OR_RETURN(Matrix2 made, make());
+    factor = std::make_shared<Matrix2>(std::move(made));
+  }
+  return factor;
+}
+
 void ModuleTensors::Ignore(std::string_view name) const {
-  if (own_.contains(name)) used_own_->insert(std::string(name));
+  if (own_.contains(name)) used_->own.insert(std::string(name));
 }
 
 void ModuleTensors::WrongType(const char* key, const char* expected) const {

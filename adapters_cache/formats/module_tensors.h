@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 #include <string_view>
@@ -21,24 +23,36 @@
 
 namespace lorikeet {
 
+// The names that were read.
+struct UsedTensors {
+  std::set<std::string> own, shared;
+};
+
+// Of one thread; those of other linears may be at work on others.
 class ModuleTensors {
  public:
   using Tensors = std::map<std::string, RawTensor, std::less<>>;  // by parameter
-  // What the linears of one load have in common, by their shape.
-  using SharedPairs = std::map<std::pair<int32_t, int32_t>, std::shared_ptr<const SharedPair>>;
+  // What the linears of one load have in common.
+  struct SharedFactors {
+    std::mutex mutex;
+    std::map<std::string, std::shared_ptr<const Matrix2>> by_name;
+  };
+  // Of the linear among those the adapter changes, in the model's order.
+  struct Ordinal {
+    int ordinal = 0;
+    int count = 0;
+  };
 
-  // `ordinal`: of the linear among those the adapter changes, in the model's order. All arguments
-  // outlive it; names read are added to the sets.
-  ModuleTensors(const BaseModel& base, ModuleId id, int ordinal, int count, const Tensors& own,
-                const Tensors& shared, const nlohmann::ordered_json& config,
-                std::set<std::string>* used_own, std::set<std::string>* used_shared,
-                SharedPairs* shared_pairs);
+  // All arguments outlive it.
+  ModuleTensors(const BaseModel& base, ModuleId id, Ordinal ordinal, const Tensors& own,
+                const Tensors& shared, const nlohmann::ordered_json& config, UsedTensors* used,
+                SharedFactors* shared_factors);
 
   const std::string& path() const { return path_; }
   int32_t in() const { return shape_.in; }
   int32_t out() const { return shape_.out; }
-  int ordinal() const { return ordinal_; }
-  int count() const { return count_; }
+  int ordinal() const { return ordinal_.ordinal; }
+  int count() const { return ordinal_.count; }
   const nlohmann::ordered_json& config() const { return config_; }
 
   bool Has(std::string_view name) const { return own_.contains(name); }
@@ -55,10 +69,9 @@ class ModuleTensors {
   // Marks a tensor that changes nothing at inference.
   void Ignore(std::string_view name) const;
 
-  // Of the linears of this one's shape; nullptr until the first of them has made it.
-  std::shared_ptr<const SharedPair>& PairOfItsShape() const {
-    return (*shared_pairs_)[{shape_.in, shape_.out}];
-  }
+  // What `make` makes for the first linear that asks for the name.
+  absl::StatusOr<std::shared_ptr<const Matrix2>> SharedFactor(
+      const std::string& name, const std::function<absl::StatusOr<Matrix2>()>& make) const;
 
   // Settings; a value of the wrong type is an error of status().
   double Number(const char* key, double fallback) const;
@@ -82,14 +95,12 @@ class ModuleTensors {
   const ModuleId id_;
   const std::string path_;
   const LinearShape shape_;
-  const int ordinal_;
-  const int count_;
+  const Ordinal ordinal_;
   const Tensors& own_;
   const Tensors& shared_;
   const nlohmann::ordered_json& config_;
-  std::set<std::string>* const used_own_;
-  std::set<std::string>* const used_shared_;
-  SharedPairs* const shared_pairs_;
+  UsedTensors* const used_;
+  SharedFactors* const shared_factors_;
   mutable absl::Status status_;
 };
 

@@ -36,12 +36,15 @@ struct LowRank {
   const std::byte* b = nullptr;  // [rank, out], row stride b_stride elements
   int64_t a_stride = 0;
   int64_t b_stride = 0;
-  // Where adapters are used on the host and many have a and b in common, what is an adapter's own
-  // stands beside them: its ranks mixed (LoRA-XS, TinyLoRA) or scaled (VeRA), and a scale of what the
-  // pair adds. Each nullptr where there is none.
+  // What other linears have as well, of which this one may be narrower: a copy serves them all.
+  bool shares_a = false;
+  bool shares_b = false;
+  bool blocks = false;  // rows are zeros but for a part of them, neighbours' the same part
+  // What is a linear's own where a and b are shared: its ranks mixed (LoRA-XS, TinyLoRA; on the host
+  // alone) or scaled (VeRA), and a scale of what the pair adds. Each nullptr where there is none.
   const float* rank_mix = nullptr;     // [rank, rank]
   const float* rank_scale = nullptr;   // [rank]
-  const float* delta_scale = nullptr;  // [b_stride]
+  const float* delta_scale = nullptr;  // [out], and on to a multiple of 16
 };
 
 // x'_k = x_k R_k, block by block of `block` inputs (OFT, Qiu et al. 2023). Blocks of one input are

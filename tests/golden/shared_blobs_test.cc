@@ -81,8 +81,8 @@ TEST_F(SharedBlobsTest, VerasProjectionsAreThereOnceForAllAdapters) {
   EXPECT_EQ(host_bytes(), 0);
 }
 
-// With what is an adapter's own beside the factors, folded into them as a device has it, and in a sum:
-// the same weights.
+// With what is an adapter's own beside the factors, folded into them where a device has to have it so, and
+// in a sum: the same weights.
 TEST_F(SharedBlobsTest, WhatStandsBesideFactorsMayBeFolded) {
   const ModuleId q = LayerModule(1, Linear::kQ);
   for (const std::string golden : {"vera", "pvera", "lora_xs", "tinylora"}) {
@@ -100,7 +100,8 @@ TEST_F(SharedBlobsTest, WhatStandsBesideFactorsMayBeFolded) {
     const LowRank& pair = (*beside)->module(q).low_rank;
     EXPECT_TRUE(pair.delta_scale || pair.rank_mix) << golden;
     const LowRank& plain = (*folded)->module(q).low_rank;
-    EXPECT_FALSE(plain.delta_scale || plain.rank_mix) << golden;
+    EXPECT_FALSE(plain.rank_mix) << golden;
+    EXPECT_EQ(plain.shares_a, pair.rank_mix == nullptr) << golden;
     std::vector<float> expected(64), row(64);
     float bias = 0, changed = 0;
     for (int32_t o = 0; o < 64; ++o) {
@@ -114,6 +115,16 @@ TEST_F(SharedBlobsTest, WhatStandsBesideFactorsMayBeFolded) {
     }
     EXPECT_GT(changed, 1e-3) << golden;
   }
+}
+
+// MiSS sums its inputs by a factor that is the same for all adapters of a rank.
+TEST_F(SharedBlobsTest, WhatSumsInputsIsThereOnce) {
+  Open(1 << 20);
+  const int64_t own = Load("miss", "a");
+  const int64_t shared = host_bytes() - own;
+  EXPECT_GT(shared, 0);
+  EXPECT_EQ(Load("miss", "b"), own);
+  EXPECT_EQ(host_bytes(), 2 * own + shared);
 }
 
 // Rank 4 (LoRA-XS) and 2 on q, o and down of two layers: an adapter's own is what lies between the

@@ -44,6 +44,9 @@ LinearCase RandomLinear(const LinearShape& shape, DType factors, std::mt19937& r
   for (int i = 0; i < 5; ++i) {
     c.adapters.push_back(std::make_unique<RandomAdapter>(c.in, c.outs, factors, c.max_rank, rng));
     c.adapters.back()->adapter.modules.resize(ModuleCount(1));
+    if (i % 2) c.adapters.back()->Share(c.in, c.outs);
+    if (i % 2) c.adapters.back()->StandBeside(c.outs, rng, /*on_host=*/false);
+    if (i == 4) c.adapters.back()->MakeBlocks(c.in, c.outs);
   }
   c.row_adapter.assign(rows, nullptr);
   for (int32_t r = rng() % 3; r < rows;) {
@@ -139,7 +142,9 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extend
     for (const auto& random : c.adapters) {
       for (ModuleDelta& delta : random->adapter.modules) {
         if (split) delta.out_scale = nullptr;
-        if (extended) delta.out_scale = delta.bias = nullptr;
+        if (!extended) continue;
+        delta.out_scale = delta.bias = nullptr;
+        delta.low_rank.rank_scale = delta.low_rank.delta_scale = nullptr;
       }
     }
     std::vector<std::vector<std::byte>> stored;

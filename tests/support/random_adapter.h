@@ -69,13 +69,54 @@ struct RandomAdapter {
     }
   }
 
-  // As where the factors are shared: each pair's ranks mixed or scaled, and a scale of what it adds.
-  void StandBeside(const std::vector<int32_t>& outs, std::mt19937& rng) {
+  // Linears have the first one's factors as far as they are as large.
+  void Share(int32_t in, const std::vector<int32_t>& outs) {
+    LowRank& first = adapter.modules[0].low_rank;
+    for (size_t m = 1; m < outs.size(); ++m) {
+      LowRank& pair = adapter.modules[m].low_rank;
+      if (pair.rank == 0 || pair.rank > first.rank) continue;
+      pair.a = first.a;
+      first.shares_a = pair.shares_a = true;
+      a[m].assign(a[0].begin(), a[0].begin() + int64_t{pair.rank} * in);
+      if (outs[m] > outs[0]) continue;
+      pair.b = first.b;
+      pair.b_stride = first.b_stride;
+      first.shares_b = pair.shares_b = true;
+      for (int32_t k = 0; k < pair.rank; ++k) {
+        std::copy_n(&b[0][int64_t{k} * outs[0]], outs[m], &b[m][int64_t{k} * outs[m]]);
+      }
+    }
+  }
+
+  // The first half of the ranks read the second half of the inputs for the first half of the outputs, the
+  // others the other way round.
+  void MakeBlocks(int32_t in, const std::vector<int32_t>& outs) {
+    for (size_t m = 0; m < outs.size(); ++m) {
+      LowRank& pair = adapter.modules[m].low_rank;
+      pair.blocks = true;
+      const auto clear = [&](const std::byte* rows, int64_t stride, int32_t width, bool second,
+                             std::vector<float>* values) {
+        const int32_t half = width / 2;
+        for (int32_t k = 0; k < pair.rank; ++k) {
+          const bool kept = (k >= pair.rank / 2) == second;  // its second half
+          const int32_t begin = kept ? 0 : half, count = kept ? half : width - half;
+          std::fill_n(values->begin() + int64_t{k} * width + begin, count, 0.0f);
+          std::memset(const_cast<std::byte*>(rows) + ByteSize(pair.dtype, k * stride + begin), 0,
+                      ByteSize(pair.dtype, count));
+        }
+      };
+      clear(pair.a, pair.a_stride, in, false, &a[m]);
+      clear(pair.b, pair.b_stride, outs[m], true, &b[m]);
+    }
+  }
+
+  // Each pair's ranks mixed, unless for a device, or scaled, and a scale of what it adds.
+  void StandBeside(const std::vector<int32_t>& outs, std::mt19937& rng, bool on_host = true) {
     const auto random = [&](int64_t n) { return vectors.emplace_back(RandomFloats(n, rng)).data(); };
     for (size_t m = 0; m < outs.size(); ++m) {
       LowRank& pair = adapter.modules[m].low_rank;
       if (pair.rank == 0) continue;
-      if (rng() % 2) pair.rank_mix = random(int64_t{pair.rank} * pair.rank);
+      if (on_host && rng() % 2) pair.rank_mix = random(int64_t{pair.rank} * pair.rank);
       if (rng() % 2) pair.rank_scale = random(pair.rank);
       if (rng() % 2) pair.delta_scale = random(pair.b_stride);
     }

@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <set>
 #include <vector>
@@ -39,15 +41,40 @@ int64_t OffsetOf(const void* place) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(place)) - 1;
 }
 
-void ExpectRow(const std::vector<std::byte>& image, const void* const (&places)[2], int32_t first,
-               int32_t k, int32_t width, const float* expected) {
-  const int64_t at = k < first ? OffsetOf(places[0]) + k * RowPitch(width) * 2
-                               : OffsetOf(places[1]) + (k - first) * RowPitch(width) * 2;
-  for (int32_t i = 0; i < width; ++i) {
+// One factor's rows of a tile: column c of row k.
+struct TileRows {
+  const void* const* places;
+  int32_t first, begin, pitch;
+
+  float at(const std::vector<std::byte>& image, int32_t k, int32_t c) const {
+    if (c < 8 * begin || c >= 8 * (begin + pitch)) return 0;
+    const int64_t row = k < first ? OffsetOf(places[0]) + k * pitch * 16
+                                  : OffsetOf(places[1]) + (k - first) * pitch * 16;
     uint16_t bits;
-    std::memcpy(&bits, &image[at + 2 * i], 2);
-    ASSERT_EQ(BF16ToFloat(bits), expected[i]) << "rank row " << k << " element " << i;
+    std::memcpy(&bits, &image[row + 2 * (c - 8 * begin)], 2);
+    return BF16ToFloat(bits);
   }
+};
+TileRows RowsOfA(const RankTile& t) { return {t.a, t.a_first, t.a_begin, t.a_pitch}; }
+TileRows RowsOfB(const RankTile& t) { return {t.b, t.b_first, t.b_begin, t.b_pitch}; }
+
+// All ranks of a module, as the tiles have them.
+void ExpectRanks(const std::vector<std::byte>& image, const RankTile* tiles, const RandomAdapter& random,
+                 size_t m, int32_t in, int32_t out) {
+  const int32_t rank = random.adapter.modules[m].low_rank.rank;
+  int32_t ranks = 0;
+  for (int32_t i = 0; i < tiles[0].module_tiles; ++i) {
+    for (int32_t k = 0; k < tiles[i].ranks; ++k, ++ranks) {
+      ASSERT_LT(ranks, rank);
+      for (int32_t c = 0; c < in; ++c) {
+        ASSERT_EQ(RowsOfA(tiles[i]).at(image, k, c), random.a[m][ranks * in + c]) << "rank " << ranks;
+      }
+      for (int32_t c = 0; c < out; ++c) {
+        ASSERT_EQ(RowsOfB(tiles[i]).at(image, k, c), random.b[m][ranks * out + c]) << "rank " << ranks;
+      }
+    }
+  }
+  ASSERT_EQ(ranks, rank);
 }
 
 TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
@@ -70,14 +97,7 @@ TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
       const int64_t row_bytes = 2 * RowPitch(std::max(in, outs[m]));
       const int32_t tile = static_cast<int32_t>(std::min<int64_t>(16, page_bytes / row_bytes));
       EXPECT_EQ(tiles[0].module_tiles, (rank + tile - 1) / tile);
-      int32_t ranks = 0;
-      for (int32_t i = 0; i < plan.tiles_per_module; ++i) {
-        for (int32_t k = 0; k < tiles[i].ranks; ++k, ++ranks) {
-          ExpectRow(image, tiles[i].a, tiles[i].a_first, k, in, &random.a[m][ranks * in]);
-          ExpectRow(image, tiles[i].b, tiles[i].b_first, k, outs[m], &random.b[m][ranks * outs[m]]);
-        }
-      }
-      EXPECT_EQ(ranks, rank) << "seed " << seed << " module " << m;
+      ExpectRanks(image, tiles, random, m, in, outs[m]);
       if (const float* scale = random.adapter.modules[m].out_scale) {
         EXPECT_EQ(0, std::memcmp(&image[OffsetOf(tiles[0].out_scale)], scale, outs[m] * 4));
       }
@@ -179,6 +199,82 @@ TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
     EXPECT_EQ(cursor.Next(), module.rotation.row<uint16_t>(r)) << r;
   }
   EXPECT_EQ(LinearsOf(c.adapter, {}), 1u | 1u << 8 | 1u << 16);  // q: any, rotation, sum
+}
+
+// Of ranks that `is_wanted` says, without vectors.
+template <typename IsWanted>
+std::unique_ptr<RandomAdapter> PairsAlone(int32_t in, const std::vector<int32_t>& outs, int32_t max_rank,
+                                          std::mt19937& rng, const IsWanted& is_wanted) {
+  while (true) {
+    auto random = std::make_unique<RandomAdapter>(in, outs, kType, max_rank, rng);
+    std::vector<ModuleDelta>& modules = random->adapter.modules;
+    for (ModuleDelta& delta : modules) delta.out_scale = delta.bias = nullptr;
+    if (std::all_of(modules.begin(), modules.end(), [&](const auto& m) { return is_wanted(m.low_rank.rank); })) {
+      return random;
+    }
+  }
+}
+
+// A factor that linears share takes room for the widest of them, what scales its ranks a vector each.
+TEST(AdapterImage, SharedRowsLieThereOnce) {
+  for (const int64_t page_bytes : {8192, 1024}) {
+    std::mt19937 rng(3);
+    const int32_t in = 64;
+    const std::vector<int32_t> outs = {96, 64, 48};
+    const auto made = PairsAlone(in, outs, 40, rng, [](int32_t rank) { return rank > 0; });
+    RandomAdapter& random = *made;
+    random.Share(in, outs);
+    std::vector<ModuleWidths> widths;
+    for (const int32_t out : outs) widths.push_back({in, out});
+    const absl::StatusOr<ImagePlan> plan = PlanImage(random.adapter, widths, {}, kType, page_bytes);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const std::vector<std::byte> image = Image(*plan, page_bytes);
+    for (size_t m = 0; m < outs.size(); ++m) {
+      ExpectRanks(image, &plan->tiles[m * plan->tiles_per_module], random, m, in, outs[m]);
+    }
+  }
+}
+
+TEST(AdapterImage, ThePairOfVeraIsThereOnceWithItsScalesBeside) {
+  std::mt19937 rng(5);
+  const int32_t in = 64, rank = 32;
+  const std::vector<int32_t> outs = {96, 64, 48};
+  RandomAdapter random(in, outs, kType, 1, rng);
+  std::vector<ModuleWidths> widths;
+  std::vector<std::byte> a(rank * in * 2), b(rank * outs[0] * 2);
+  const std::vector<float> rank_scale = RandomFloats(rank, rng), delta_scale = RandomFloats(96, rng);
+  for (size_t m = 0; m < outs.size(); ++m) {
+    widths.push_back({in, outs[m]});
+    random.adapter.modules[m] = {};
+    random.adapter.modules[m].low_rank = {.rank = rank, .dtype = kType, .a = a.data(), .b = b.data(),
+                                          .a_stride = in, .b_stride = outs[0], .shares_a = true,
+                                          .shares_b = true, .rank_scale = rank_scale.data(),
+                                          .delta_scale = delta_scale.data()};
+  }
+  const absl::StatusOr<ImagePlan> plan = PlanImage(random.adapter, widths, {}, kType, 1 << 16);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->bytes, 2 * rank * (in + outs[0]) + 4 * (3 * rank + 96 + 64 + 48));
+  EXPECT_EQ(PartsOf(random.adapter, {}), Bit(Part::kScaledPairs));
+  const std::vector<std::byte> image = Image(*plan, 1 << 16);
+  const ModuleParts& module = plan->parts.modules[2];
+  EXPECT_EQ(0, std::memcmp(&image[OffsetOf(module.rank_scale.first)], rank_scale.data(), rank * 4));
+  EXPECT_EQ(0, std::memcmp(&image[OffsetOf(module.delta_scale.first)], delta_scale.data(), 48 * 4));
+}
+
+// Of rows that are zero but for a block the block is kept, in tiles as small as the blocks need.
+TEST(AdapterImage, BlocksAreKeptWithoutTheirZeros) {
+  for (const int32_t rank : {64, 32, 16, 8, 6, 1}) {
+    std::mt19937 rng(rank);
+    const int32_t in = 96, out = 160;
+    const auto made = PairsAlone(in, {out}, rank, rng, [rank](int32_t r) { return r == rank; });
+    RandomAdapter& random = *made;
+    random.MakeBlocks(in, {out});
+    const absl::StatusOr<ImagePlan> plan = PlanImage(random.adapter, {{in, out}}, {}, kType, 8192);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    ExpectRanks(Image(*plan, 8192), plan->tiles.data(), random, 0, in, out);
+    const int64_t whole = 2 * rank * (in + out);
+    EXPECT_EQ(plan->bytes, rank >= 8 || rank == 1 ? whole / 2 : whole) << rank;
+  }
 }
 
 TEST(AdapterImage, ARankRowWiderThanAPageIsRefusedByName) {

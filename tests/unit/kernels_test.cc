@@ -305,6 +305,7 @@ void CheckRaggedSegments(Precision precision, const Level& level, DType weight_t
     std::vector<std::unique_ptr<RandomAdapter>> adapters;
     for (int i = 0; i < 4; ++i) {
       adapters.push_back(std::make_unique<RandomAdapter>(in, outs, factor_type[rng() % 3], 40, rng));
+      if (i == 3) adapters.back()->Share(in, outs);
       if (i % 2) adapters.back()->StandBeside(outs, rng);
     }
     std::vector<AdapterSegment> segments;

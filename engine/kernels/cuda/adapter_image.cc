@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <map>
+#include <tuple>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -33,17 +36,14 @@ class Planner {
   Planner(DType dtype, int64_t page_bytes, ImagePlan* plan)
       : dtype_(dtype), page_bytes_(page_bytes), plan_(plan) {}
 
-  // Room for `rows` rows from rank row `first` of a factor, in at most two places; returns where
-  // they begin and how many lie in the first.
-  int32_t PlaceRanks(const std::byte* factor, DType dtype, int64_t stride, int32_t first,
-                     int32_t rows, int32_t width, const void* (&places)[2]) {
-    const int64_t pitch = ByteSize(dtype_, RowPitch(width));
-    LK_CHECK(rows * pitch <= page_bytes_);
+  // Room for rows of a factor, in at most two places; returns how many lie in the first.
+  int32_t PlaceRanks(const HostRows& from, const void* (&places)[2]) {
+    const int64_t pitch = ByteSize(dtype_, RowPitch(from.width));
+    LK_CHECK(from.rows * pitch <= page_bytes_);
     const int64_t room = (page_bytes_ - at_ % page_bytes_) / pitch;
-    const int32_t here = static_cast<int32_t>(std::min<int64_t>(rows, room));
-    const HostRows from{factor + ByteSize(dtype, first * stride), dtype, rows, width, stride};
+    const int32_t here = static_cast<int32_t>(std::min<int64_t>(from.rows, room));
     if (here > 0) places[0] = PlaceTogether(from, 0, here, dtype_, pitch);
-    if (here < rows) places[1] = PlaceTogether(from, here, rows - here, dtype_, pitch);
+    if (here < from.rows) places[1] = PlaceTogether(from, here, from.rows - here, dtype_, pitch);
     return here;
   }
 
@@ -124,49 +124,180 @@ class Planner {
   absl::Status status_;
 };
 
-// Ranks of a module's tile.
-absl::StatusOr<int32_t> TileRanks(ModuleWidths widths, DType dtype, int64_t page_bytes) {
-  const int64_t row = ByteSize(dtype, RowPitch(std::max(widths.in, widths.out)));
-  if (row > page_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("low-rank adapters of a linear of ", widths.in, " to ", widths.out,
-                     " need pages of ", row, " bytes; this model's have ", page_bytes));
-  }
-  return static_cast<int32_t>(std::min<int64_t>(kTileRanks, page_bytes / row));
+// Columns of rank rows, in units of eight.
+struct Columns {
+  int32_t begin = 0, end = 0;
+
+  int32_t width() const { return end - begin; }
+};
+constexpr int32_t kUnit = 8;
+
+// One factor of a module: its rows on the host and the columns that the module uses.
+struct Factor {
+  const std::byte* rows = nullptr;
+  int64_t stride = 0;
+  int32_t width = 0;
+  bool shared = false;
+};
+
+Factor FactorA(const LowRank& pair, ModuleWidths widths) {
+  return {pair.a, pair.a_stride, widths.in, pair.shares_a};
+}
+Factor FactorB(const LowRank& pair, ModuleWidths widths) {
+  return {pair.b, pair.b_stride, widths.out, pair.shares_b};
 }
 
-absl::Status PlanTiles(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
-                       int64_t page_bytes, Planner* planner, ImagePlan* plan) {
-  std::vector<int32_t> tile_ranks(adapter.modules.size(), kTileRanks);
-  plan->tiles_per_module = 1;
-  for (size_t m = 0; m < adapter.modules.size(); ++m) {
-    if (adapter.modules[m].low_rank.rank == 0) continue;
-    LK_ASSIGN_OR_RETURN(tile_ranks[m], TileRanks(widths[m], dtype, page_bytes));
-    plan->tiles_per_module = std::max(
-        plan->tiles_per_module, DivideUp(adapter.modules[m].low_rank.rank, tile_ranks[m]));
+// Where the rows have values.
+Columns NonZero(const Factor& factor, DType dtype, int32_t first, int32_t rows) {
+  const int64_t bytes = ByteSize(dtype, 1);
+  Columns columns{DivideUp(factor.width, kUnit), 0};
+  for (int32_t k = first; k < first + rows; ++k) {
+    const std::byte* row = factor.rows + ByteSize(dtype, k * factor.stride);
+    const std::byte* end = row + factor.width * bytes;
+    const auto is_set = [](std::byte b) { return b != std::byte{0}; };
+    const auto from = std::find_if(row, end, is_set);
+    if (from == end) continue;
+    const auto to = std::find_if(std::make_reverse_iterator(end), std::make_reverse_iterator(row), is_set).base();
+    columns.begin = std::min(columns.begin, static_cast<int32_t>((from - row) / bytes / kUnit));
+    columns.end = std::max(columns.end, DivideUp(static_cast<int32_t>((to - row - 1) / bytes) + 1, kUnit));
   }
-  // Kernels look up every linear of the model, whether the adapter goes so far or not.
-  plan->tiles.resize(std::max(adapter.modules.size(), widths.size()) * plan->tiles_per_module);
-  for (size_t m = 0; m < adapter.modules.size(); ++m) {
-    const ModuleDelta& delta = adapter.modules[m];
-    if (delta.empty()) continue;
-    const LowRank& pair = delta.low_rank;
-    LK_CHECK(!pair.rank_mix && !pair.rank_scale && !pair.delta_scale);  // folded for a device
-    RankTile* tiles = &plan->tiles[m * plan->tiles_per_module];
-    tiles[0].module_tiles = static_cast<int16_t>(DivideUp(pair.rank, tile_ranks[m]));
-    for (int32_t i = 0; i < tiles[0].module_tiles; ++i) {
-      const int32_t first = i * tile_ranks[m];
-      tiles[i].ranks = static_cast<int16_t>(std::min(tile_ranks[m], pair.rank - first));
-      tiles[i].scale = pair.scale;
-      tiles[i].a_first = static_cast<int16_t>(planner->PlaceRanks(
-          pair.a, pair.dtype, pair.a_stride, first, tiles[i].ranks, widths[m].in, tiles[i].a));
-      tiles[i].b_first = static_cast<int16_t>(planner->PlaceRanks(
-          pair.b, pair.dtype, pair.b_stride, first, tiles[i].ranks, widths[m].out, tiles[i].b));
+  if (columns.begin < columns.end) return columns;
+  return {0, 1};  // rows of zeros
+}
+
+// Lays out the rank rows of an adapter's linears.
+class TilePlanner {
+ public:
+  TilePlanner(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
+              int64_t page_bytes, Planner* planner)
+      : adapter_(adapter), widths_(widths), dtype_(dtype), page_bytes_(page_bytes), planner_(planner) {}
+
+  absl::Status Plan(ImagePlan* plan) {
+    const size_t modules = adapter_.modules.size();
+    for (size_t m = 0; m < modules; ++m) NoteShared(adapter_.modules[m].low_rank, widths_[m]);
+    std::vector<int32_t> tile_ranks(modules, kTileRanks);
+    plan->tiles_per_module = 1;
+    for (size_t m = 0; m < modules; ++m) {
+      const LowRank& pair = adapter_.modules[m].low_rank;
+      if (pair.rank == 0) continue;
+      LK_ASSIGN_OR_RETURN(tile_ranks[m], TileRanks(pair, widths_[m]));
+      plan->tiles_per_module = std::max(plan->tiles_per_module, DivideUp(pair.rank, tile_ranks[m]));
     }
-    tiles[0].out_scale = planner->PlaceVector(delta.out_scale, widths[m].out);
-    tiles[0].bias = planner->PlaceVector(delta.bias, widths[m].out);
+    // Kernels look up every linear of the model, whether the adapter goes so far or not.
+    plan->tiles.resize(std::max(modules, widths_.size()) * plan->tiles_per_module);
+    for (size_t m = 0; m < modules; ++m) {
+      if (adapter_.modules[m].empty()) continue;
+      PlanModule(adapter_.modules[m], widths_[m], tile_ranks[m], &plan->tiles[m * plan->tiles_per_module]);
+    }
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+
+ private:
+  // The widest of the linears that share a factor says how much of its rows is kept.
+  void NoteShared(const LowRank& pair, ModuleWidths widths) {
+    for (const Factor& factor : {FactorA(pair, widths), FactorB(pair, widths)}) {
+      if (pair.rank == 0 || !factor.shared) continue;
+      int32_t& widest = widest_[factor.rows];
+      widest = std::max(widest, factor.width);
+    }
+  }
+
+  int32_t WidthOf(const Factor& factor) const {
+    return factor.shared ? widest_.at(factor.rows) : factor.width;
+  }
+
+  // Ranks of a module's tile: sixteen, fewer where a page has no room for so many or where the blocks of
+  // a pair are smaller, so that much less is kept.
+  absl::StatusOr<int32_t> TileRanks(const LowRank& pair, ModuleWidths widths) const {
+    const int32_t widest = std::max(WidthOf(FactorA(pair, widths)), WidthOf(FactorB(pair, widths)));
+    const int64_t row = ByteSize(dtype_, RowPitch(widest));
+    if (row > page_bytes_ || widest > UINT16_MAX * kUnit) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("low-rank adapters of a linear of ", widths.in, " to ", widths.out,
+                       " need pages of ", row, " bytes; this model's have ", page_bytes_));
+    }
+    const int32_t most = static_cast<int32_t>(std::min<int64_t>(kTileRanks, page_bytes_ / row));
+    int32_t best = most;
+    if (!pair.blocks) return best;
+    for (int32_t ranks = most / 2; ranks >= kFewestRanks; ranks /= 2) {
+      if (4 * UnitsKept(pair, widths, ranks) < 3 * UnitsKept(pair, widths, best)) best = ranks;
+    }
+    return best;
+  }
+
+  int64_t UnitsKept(const LowRank& pair, ModuleWidths widths, int32_t tile_ranks) const {
+    int64_t units = 0;
+    for (int32_t first = 0; first < pair.rank; first += tile_ranks) {
+      const int32_t ranks = std::min(tile_ranks, pair.rank - first);
+      for (const Factor& factor : {FactorA(pair, widths), FactorB(pair, widths)}) {
+        units += int64_t{ranks} * NonZero(factor, pair.dtype, first, ranks).width();
+      }
+    }
+    return units;
+  }
+
+  void PlanModule(const ModuleDelta& delta, ModuleWidths widths, int32_t tile_ranks, RankTile* tiles) {
+    const LowRank& pair = delta.low_rank;
+    LK_CHECK(!pair.rank_mix);  // folded for a device
+    tiles[0].module_tiles = static_cast<int16_t>(DivideUp(pair.rank, tile_ranks));
+    for (int32_t i = 0; i < tiles[0].module_tiles; ++i) {
+      RankTile& tile = tiles[i];
+      const int32_t first = i * tile_ranks, ranks = std::min(tile_ranks, pair.rank - first);
+      tile.ranks = static_cast<uint16_t>(ranks);
+      tile.scale = pair.scale;
+      const RowTile a = PlaceTile(pair, FactorA(pair, widths), first, ranks);
+      std::copy_n(a.places, 2, tile.a);
+      tile.a_first = static_cast<uint16_t>(a.first);
+      tile.a_begin = static_cast<uint16_t>(a.columns.begin);
+      tile.a_pitch = static_cast<uint16_t>(a.columns.width());
+      const RowTile b = PlaceTile(pair, FactorB(pair, widths), first, ranks);
+      std::copy_n(b.places, 2, tile.b);
+      tile.b_first = static_cast<uint16_t>(b.first);
+      tile.b_begin = static_cast<uint16_t>(b.columns.begin);
+      tile.b_pitch = static_cast<uint16_t>(b.columns.width());
+    }
+    tiles[0].out_scale = planner_->PlaceVector(delta.out_scale, widths.out);
+    tiles[0].bias = planner_->PlaceVector(delta.bias, widths.out);
+  }
+
+  // A tile's rows of one factor, as they are kept.
+  struct RowTile {
+    const void* places[2] = {};
+    int32_t first = 0;
+    Columns columns;
+  };
+
+  RowTile PlaceTile(const LowRank& pair, const Factor& factor, int32_t first, int32_t ranks) {
+    const auto place = [&](Columns columns, int32_t width) {
+      RowTile tile{.columns = columns};
+      const std::byte* rows = factor.rows + ByteSize(pair.dtype, first * factor.stride + columns.begin * kUnit);
+      tile.first = planner_->PlaceRanks({rows, pair.dtype, ranks, width, factor.stride}, tile.places);
+      return tile;
+    };
+    if (factor.shared) {
+      const auto [it, is_new] = shared_.try_emplace({factor.rows, first, ranks});
+      const int32_t width = WidthOf(factor);
+      if (is_new) it->second = place({0, DivideUp(width, kUnit)}, width);
+      return it->second;
+    }
+    Columns columns{0, DivideUp(factor.width, kUnit)};
+    if (pair.blocks) columns = NonZero(factor, pair.dtype, first, ranks);
+    return place(columns, std::min(columns.width() * kUnit, factor.width - columns.begin * kUnit));
+  }
+
+  static constexpr int32_t kFewestRanks = 4;
+
+  const Adapter& adapter_;
+  const std::vector<ModuleWidths>& widths_;
+  const DType dtype_;
+  const int64_t page_bytes_;
+  Planner* const planner_;
+  std::map<const std::byte*, int32_t> widest_;  // of linears that share a factor, by its rows
+  std::map<std::tuple<const std::byte*, int32_t, int32_t>, RowTile> shared_;  // by rows, first rank and ranks
+};
+
+bool IsScaled(const ModuleDelta& delta) {
+  return delta.low_rank.rank_scale != nullptr || delta.low_rank.delta_scale != nullptr;
 }
 
 ModuleParts PlanModule(const ModuleDelta& delta, ModuleWidths widths, Planner* planner) {
@@ -194,6 +325,8 @@ ModuleParts PlanModule(const ModuleDelta& delta, ModuleWidths widths, Planner* p
     parts.value = planner->List(sparse.value, sparse.row_begin[out]);
   }
   parts.dense = planner->Matrix({delta.dense.data, delta.dense.dtype, delta.dense.rows, in});
+  parts.rank_scale = planner->Vector(delta.low_rank.rank_scale, delta.low_rank.rank);
+  parts.delta_scale = planner->Vector(delta.low_rank.delta_scale, out);
   parts.replaced = planner->Replaced(delta.rows, in);
   return parts;
 }
@@ -228,7 +361,7 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
                Planner* planner, PartTables* tables) {
   const size_t modules = adapter.modules.size();
   const int32_t width = widths[LayerModule(0, Linear::kQ)].in;
-  const auto structured = [](const ModuleDelta& delta) { return delta.structured(); };
+  const auto structured = [](const ModuleDelta& delta) { return delta.structured() || IsScaled(delta); };
   if (std::any_of(adapter.modules.begin(), adapter.modules.end(), structured)) {
     for (size_t m = 0; m < modules; ++m) {
       tables->modules.push_back(structured(adapter.modules[m])
@@ -285,7 +418,8 @@ absl::Status CheckParts(const Adapter& adapter, const std::vector<ModuleWidths>&
 absl::Status CheckExperts(const Adapter& adapter, const ExpertModules& experts) {
   const auto modules = static_cast<int32_t>(adapter.modules.size());
   for (ModuleId m = 0; m < modules; ++m) {
-    if (!experts.contains(m) || !adapter.modules[m].structured()) continue;
+    const ModuleDelta& delta = adapter.modules[m];
+    if (!experts.contains(m) || !(delta.structured() || IsScaled(delta))) continue;
     return absl::InvalidArgumentError(
         "the adapter changes experts by more than low-rank pairs, output scales and biases, which "
         "only the CPU computes; set device to cpu");
@@ -331,6 +465,7 @@ PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts) {
     add(Part::kRows, delta.sparse.row_begin != nullptr || delta.dense.data != nullptr);
     add(Part::kOutputRotation, delta.output_rotation.scale != nullptr);
     add(Part::kReplacedRows, delta.rows.rows.data != nullptr);
+    add(Part::kScaledPairs, IsScaled(delta));
   }
   const auto modules = static_cast<int32_t>(adapter.modules.size());
   for (ModuleId m = 0; m < modules; ++m) {
@@ -371,7 +506,7 @@ void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn) 
   all(e.a, e.b, e.out_scale, e.replaced.rows, e.replaced.index, t.rows, t.kv);
   for (ModuleParts& m : tables->modules) {
     all(m.rotation, m.output_scale, m.output_cross, m.w1, m.w2, m.circulant, m.row_begin, m.column,
-        m.value, m.dense, m.replaced.rows, m.replaced.index);
+        m.value, m.dense, m.replaced.rows, m.replaced.index, m.rank_scale, m.delta_scale);
   }
   for (PagedRows& norm : tables->norms) all(norm);
   for (PromptAttentionParts& p : tables->prompt_attention) all(p.k, p.v);
@@ -384,7 +519,7 @@ absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<Mo
   Planner planner(dtype, page_bytes, &plan);
   LK_RETURN_IF_ERROR(CheckParts(adapter, widths));
   LK_RETURN_IF_ERROR(CheckExperts(adapter, experts));
-  LK_RETURN_IF_ERROR(PlanTiles(adapter, widths, dtype, page_bytes, &planner, &plan));
+  LK_RETURN_IF_ERROR(TilePlanner(adapter, widths, dtype, page_bytes, &planner).Plan(&plan));
   PlanParts(adapter, widths, experts.layers_of(adapter.modules.size()), &planner, &plan.parts);
   LK_RETURN_IF_ERROR(planner.status());
   plan.pages = planner.DivideUpPages();

@@ -3,8 +3,9 @@
 // The image is cut into pages that lie anywhere. Its unit is a rank row: row k of A or column k of B,
 // `width` elements of the backend's activation type, never across a page. Up to sixteen consecutive
 // ranks of a module, what a tensor-core product takes at a time, are a RankTile: a tile's rows of A
-// are no more than a page holds and so lie in at most two places, and so do those of B. What is no
-// rank row or vector of a linear lies in PagedRows (engine/kernels/cuda/adapter_parts.h).
+// are no more than a page holds and so lie in at most two places, and so do those of B. Of rows that are
+// zero but for a part (LowRank::blocks) the part is kept; rows that several linears share are kept once. What
+// is no rank row or vector of a linear lies in PagedRows (engine/kernels/cuda/adapter_parts.h).
 #pragma once
 
 #include <cstdint>
@@ -29,9 +30,13 @@ struct alignas(64) RankTile {
   // Rank row k is at a[0] + k rows for k < a_first, else at a[1] + (k - a_first) rows.
   const void* a[2] = {};
   const void* b[2] = {};
-  int16_t a_first = 0;
-  int16_t b_first = 0;
-  int16_t ranks = 0;  // 0: nothing here
+  // In units of eight columns: where the rows begin, and from row to row. What is outside of a row is zero;
+  // what is behind the module's width is another's.
+  uint16_t a_begin = 0, a_pitch = 0;
+  uint16_t b_begin = 0, b_pitch = 0;
+  uint16_t a_first : 5 = 0;
+  uint16_t b_first : 5 = 0;
+  uint16_t ranks : 5 = 0;  // 0: nothing here
   int16_t module_tiles = 0;  // tiles of the module that hold ranks
   float scale = 0;    // on x Aᵀ
   const float* out_scale = nullptr;  // [out] of the module or nullptr

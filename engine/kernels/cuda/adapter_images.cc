@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/in_parallel.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/cuda_status.h"
 
@@ -20,19 +21,6 @@ namespace {
 constexpr int64_t kExtentBytes = int64_t{256} << 20;
 // Behind each extent, so that two are never neighbours: one copy must not span both.
 constexpr int64_t kGuardBytes = int64_t{2} << 20;
-constexpr int32_t kPackThreads = 4;
-
-// fn(i) for i in [0, n), on a few threads.
-void ForEach(int64_t n, const std::function<void(int64_t)>& fn) {
-  const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i = next++; i < n; i = next++) fn(i);
-  };
-  std::vector<std::jthread> threads;
-  for (int32_t t = 1; t < std::min(kPackThreads, cores); ++t) threads.emplace_back(work);
-  work();
-}
 
 // Tables one after the other, as they will be at `base` on the device.
 class TableWriter {
@@ -230,7 +218,7 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, experts_, dtype_, page_bytes_));
   LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
   const std::vector<ImagePlan::Piece>& pieces = packed.plan.pieces;
-  ForEach(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+  InParallel(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
     std::byte* page = packed.chunks[pieces[i].to / page_bytes_];
     WritePiece(pieces[i], page + pieces[i].to % page_bytes_);
   });
@@ -270,8 +258,8 @@ cudaError_t DeviceImages::Grow() {
   if (memory == MAP_FAILED) return cudaErrorMemoryAllocation;
   std::byte* extent = static_cast<std::byte*>(memory);
   madvise(extent, kExtentBytes, MADV_HUGEPAGE);
-  ForEach(kExtentBytes / kTouched,
-          [&](int64_t i) { std::memset(extent + i * kTouched, 0, kTouched); });
+  InParallel(kExtentBytes / kTouched,
+             [&](int64_t i) { std::memset(extent + i * kTouched, 0, kTouched); });
   const cudaError_t error = cudaHostRegister(extent, kExtentBytes, cudaHostRegisterDefault);
   if (error != cudaSuccess) {
     munmap(extent, kExtentBytes + kGuardBytes);

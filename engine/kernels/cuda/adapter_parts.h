@@ -78,6 +78,7 @@ struct ModuleParts {
   PagedRows row_begin;                       // [out + 1, 1] int32
   PagedRows column, value;                   // [nonzeros, 1] int32, float32
   PagedRows dense;                           // [out, in] T
+  PagedRows rank_scale, delta_scale;         // of the low-rank pair: [rank], [out]
   ReplacedParts replaced;                    // of width in
 };
 
@@ -137,6 +138,7 @@ enum class Part : uint32_t {
   kBottlenecks = 1 << 11,
   kExperts = 1 << 12,    // low-rank pairs, output scales and biases of experts
   kBias = 1 << 13,       // of a linear, as kOutScale
+  kScaledPairs = 1 << 14,  // ranks and deltas of pairs, computed by the low-rank kernels
 };
 using PartSet = uint32_t;
 

@@ -274,7 +274,8 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
 }
 
 bool CudaBackend::ExtendsProducts(std::span<const DeviceSegment> long_segments) const {
-  const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks);
+  const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
+                     !Has(Part::kScaledPairs);
   return alone && rows_ > kMaxRecordedRows && ExtensionColumns(long_segments, 1) <= most_room_;
 }
 
@@ -349,6 +350,7 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& wo
   out.x = args.x;
   out.y = args.y;
   out.first_row = args.first_row;
+  if (Has(Part::kScaledPairs)) out.scaled = AdaptersOf(args.rows, args.first_row);
   return out;
 }
 

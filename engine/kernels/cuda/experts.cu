@@ -292,9 +292,10 @@ __global__ void AdaptExperts(const ExpertProduct product, const ExpertDeltas del
   const T* const x = product.x.row<T>(product.gather ? routing.rows[position] : position);
   for (int32_t k = threadIdx.x / 32; k < rank; k += blockDim.x / 32) {
     const RankTile& tile = tiles[k / tile_ranks];
-    const T* const a = RankRow<T>(tile.a, tile.a_first, RowPitch(in), k % tile_ranks);
+    const RowSpan span = SpanOfA(tile, in);
+    const T* const a = RankRow<T>(tile.a, tile.a_first, span, k % tile_ranks);
     float sum = 0;
-    for (int32_t c = threadIdx.x % 32 * 8; c < in; c += 32 * 8) {
+    for (int32_t c = span.begin + threadIdx.x % 32 * 8; span.has(c); c += 32 * 8) {
       const Vec8<T> left = LoadVec(x + c), right = LoadVec(a + c);
 #pragma unroll
       for (int j = 0; j < 8; ++j) sum += ToFloat(left.v[j]) * ToFloat(right.v[j]);
@@ -309,7 +310,9 @@ __global__ void AdaptExperts(const ExpertProduct product, const ExpertDeltas del
     float sums[8] = {};
     for (int32_t k = 0; k < rank; ++k) {
       const RankTile& tile = tiles[k / tile_ranks];
-      const Vec8<T> b = LoadVec(RankRow<T>(tile.b, tile.b_first, RowPitch(out), k % tile_ranks) + c);
+      const RowSpan span = SpanOfB(tile, out);
+      if (!span.has(c)) continue;
+      const Vec8<T> b = LoadVec(RankRow<T>(tile.b, tile.b_first, span, k % tile_ranks) + c);
 #pragma unroll
       for (int j = 0; j < 8; ++j) sums[j] += shrunk[k] * ToFloat(b.v[j]);
     }

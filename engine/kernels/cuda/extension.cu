@@ -33,11 +33,12 @@ __device__ void Gather(const LowRankArgs& args, const Extension& extension, int3
   const ModuleId module = args.first_module + part;
   const RankTile tile = item.tiles[int64_t{module} * item.tiles_per_module + item.rank_tile];
   uint32_t b[kTileRanks];  // two columns of each
+  const RowSpan span = SpanOfB(tile, out);
 #pragma unroll
   for (int k = 0; k < kTileRanks; ++k) {  // rows have a whole number of pairs
     b[k] = 0;
-    if (k >= tile.ranks) continue;
-    b[k] = *reinterpret_cast<const uint32_t*>(RankRow<T>(tile.b, tile.b_first, RowPitch(out), k) + column);
+    if (k >= tile.ranks || !span.has(column)) continue;
+    b[k] = *reinterpret_cast<const uint32_t*>(RankRow<T>(tile.b, tile.b_first, span, k) + column);
   }
 #pragma unroll
   for (int c = 0; c < 2; ++c) {

@@ -42,14 +42,15 @@ template <typename T>
 __device__ void LoadRankRows(const ShrinkTask& work, int32_t in, uint4 (&a)[kStepsInFlight][2]) {
   const int g = threadIdx.x % 32 / 4;
   const RankTile& tile = work.tile;
-  const int64_t pitch = RowPitch(in);
-  const T* low = g < tile.ranks ? RankRow<T>(tile.a, tile.a_first, pitch, g) : nullptr;
-  const T* high = g + 8 < tile.ranks ? RankRow<T>(tile.a, tile.a_first, pitch, g + 8) : nullptr;
+  const RowSpan span = SpanOfA(tile, in);
+  const T* low = g < tile.ranks ? RankRow<T>(tile.a, tile.a_first, span, g) : nullptr;
+  const T* high = g + 8 < tile.ranks ? RankRow<T>(tile.a, tile.a_first, span, g + 8) : nullptr;
 #pragma unroll
   for (int s = 0; s < kStepsInFlight; ++s) {
     const int32_t c = work.column + s * kStep;
-    a[s][0] = low != nullptr && c < in ? LoadStreaming(low + c) : kZero;
-    a[s][1] = high != nullptr && c < in ? LoadStreaming(high + c) : kZero;
+    const bool there = span.has(c);
+    a[s][0] = low != nullptr && there ? LoadStreaming(low + c) : kZero;
+    a[s][1] = high != nullptr && there ? LoadStreaming(high + c) : kZero;
   }
 }
 
@@ -91,11 +92,12 @@ __global__ void __launch_bounds__(kThreads) Shrink(const __grid_constant__ LowRa
     const bool mine = g < work.item.rows && row >= 0 && row < args.x.rows;
     const T* x = mine ? args.x.row<T>(row) : nullptr;
     const bool empty = work.tile.ranks == 0;
+    const RowSpan span = SpanOfA(work.tile, in);
     uint4 values[kStepsInFlight];
 #pragma unroll
     for (int s = 0; s < kStepsInFlight; ++s) {
       const int32_t c = work.column + s * kStep;
-      values[s] = x != nullptr && !empty && c < in ? LoadCached(x + c) : kZero;
+      values[s] = x != nullptr && !empty && span.has(c) ? LoadCached(x + c) : kZero;
     }
     float sums[4] = {};
 #pragma unroll
@@ -139,9 +141,9 @@ __device__ ExpandTask ReadExpand(const LowRankArgs& args, int32_t task, int32_t 
   return out;
 }
 
-// The slices' sums of row g, scaled, as the product's second operand.
-template <typename T>
-__device__ void LoadShrunk(const float* slot, int32_t slices, float scale,
+// The slices' sums of row g, scaled, as the product's second operand. scale(k): of rank k of the tile.
+template <typename T, typename Scale>
+__device__ void LoadShrunk(const float* slot, int32_t slices, const Scale& scale,
                            uint32_t (&shrunk)[1][2]) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   float2 low = {0, 0}, high = {0, 0};
@@ -151,11 +153,11 @@ __device__ void LoadShrunk(const float* slot, int32_t slices, float scale,
     const float2 b = *reinterpret_cast<const float2*>(row + 2 * t + 8);
     low.x += a.x, low.y += a.y, high.x += b.x, high.y += b.y;
   }
-  shrunk[0][0] = Pack2<T>(low.x * scale, low.y * scale);
-  shrunk[0][1] = Pack2<T>(high.x * scale, high.y * scale);
+  shrunk[0][0] = Pack2<T>(low.x * scale(2 * t), low.y * scale(2 * t + 1));
+  shrunk[0][1] = Pack2<T>(high.x * scale(2 * t + 8), high.y * scale(2 * t + 9));
 }
 
-template <typename T, typename Y>
+template <typename T, typename Y, bool kScaled>
 __device__ void StoreColumns(const LowRankArgs& args, const ExpandTask& work, const RankTile& first,
                              const float (&sums)[kWarpBlocks][1][4][4]) {
   const int t = threadIdx.x % 4;
@@ -165,15 +167,17 @@ __device__ void StoreColumns(const LowRankArgs& args, const ExpandTask& work, co
     const int32_t row = work.item.row_begin + 2 * t + half - args.first_row;
     if (2 * t + half >= work.item.rows || row < 0 || row >= args.y.rows) continue;
     Y* y = args.y.row<Y>(row) + work.first_column;
+    const float* delta_scale = kScaled ? ScalesOf(args, row, work.part).delta : nullptr;
 #pragma unroll
     for (int n = 0; n < kWarpBlocks; ++n) {
       const int32_t c = work.column + n * kBlock;
-      if (c < out) UpdateColumns(y, c, out, sums[n][0], half, first, args.add);
+      if (c < out) UpdateColumns(y, c, out, sums[n][0], half, first, delta_scale, args.add);
     }
   }
 }
 
-template <typename T, typename Y>
+// kScaled: of what LowRankArgs::scaled says.
+template <typename T, typename Y, bool kScaled>
 __global__ void __launch_bounds__(kThreads)
     Expand(const __grid_constant__ LowRankArgs args, int32_t slices, int32_t blocks) {
   const int32_t tasks = args.list->expand_count * blocks;
@@ -191,11 +195,20 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t tile_count = mine.tile.module_tiles;
     RankTile tile = mine.tile;
     float sums[kWarpBlocks][1][4][4] = {};
+    PairScales scales;
+    if constexpr (kScaled) {
+      const int g = threadIdx.x % 32 / 4;
+      if (g < mine.item.rows) scales = ScalesOf(args, mine.item.row_begin + g - args.first_row, mine.part);
+    }
     for (int32_t i = 0; i < tile_count; ++i) {
       uint32_t shrunk[1][2];
       const int64_t slot =
           (int64_t{mine.item.first_shrink + i} * args.parts + mine.part) * slices;
-      LoadShrunk<T>(args.slots + slot * kSlotFloats, slices, tile.scale, shrunk);
+      const auto scale = [&](int k) {
+        if (!kScaled) return tile.scale;
+        return k < tile.ranks ? tile.scale * scales.of_rank(i * mine.tile.ranks + k) : 0.0f;
+      };
+      LoadShrunk<T>(args.slots + slot * kSlotFloats, slices, scale, shrunk);
 #pragma unroll
       for (int n = 0; n < kWarpBlocks; ++n) MultiplyColumns<T, 1>(b[n], shrunk, sums[n]);
       if (i + 1 == tile_count) break;
@@ -205,7 +218,7 @@ __global__ void __launch_bounds__(kThreads)
     if (task + gridDim.x < tasks) read(task + gridDim.x);
     const bool changed = !args.add || tile_count > 0 || mine.tile.out_scale != nullptr ||
                          mine.tile.bias != nullptr;
-    if (changed) StoreColumns<T, Y>(args, mine, mine.tile, sums);
+    if (changed) StoreColumns<T, Y, kScaled>(args, mine, mine.tile, sums);
   }
 }
 
@@ -227,17 +240,19 @@ __global__ void LowRankFloat(const __grid_constant__ LowRankArgs args) {
     const RankTile* tiles =
         item.tiles + int64_t{args.first_module + part} * item.tiles_per_module;
     const float* x = args.x.row<float>(row);
+    const PairScales scales = args.scaled.parts != nullptr ? ScalesOf(args, row, part) : PairScales();
     const int32_t tile_count = tiles[0].module_tiles;
     const int32_t tile_ranks = tiles[0].ranks;  // of all but the last
     const int32_t rank =
         tile_count == 0 ? 0 : (tile_count - 1) * tile_ranks + tiles[tile_count - 1].ranks;
     for (int32_t k = threadIdx.x / 32; k < rank; k += blockDim.x / 32) {
       const RankTile& tile = tiles[k / tile_ranks];
-      const float* a = RankRow<float>(tile.a, tile.a_first, RowPitch(in), k % tile_ranks);
+      const RowSpan span = SpanOfA(tile, in);
+      const float* a = RankRow<float>(tile.a, tile.a_first, span, k % tile_ranks);
       float sum = 0;
-      for (int32_t i = threadIdx.x % 32; i < in; i += 32) sum += x[i] * a[i];
+      for (int32_t i = span.begin + threadIdx.x % 32; span.has(i); i += 32) sum += x[i] * a[i];
       sum = WarpSum(sum);
-      if (threadIdx.x % 32 == 0) shrunk[k] = sum * tile.scale;
+      if (threadIdx.x % 32 == 0) shrunk[k] = sum * tile.scale * scales.of_rank(k);
     }
     __syncthreads();
     float* y = args.y.row<float>(row) + first_column;
@@ -245,9 +260,10 @@ __global__ void LowRankFloat(const __grid_constant__ LowRankArgs args) {
       float sum = 0;
       for (int32_t k = 0; k < rank; ++k) {
         const RankTile& tile = tiles[k / tile_ranks];
-        sum += shrunk[k] * RankRow<float>(tile.b, tile.b_first, RowPitch(out), k % tile_ranks)[c];
+        const RowSpan span = SpanOfB(tile, out);
+        if (span.has(c)) sum += shrunk[k] * RankRow<float>(tile.b, tile.b_first, span, k % tile_ranks)[c];
       }
-      float value = y[c] + sum;
+      float value = y[c] + (scales.delta != nullptr ? sum * scales.delta[c] : sum);
       if (tiles[0].out_scale != nullptr) value *= tiles[0].out_scale[c];
       if (tiles[0].bias != nullptr) value += tiles[0].bias[c];
       y[c] = value;
@@ -279,9 +295,12 @@ template <typename T, typename Y>
 cudaError_t ExpandDecode(const LowRankArgs& args, cudaStream_t stream) {
   int32_t blocks = 0;
   for (int32_t p = 0; p < args.parts; ++p) blocks += DivideUp(args.out[p], kTaskColumns);
-  constexpr auto kKernel = Expand<T, Y>;
-  return Launch(kKernel, {Grid<kKernel>(int64_t{args.expected_expands} * blocks), kThreads}, stream,
-                args, ShrinkSlices(args.x.width), blocks);
+  const auto launch = [&]<auto kKernel>() {
+    return Launch(kKernel, {Grid<kKernel>(int64_t{args.expected_expands} * blocks), kThreads}, stream,
+                  args, ShrinkSlices(args.x.width), blocks);
+  };
+  return args.scaled.parts != nullptr ? launch.template operator()<Expand<T, Y, true>>()
+                                      : launch.template operator()<Expand<T, Y, false>>();
 }
 
 }  // namespace

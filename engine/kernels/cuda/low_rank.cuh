@@ -2,17 +2,59 @@
 #pragma once
 
 #include "engine/kernels/cuda/adapter_image.h"
+#include "engine/kernels/cuda/low_rank.h"
 #include "engine/kernels/cuda/vec.cuh"
 
 namespace lorikeet::cuda {
 
 inline constexpr int kBlock = 64;  // columns of B that a warp's tensor-core tiles span
 
-// Rank row k of a tile.
+// The columns of a tile's rows that are kept; the others are zero.
+struct RowSpan {
+  int32_t begin;
+  int32_t width;
+  int32_t pitch;
+
+  __device__ bool has(int32_t column) const {
+    return static_cast<uint32_t>(column - begin) < static_cast<uint32_t>(width);
+  }
+};
+
+// `width`: of the module.
+__device__ inline RowSpan SpanOfA(const RankTile& tile, int32_t width) {
+  const int32_t begin = tile.a_begin * 8, pitch = tile.a_pitch * 8;
+  return {begin, min(pitch, width - begin), pitch};
+}
+__device__ inline RowSpan SpanOfB(const RankTile& tile, int32_t width) {
+  const int32_t begin = tile.b_begin * 8, pitch = tile.b_pitch * 8;
+  return {begin, min(pitch, width - begin), pitch};
+}
+
+// Rank row k of a tile; what it has of column c is at [c].
 template <typename T>
-__device__ const T* RankRow(const void* const (&places)[2], int first, int64_t pitch, int k) {
-  return k < first ? static_cast<const T*>(places[0]) + k * pitch
-                   : static_cast<const T*>(places[1]) + (k - first) * pitch;
+__device__ const T* RankRow(const void* const (&places)[2], int first, const RowSpan& span, int k) {
+  const T* rows = k < first ? static_cast<const T*>(places[0]) + int64_t{k} * span.pitch
+                            : static_cast<const T*>(places[1]) + int64_t{k - first} * span.pitch;
+  return rows - span.begin;
+}
+
+// Scales of the pair of a row's adapter in a part.
+struct PairScales {
+  const float* rank = nullptr;   // nullptr: 1
+  const float* delta = nullptr;  // nullptr: 1
+
+  __device__ float of_rank(int32_t k) const { return rank != nullptr ? rank[k] : 1.0f; }
+};
+
+// `row` may be none of x's.
+__device__ inline PairScales ScalesOf(const LowRankArgs& args, int32_t row, int32_t part) {
+  PairScales scales;
+  const AdapterParts* adapter = row >= 0 && row < args.x.rows ? args.scaled.of(row) : nullptr;
+  if (adapter == nullptr || adapter->modules == nullptr) return scales;
+  const ModuleParts& module = adapter->modules[args.first_module + part];
+  if (module.rank_scale.rows > 0) scales.rank = module.rank_scale.row<float>(0);
+  if (module.delta_scale.rows > 0) scales.delta = module.delta_scale.row<float>(0);
+  return scales;
 }
 
 // Rows 2t, 2t + 1, 2t + 8, 2t + 9 of a tile's B, eight columns of each 64-column block. kOnce:
@@ -21,14 +63,15 @@ template <typename T, int kBlocks, bool kOnce>
 __device__ void LoadColumns(const RankTile& tile, int32_t out, int32_t column,
                             uint4 (&b)[kBlocks][4]) {
   const int t = threadIdx.x % 4;
+  const RowSpan span = SpanOfB(tile, out);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int k = 2 * t + i % 2 + i / 2 * 8;
-    const T* row = k < tile.ranks ? RankRow<T>(tile.b, tile.b_first, RowPitch(out), k) : nullptr;
+    const T* row = k < tile.ranks ? RankRow<T>(tile.b, tile.b_first, span, k) : nullptr;
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
       const int32_t c = column + n * kBlock;
-      const bool there = row != nullptr && c < out;
+      const bool there = row != nullptr && span.has(c);
       b[n][i] = !there ? kZero : kOnce ? LoadStreaming(row + c) : LoadCached(row + c);
     }
   }
@@ -61,13 +104,14 @@ __device__ inline float4 AddSlots(const float* slot, int32_t slices, int32_t str
   return sum;
 }
 
-// y = out_scale ∘ (y + delta) + bias over eight columns.
+// y = out_scale ∘ (y + delta_scale ∘ delta) + bias over eight columns.
 // `half`: which of the rows 2t, 2t + 1 of sums. Without `add`, y was 0.
 template <typename Y>
 __device__ void UpdateColumns(Y* y, int32_t column, int32_t out, const float (&sums)[4][4],
-                              int half, const RankTile& tile, bool add) {
+                              int half, const RankTile& tile, const float* delta_scale, bool add) {
   const auto update = [&](float value, int i) {
-    value += sums[i / 2][half + i % 2 * 2];
+    const float delta = sums[i / 2][half + i % 2 * 2];
+    value += delta_scale != nullptr ? delta * delta_scale[column + i] : delta;
     if (tile.out_scale != nullptr) value *= tile.out_scale[column + i];
     if (tile.bias != nullptr) value += tile.bias[column + i];
     return value;

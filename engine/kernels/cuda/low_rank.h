@@ -84,6 +84,7 @@ struct LowRankArgs {
   Matrix y;               // [rows, Σ out] activation type or float32
   bool add = true;        // to y; false: y's rows that have an adapter become the delta alone
   int32_t first_row = 0;  // x row 0 is row `first_row` of the items' rows
+  RowAdapters scaled;     // of x's rows, whose ranks and deltas may have scales; without parts: none has
 };
 
 // Slices that shrink cuts `in` into: a function of the width alone, so that a row's sums are added

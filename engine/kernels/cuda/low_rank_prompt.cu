@@ -37,15 +37,15 @@ __device__ void CopyStage(const LowRankArgs& args, const PromptShrinkTask& work,
 template <typename T>
 __device__ void LoadFactors(const Share& share, int32_t in, int32_t column, uint4 (&a)[2][2]) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const RowSpan span = SpanOfA(share.tile, in);
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     const int32_t c = column + s * 32 + t * 8;
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
       const int k = g + high * 8;
-      const bool there = k < share.tile.ranks && c < in;
-      a[s][high] = there ? LoadCached(RankRow<T>(share.tile.a, share.tile.a_first, RowPitch(in), k) + c)
-                         : kZero;
+      const bool there = k < share.tile.ranks && span.has(c);
+      a[s][high] = there ? LoadCached(RankRow<T>(share.tile.a, share.tile.a_first, span, k) + c) : kZero;
     }
   }
 }
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // The slices of a pair, scaled, in 16 bits; a block is a pair.
-template <typename T>
+template <typename T, bool kScaled>
 __global__ void __launch_bounds__(kThreads) PromptSum(const __grid_constant__ LowRankArgs args, int32_t slices, T* shrunk) {
   static_assert(kSumFloats == 4 * kThreads);
   LetKernelAfterStart();
@@ -112,7 +112,19 @@ __global__ void __launch_bounds__(kThreads) PromptSum(const __grid_constant__ Lo
   const float scale = item.tiles[int64_t{module} * tiles + pair % tiles].scale;
   const int64_t at = int64_t{item.first_shrink} * args.parts + pair;
   WaitForKernelBefore();
-  const float4 sum = AddSlots(args.slots + at * slices * kSumFloats + threadIdx.x * 4, slices, kSumFloats);
+  float4 sum = AddSlots(args.slots + at * slices * kSumFloats + threadIdx.x * 4, slices, kSumFloats);
+  if constexpr (kScaled) {
+    const int32_t local = threadIdx.x * 4 / kTileRanks, k = threadIdx.x * 4 % kTileRanks;
+    const RankTile* const module_tiles = item.tiles + int64_t{module} * tiles;
+    const int32_t first = pair % tiles * module_tiles[0].ranks + k, ranks = module_tiles[pair % tiles].ranks;
+    const bool there = local < item.rows && k < ranks;
+    const PairScales scales =
+        there ? ScalesOf(args, item.row_begin + local - args.first_row, pair / tiles) : PairScales();
+    sum.x *= scales.of_rank(first);
+    if (k + 1 < ranks) sum.y *= scales.of_rank(first + 1);
+    if (k + 2 < ranks) sum.z *= scales.of_rank(first + 2);
+    if (k + 3 < ranks) sum.w *= scales.of_rank(first + 3);
+  }
   reinterpret_cast<uint2*>(shrunk + at * kSumFloats)[threadIdx.x] = {
       Pack2<T>(sum.x * scale, sum.y * scale), Pack2<T>(sum.z * scale, sum.w * scale)};
 }
@@ -133,7 +145,7 @@ __device__ void LoadShrunk(const T* shrunk, int32_t first_row, uint32_t (&out)[k
   }
 }
 
-template <typename T, typename Y>
+template <typename T, typename Y, bool kScaled>
 __global__ void __launch_bounds__(kThreads, 2)
     PromptExpand(const __grid_constant__ LowRankArgs args, int32_t blocks, const T* shrunk) {
   LetKernelAfterStart();
@@ -172,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int32_t local = first_row + r * 8 + 2 * t + half;
       const int32_t row = item.row_begin + local - args.first_row;
       if (local >= item.rows || row < 0 || row >= args.y.rows) continue;
-      UpdateColumns(args.y.row<Y>(row) + first_column, column, out, sums[r], half, first,
+      const float* delta_scale = kScaled ? ScalesOf(args, row, part).delta : nullptr;
+      UpdateColumns(args.y.row<Y>(row) + first_column, column, out, sums[r], half, first, delta_scale,
                     args.add);
     }
   }
@@ -201,7 +214,8 @@ cudaError_t Shrink(const LowRankArgs& args, cudaStream_t stream) {
 template <typename T>
 cudaError_t Sum(const LowRankArgs& args, cudaStream_t stream) {
   const int32_t blocks = args.expected_expands * args.parts * args.max_tiles;
-  return Launch(PromptSum<T>, {dim3(blocks), kThreads}, stream, args, PromptSlices(args.x.width),
+  const auto kernel = args.scaled.parts != nullptr ? PromptSum<T, true> : PromptSum<T, false>;
+  return Launch(kernel, {dim3(blocks), kThreads}, stream, args, PromptSlices(args.x.width),
                 Shrunk<T>(args));
 }
 
@@ -209,8 +223,9 @@ template <typename T, typename Y>
 cudaError_t Expand(const LowRankArgs& args, cudaStream_t stream) {
   int32_t blocks = 0;
   for (int32_t p = 0; p < args.parts; ++p) blocks += DivideUp(args.out[p], kTaskColumns);
-  return Launch(PromptExpand<T, Y>, {dim3(args.expected_expands * blocks), kThreads}, stream, args,
-                blocks, static_cast<const T*>(Shrunk<T>(args)));
+  const auto kernel = args.scaled.parts != nullptr ? PromptExpand<T, Y, true> : PromptExpand<T, Y, false>;
+  return Launch(kernel, {dim3(args.expected_expands * blocks), kThreads}, stream, args, blocks,
+                static_cast<const T*>(Shrunk<T>(args)));
 }
 
 }  // namespace

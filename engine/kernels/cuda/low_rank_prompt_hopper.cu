@@ -28,15 +28,21 @@ struct ShrinkBarriers {
 template <typename T>
 __device__ void BringFactors(const LowRankArgs& args, const PromptShrinkTask& work, int32_t begin, int32_t width,
                              int32_t pitch, std::byte* factors, PhaseBarrier* barrier) {
-  const int32_t lane = threadIdx.x % 32, bytes = width * 2;
+  const int32_t lane = threadIdx.x % 32;
   for (int32_t i = lane; i < kShrinkPairs * kTileRanks; i += 32) {
     const int32_t pair = i / kTileRanks, rank = i % kTileRanks;
     if (pair >= work.pairs) break;
     const RankTile tile = TileOf(args, work.item, work.first_pair + pair);
     if (rank >= tile.ranks) continue;
-    barrier->Expect(bytes);
-    const T* const row = RankRow<T>(tile.a, tile.a_first, RowPitch(args.x.width), rank);
-    BringBytes(factors + i * pitch, row + begin, bytes, *barrier);
+    const RowSpan span = SpanOfA(tile, args.x.width);
+    auto* const to = reinterpret_cast<T*>(factors + i * pitch) - begin;
+    for (int32_t c = begin; span.width < args.x.width && c < begin + width; c += 8) {
+      if (!span.has(c)) *reinterpret_cast<uint4*>(to + c) = kZero;
+    }
+    const int32_t first = max(begin, span.begin), last = min(begin + width, span.begin + span.width);
+    if (first >= last) continue;
+    barrier->Expect((last - first) * 2);
+    BringBytes(to + first, RankRow<T>(tile.a, tile.a_first, span, rank) + first, (last - first) * 2, *barrier);
   }
   barrier->Arrive();
 }
