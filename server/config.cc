@@ -103,7 +103,8 @@ void AddPortOptions(ServerConfig* c, OptionTable* table) {
               "who may do what, by API key or client certificate (`lorikeet keys`); read again when "
               "it changes; without it anyone may, except that beyond loopback nobody changes adapters",
               &c->keys);
-  table->Text("audit-log", "FILE", "a JSON line for every change of adapters, done or refused",
+  table->Text("audit-log", "FILE",
+              "a JSON line for every change of adapters or the log's level, done or refused",
               &c->audit_log);
   table->Switch("open-admin", "lets anyone change adapters, though there are no keys, beyond loopback",
                 &c->open_admin);

@@ -50,7 +50,8 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& confi
   probes.metrics = [service = self.get()] { return service->MetricsText(); };
   LK_RETURN_IF_ERROR(self->OpenRequestLog());
   LK_RETURN_IF_ERROR(self->OpenAccess());
-  self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get());
+  self->http_api_ = std::make_unique<HttpApi>(std::move(probes), self->access_.get(),
+                                              self->audit_.get());
   LK_ASSIGN_OR_RETURN(
       self->http_,
       HttpServer::Start({config.host, config.http_port, config.tls, config.http_limits},

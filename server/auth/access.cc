@@ -161,12 +161,18 @@ absl::StatusOr<Client> Access::Decide(const Credentials& credentials, std::optio
   if (status.ok() && role && !(*caller)->Has(*role)) status = LacksRole(**caller, *role);
   if (status.ok()) return Client{*caller, credentials.peer};
   if (role == Role::kAdaptersWrite) {
-    audit_->Write({.caller = caller.ok() ? caller->get() : nullptr,
-                   .peer = credentials.peer,
-                   .action = "refused",
-                   .outcome = status});
+    NoteRefusal(credentials, caller.ok() ? caller->get() : nullptr, status);
   }
   return status;
+}
+
+void Access::NoteRefusal(const Credentials& credentials, const Identity* who,
+                         const absl::Status& why) {
+  audit_->Write({.caller = who,
+                 .peer = credentials.peer,
+                 .action = "refused",
+                 .call = credentials.call,
+                 .outcome = why});
 }
 
 }  // namespace lorikeet

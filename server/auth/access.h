@@ -28,6 +28,7 @@ struct Credentials {
   std::string authorization;                   // "Bearer KEY", or empty
   std::vector<std::string> certificate_names;  // of a client certificate that was verified
   std::string peer;                            // address
+  std::string call;                            // what is asked for, to the audit log
 };
 
 // Thread-safe.
@@ -50,6 +51,10 @@ class Access {
 
   // The same before a request is read: it does not count towards the rate.
   absl::Status Check(const Credentials& credentials, std::optional<Role> role);
+
+  // Writes down that a change is refused; `who`: nullptr where nobody is known. `Admit` and `Check` do it
+  // themselves.
+  void NoteRefusal(const Credentials& credentials, const Identity* who, const absl::Status& why);
 
   // Reads the keys again. An error leaves those from before.
   absl::Status Reload();

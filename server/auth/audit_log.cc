@@ -32,8 +32,10 @@ void AuditLog::Write(const Entry& entry) {
   Json line = {{"time", absl::FormatTime(absl::RFC3339_full, absl::Now(), absl::UTCTimeZone())},
                {"action", entry.action},
                {"outcome", absl::StatusCodeToString(entry.outcome.code())}};
+  if (!entry.call.empty()) line["call"] = entry.call;
   if (!entry.adapter.empty()) line["adapter"] = entry.adapter;
   if (!entry.path.empty()) line["path"] = entry.path;
+  if (!entry.level.empty()) line["level"] = entry.level;
   if (entry.caller != nullptr && !entry.caller->id.empty()) {
     line["key"] = entry.caller->id;
     line["tenant"] = entry.caller->tenant;

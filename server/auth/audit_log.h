@@ -1,4 +1,5 @@
-// Who changed which adapter, and who tried: one JSON object a line, appended to a file.
+// Who changed which adapter or the log's level, and who tried: one JSON object a line, appended to a
+// file.
 #pragma once
 
 #include <memory>
@@ -22,8 +23,10 @@ class AuditLog {
     const Identity* caller = nullptr;  // nullptr: nobody known
     std::string_view peer;             // address
     std::string_view action;           // "LoadAdapter"
+    std::string_view call;             // that was refused: "POST /v1/adapters"
     std::string_view adapter;
     std::string_view path;             // of a load
+    std::string_view level;            // of the log
     absl::Status outcome;
   };
   void Write(const Entry& entry);

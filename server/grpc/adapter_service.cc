@@ -25,12 +25,12 @@ std::optional<microseconds> TimeLeft(const grpc::CallbackServerContext& call) {
 // Admits and decodes, and ends the call with what `work` has done.
 template <typename Request, typename Response>
 grpc::ServerUnaryReactor* Answer(
-    Access& access, Role role, grpc::CallbackServerContext* call, const grpc::ByteBuffer* bytes,
-    grpc::ByteBuffer* response,
+    Access& access, Role role, const char* name, grpc::CallbackServerContext* call,
+    const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response,
     const std::function<void(const Client&, const Request&, AdapterAdmin::Done<Response>)>& work) {
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   Request request;
-  const absl::StatusOr<Client> client = AdmitCall(access, *call, role);
+  const absl::StatusOr<Client> client = AdmitCall(access, *call, role, name);
   absl::Status status = client.status();
   if (status.ok()) status = DecodeRequest(*bytes, &request);
   if (!status.ok()) {
@@ -49,7 +49,7 @@ grpc::ServerUnaryReactor* Answer(
 grpc::ServerUnaryReactor* AdapterServiceImpl::LoadAdapter(Call* call, const Bytes* bytes,
                                                           Bytes* response) {
   return Answer<v1::LoadAdapterRequest, v1::LoadAdapterResponse>(
-      *access_, Role::kAdaptersWrite, call, bytes, response,
+      *access_, Role::kAdaptersWrite, "LoadAdapter", call, bytes, response,
       [&](const Client& client, const v1::LoadAdapterRequest& request, auto done) {
         admin_->Load(client, request, std::move(done));
       });
@@ -57,13 +57,14 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::LoadAdapter(Call* call, const Byte
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* AdapterServiceImpl::UploadAdapter(Call* call,
                                                                              Bytes* response) {
-  return AdapterUpload::Start(admin_, AdmitCall(*access_, *call, Role::kAdaptersWrite), response);
+  return AdapterUpload::Start(
+      admin_, AdmitCall(*access_, *call, Role::kAdaptersWrite, "UploadAdapter"), response);
 }
 
 grpc::ServerUnaryReactor* AdapterServiceImpl::ReloadAdapter(Call* call, const Bytes* bytes,
                                                             Bytes* response) {
   return Answer<v1::ReloadAdapterRequest, v1::LoadAdapterResponse>(
-      *access_, Role::kAdaptersWrite, call, bytes, response,
+      *access_, Role::kAdaptersWrite, "ReloadAdapter", call, bytes, response,
       [&](const Client& client, const v1::ReloadAdapterRequest& request, auto done) {
         admin_->Reload(client, request, std::move(done));
       });
@@ -72,7 +73,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::ReloadAdapter(Call* call, const By
 grpc::ServerUnaryReactor* AdapterServiceImpl::UnloadAdapter(Call* call, const Bytes* bytes,
                                                             Bytes* response) {
   return Answer<v1::UnloadAdapterRequest, v1::UnloadAdapterResponse>(
-      *access_, Role::kAdaptersWrite, call, bytes, response,
+      *access_, Role::kAdaptersWrite, "UnloadAdapter", call, bytes, response,
       [&](const Client& client, const v1::UnloadAdapterRequest& request, auto done) {
         admin_->Unload(client, request, TimeLeft(*call), std::move(done));
       });
@@ -81,7 +82,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::UnloadAdapter(Call* call, const By
 grpc::ServerUnaryReactor* AdapterServiceImpl::GetAdapter(Call* call, const Bytes* bytes,
                                                          Bytes* response) {
   return Answer<v1::GetAdapterRequest, v1::GetAdapterResponse>(
-      *access_, Role::kAdaptersRead, call, bytes, response,
+      *access_, Role::kAdaptersRead, "GetAdapter", call, bytes, response,
       [&](const Client& client, const v1::GetAdapterRequest& request, const auto& done) {
         done(admin_->Get(*client.caller, request));
       });
@@ -90,7 +91,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::GetAdapter(Call* call, const Bytes
 grpc::ServerUnaryReactor* AdapterServiceImpl::ListAdapters(Call* call, const Bytes* bytes,
                                                            Bytes* response) {
   return Answer<v1::ListAdaptersRequest, v1::ListAdaptersResponse>(
-      *access_, Role::kAdaptersRead, call, bytes, response,
+      *access_, Role::kAdaptersRead, "ListAdapters", call, bytes, response,
       [&](const Client& client, const v1::ListAdaptersRequest& request, const auto& done) {
         done(admin_->List(*client.caller, request));
       });
@@ -99,7 +100,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::ListAdapters(Call* call, const Byt
 grpc::ServerUnaryReactor* AdapterServiceImpl::PinAdapter(Call* call, const Bytes* bytes,
                                                          Bytes* response) {
   return Answer<v1::PinAdapterRequest, v1::PinAdapterResponse>(
-      *access_, Role::kAdaptersWrite, call, bytes, response,
+      *access_, Role::kAdaptersWrite, "PinAdapter", call, bytes, response,
       [&](const Client& client, const v1::PinAdapterRequest& request, const auto& done) {
         done(admin_->Pin(client, request));
       });
@@ -108,7 +109,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::PinAdapter(Call* call, const Bytes
 grpc::ServerUnaryReactor* AdapterServiceImpl::PrefetchAdapter(Call* call, const Bytes* bytes,
                                                               Bytes* response) {
   return Answer<v1::PrefetchAdapterRequest, v1::PrefetchAdapterResponse>(
-      *access_, Role::kAdaptersWrite, call, bytes, response,
+      *access_, Role::kAdaptersWrite, "PrefetchAdapter", call, bytes, response,
       [&](const Client& client, const v1::PrefetchAdapterRequest& request, auto done) {
         admin_->Prefetch(client, request, std::move(done));
       });
@@ -117,7 +118,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::PrefetchAdapter(Call* call, const 
 grpc::ServerUnaryReactor* AdapterServiceImpl::SetAlias(Call* call, const Bytes* bytes,
                                                        Bytes* response) {
   return Answer<v1::SetAliasRequest, v1::SetAliasResponse>(
-      *access_, Role::kAdaptersWrite, call, bytes, response,
+      *access_, Role::kAdaptersWrite, "SetAlias", call, bytes, response,
       [&](const Client& client, const v1::SetAliasRequest& request, const auto& done) {
         done(admin_->SetAlias(client, request));
       });
@@ -131,7 +132,7 @@ grpc::ServerWriteReactor<v1::AdapterEvent>* AdapterServiceImpl::WatchAdapters(
 grpc::ServerUnaryReactor* AdapterServiceImpl::PlanCapacity(Call* call, const Bytes* bytes,
                                                            Bytes* response) {
   return Answer<v1::PlanCapacityRequest, v1::PlanCapacityResponse>(
-      *access_, Role::kAdaptersRead, call, bytes, response,
+      *access_, Role::kAdaptersRead, "PlanCapacity", call, bytes, response,
       [&](const Client&, const v1::PlanCapacityRequest& request, const auto& done) {
         done(admin_->PlanCapacity(request));
       });

@@ -18,8 +18,9 @@ std::string MetadataOf(const grpc::ServerContextBase& call, const char* key) {
 }  // namespace
 
 absl::StatusOr<Client> AdmitCall(Access& access, const grpc::ServerContextBase& call,
-                                 std::optional<Role> role) {
+                                 std::optional<Role> role, const char* name) {
   Credentials credentials;
+  credentials.call = name;
   credentials.authorization = MetadataOf(call, "authorization");
   credentials.peer = call.peer();
   const auto connection = call.auth_context();

@@ -10,9 +10,10 @@
 
 namespace lorikeet {
 
-// As Access::Admit, by the metadata "authorization" and the connection's client certificate.
+// As Access::Admit, by the metadata "authorization" and the connection's client certificate. `name`:
+// the method's, where it changes something.
 absl::StatusOr<Client> AdmitCall(Access& access, const grpc::ServerContextBase& call,
-                                 std::optional<Role> role);
+                                 std::optional<Role> role, const char* name = "");
 
 // By the metadata "x-request-id" and "traceparent".
 RequestOrigin OriginOf(const grpc::ServerContextBase& call);

@@ -153,7 +153,8 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::RepositoryModelLoad(
     Call* call, const inference::RepositoryModelLoadRequest* request,
     inference::RepositoryModelLoadResponse*) {
   Unary* reactor = call->DefaultReactor();
-  const absl::StatusOr<Client> client = AdmitCall(*context_->access, *call, Role::kAdaptersWrite);
+  const absl::StatusOr<Client> client =
+      AdmitCall(*context_->access, *call, Role::kAdaptersWrite, "RepositoryModelLoad");
   const absl::StatusOr<v1::LoadAdapterRequest> load =
       client.ok() ? ToLoad(*request) : client.status();
   if (!load.ok()) {
@@ -170,7 +171,8 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::RepositoryModelUnload(
     Call* call, const inference::RepositoryModelUnloadRequest* request,
     inference::RepositoryModelUnloadResponse*) {
   Unary* reactor = call->DefaultReactor();
-  const absl::StatusOr<Client> client = AdmitCall(*context_->access, *call, Role::kAdaptersWrite);
+  const absl::StatusOr<Client> client =
+      AdmitCall(*context_->access, *call, Role::kAdaptersWrite, "RepositoryModelUnload");
   const absl::Status good =
       client.ok() ? CheckRepository(request->repository_name()) : client.status();
   if (!good.ok()) {

@@ -15,15 +15,13 @@ namespace lorikeet {
 
 class BegunElsewhere final : public HttpAnswer {
  public:
-  // `handler` outlives the pool's work.
-  BegunElsewhere(boost::asio::thread_pool* pool, const HttpHandler& handler, HttpRequest request,
-                 std::function<void()> wake)
+  BegunElsewhere(boost::asio::thread_pool* pool, HttpBegin begin, std::function<void()> wake)
       : slot_(std::make_shared<Slot>()) {
-    slot_->request = std::move(request);
+    slot_->begin = std::move(begin);
     slot_->wake = std::move(wake);
     // When the client is gone the request is not kept until its turn comes.
-    boost::asio::post(*pool, [&handler, weak = std::weak_ptr(slot_)] {
-      if (const auto slot = weak.lock()) slot->Begin(handler);
+    boost::asio::post(*pool, [weak = std::weak_ptr(slot_)] {
+      if (const auto slot = weak.lock()) slot->Begin();
     });
   }
 
@@ -37,8 +35,8 @@ class BegunElsewhere final : public HttpAnswer {
 
  private:
   struct Slot {
-    void Begin(const HttpHandler& handler) {
-      std::unique_ptr<HttpAnswer> begun = handler(std::move(request), wake);
+    void Begin() {
+      std::unique_ptr<HttpAnswer> begun = std::exchange(begin, nullptr)();
       {
         std::lock_guard lock(mutex);
         answer = std::move(begun);
@@ -46,7 +44,7 @@ class BegunElsewhere final : public HttpAnswer {
       wake();
     }
 
-    HttpRequest request;  // until it is begun
+    HttpBegin begin;  // until it is begun
     std::function<void()> wake;
     std::mutex mutex;
     std::unique_ptr<HttpAnswer> answer;  // until it is pumped

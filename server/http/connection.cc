@@ -154,8 +154,8 @@ class Connection final : public HttpConnection,
   void Begin() {
     ErrorCode ignored;
     socket().non_blocking(true, ignored);
-    SetDeadline(shared_->limits.read_s);
     if constexpr (std::is_same_v<Stream, TlsStream>) {
+      SetDeadline(shared_->limits.handshake_s);
       stream_.async_handshake(asio::ssl::stream_base::server,
                               [self = this->shared_from_this()](ErrorCode error) {
                                 if (error) return self->Abandon();

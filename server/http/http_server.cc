@@ -40,8 +40,13 @@ struct HttpServer::Impl {
       : io(options.threads), strand(asio::make_strand(io)), acceptor(strand), sweep(strand) {
     shared->handler = [this, handler = std::move(handler)](HttpRequest request, auto wake) {
       if (request.body.size() < kLongBodyBytes) return handler(std::move(request), std::move(wake));
-      return std::unique_ptr<HttpAnswer>(std::make_unique<BegunElsewhere>(
-          &long_bodies, handler, std::move(request), std::move(wake)));
+      const auto elsewhere = [this, wake](HttpBegin begin) -> std::unique_ptr<HttpAnswer> {
+        return std::make_unique<BegunElsewhere>(&long_bodies, std::move(begin), wake);
+      };
+      request.elsewhere = elsewhere;
+      return elsewhere([&handler, wake, whole = std::make_shared<HttpRequest>(std::move(request))] {
+        return handler(std::move(*whole), wake);
+      });
     };
     shared->gate = std::move(gate);
     shared->limits = options.limits;

@@ -10,6 +10,9 @@
 
 namespace lorikeet {
 
+class HttpAnswer;
+using HttpBegin = std::function<std::unique_ptr<HttpAnswer>()>;
+
 struct HttpRequest {
   std::string method;  // "GET"
   std::string path;    // up to the query, as it was sent
@@ -23,6 +26,9 @@ struct HttpRequest {
   std::string peer;              // its address
   std::vector<std::string> certificate_names;  // of a client certificate that was verified
   std::string body;
+  // Of a request whose body is long: the answer that `begin` will have begun, on a thread where that may
+  // take seconds. Empty where it takes no time.
+  std::function<std::unique_ptr<HttpAnswer>(HttpBegin begin)> elsewhere = {};
 };
 
 struct HttpResponse {

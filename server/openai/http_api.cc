@@ -143,8 +143,8 @@ std::optional<HttpResponse> HttpApi::Refusal(const HttpRequest& head) const {
   const Route* route = RouteOf(head, &name, &refusal);
   if (route == nullptr) return refusal;
   if (route->door.open) return std::nullopt;
-  const absl::Status known =
-      access_->Check({head.authorization, head.certificate_names, head.peer}, route->door.role);
+  const absl::Status known = access_->Check(
+      {head.authorization, head.certificate_names, head.peer, route->name()}, route->door.role);
   if (known.ok()) return std::nullopt;
   return ErrorResponse(known);
 }
@@ -164,14 +164,16 @@ std::unique_ptr<HttpAnswer> HttpApi::Handle(HttpRequest request, const Wake& wak
 absl::Status HttpApi::Admit(const Route& route, Call* call) const {
   if (!route.door.open) {
     HttpRequest& request = call->request;
-    LK_ASSIGN_OR_RETURN(call->client, access_->Admit({std::move(request.authorization),
-                                                      std::move(request.certificate_names),
-                                                      std::move(request.peer)},
-                                                     route.door.role));
+    const Credentials credentials{std::move(request.authorization),
+                                  std::move(request.certificate_names), std::move(request.peer),
+                                  route.name()};
+    LK_ASSIGN_OR_RETURN(call->client, access_->Admit(credentials, route.door.role));
     if (route.door.role == Role::kAdaptersWrite && call->client.caller->id.empty() &&
         IsForeignPage(request)) {
-      return absl::PermissionDeniedError(absl::StrCat(
+      const absl::Status refusal = absl::PermissionDeniedError(absl::StrCat(
           "a page of ", request.origin, " changes adapters only with a key (serve --keys)"));
+      access_->NoteRefusal(credentials, call->client.caller.get(), refusal);
+      return refusal;
     }
   }
   if (!route.needs_model || has_model_) return absl::OkStatus();
@@ -201,7 +203,7 @@ HttpApi::Answer HttpApi::GetLogLevel(const Call&) const {
   return RespondJson({{"level", LogLevelName(CurrentLogLevel())}});
 }
 
-HttpApi::Answer HttpApi::SetLogLevel(const Call& call) const {
+absl::StatusOr<LogLevel> HttpApi::TakeLogLevel(const Call& call) const {
   if (!call.client.caller->SeesAll()) {
     return absl::PermissionDeniedError(absl::StrCat(
         "key '", call.client.caller->id, "' is for some adapters; the log is of all of them"));
@@ -211,8 +213,18 @@ HttpApi::Answer HttpApi::SetLogLevel(const Call& call) const {
   std::string name;
   fields.Read("level", &name);
   LK_RETURN_IF_ERROR(fields.Finish());
-  LK_ASSIGN_OR_RETURN(const LogLevel level, ParseLogLevel(name));
-  lorikeet::SetLogLevel(level);
+  return ParseLogLevel(name);
+}
+
+HttpApi::Answer HttpApi::SetLogLevel(const Call& call) const {
+  const absl::StatusOr<LogLevel> level = TakeLogLevel(call);
+  audit_->Write({.caller = call.client.caller.get(),
+                 .peer = call.client.peer,
+                 .action = "SetLogLevel",
+                 .level = level.ok() ? LogLevelName(*level) : "",
+                 .outcome = level.status()});
+  LK_RETURN_IF_ERROR(level.status());
+  lorikeet::SetLogLevel(*level);
   return GetLogLevel(call);
 }
 
@@ -254,7 +266,7 @@ HttpApi::Answer HttpApi::ChatCompletions(const Call& call) const {
   }
   LK_ASSIGN_OR_RETURN(ResolvedModel resolved, ResolveModel(*context_, *call.client.caller,
                                                            model->get<std::string>()));
-  return WithText(*context_, std::move(resolved), call.wake, answer);
+  return WithText(*context_, std::move(resolved), call, answer);
 }
 
 HttpApi::Answer HttpApi::Embeddings(const Call& call) const {
@@ -273,9 +285,10 @@ Json HttpApi::BaseCard() const {
   return card;
 }
 
-Json HttpApi::AdapterCard(const AdapterInfo& info) const {
+// Where an adapter lies on the server is for who may read of adapters.
+Json HttpApi::AdapterCard(const Identity& caller, const AdapterInfo& info) const {
   Json card = ModelCard(info.name, info.loaded_at_unix_us / 1'000'000);
-  card["root"] = info.path;
+  card["root"] = caller.Has(Role::kAdaptersRead) ? info.path : info.name;
   card["parent"] = context_->model_name;
   card["version"] = info.version;
   return card;
@@ -284,7 +297,7 @@ Json HttpApi::AdapterCard(const AdapterInfo& info) const {
 HttpApi::Answer HttpApi::Models(const Call& call) const {
   Json models = Json::array({BaseCard()});
   for (const AdapterInfo& info : admin_->Visible(*call.client.caller)) {
-    models.push_back(AdapterCard(info));
+    models.push_back(AdapterCard(*call.client.caller, info));
   }
   return RespondJson({{"object", "list"}, {"data", std::move(models)}});
 }
@@ -292,7 +305,7 @@ HttpApi::Answer HttpApi::Models(const Call& call) const {
 HttpApi::Answer HttpApi::Model(const Call& call) const {
   if (call.name == context_->model_name) return RespondJson(BaseCard());
   LK_ASSIGN_OR_RETURN(const AdapterInfo info, admin_->Find(*call.client.caller, call.name));
-  return RespondJson(AdapterCard(info));
+  return RespondJson(AdapterCard(*call.client.caller, info));
 }
 
 HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
@@ -330,7 +343,7 @@ HttpApi::Answer HttpApi::Tokenize(const Call& call) const {
                         {"count", ids.size()},
                         {"max_model_len", context.max_context_tokens}});
   };
-  return WithText(context, std::move(resolved), call.wake, answer);
+  return WithText(context, std::move(resolved), call, answer);
 }
 
 HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
@@ -349,7 +362,7 @@ HttpApi::Answer HttpApi::Detokenize(const Call& call) const {
                         text.tokenizer->Decode(ids, /*skip_special=*/false));
     return RespondJson({{"prompt", decoded}});
   };
-  return WithText(*context_, std::move(resolved), call.wake, answer);
+  return WithText(*context_, std::move(resolved), call, answer);
 }
 
 }  // namespace lorikeet

@@ -13,6 +13,7 @@
 #include "server/auth/access.h"
 #include "server/generation.h"
 #include "server/http/message.h"
+#include "server/log.h"
 #include "server/openai/fields.h"
 #include "server/openai/http_call.h"
 #include "server/openai/request.h"
@@ -33,8 +34,9 @@ class HttpApi {
     std::function<bool()> ready;           // can requests be served now?
     std::function<std::string()> metrics;  // Prometheus text
   };
-  // `access` outlives it.
-  HttpApi(Probes probes, Access* access) : probes_(std::move(probes)), access_(access) {}
+  // `access` and `audit` outlive it.
+  HttpApi(Probes probes, Access* access, AuditLog* audit)
+      : probes_(std::move(probes)), access_(access), audit_(audit) {}
 
   // Until then what needs a model is 503. Once. Both outlive the HTTP server.
   void Serve(const ServingContext* context, AdapterAdmin* admin);
@@ -53,6 +55,7 @@ class HttpApi {
     Answer (HttpApi::*handle)(const Call&) const;
     Door door;
     bool needs_model;
+    std::string name() const { return std::string(method) + " " + path; }
   };
   static const Route kRoutes[];
 
@@ -81,10 +84,12 @@ class HttpApi {
                               HttpResponse* refusal);
   absl::Status Admit(const Route& route, Call* call) const;
   Json BaseCard() const;
-  Json AdapterCard(const AdapterInfo& info) const;
+  Json AdapterCard(const Identity& caller, const AdapterInfo& info) const;
+  absl::StatusOr<LogLevel> TakeLogLevel(const Call& call) const;
 
   const Probes probes_;
   Access* const access_;
+  AuditLog* const audit_;
   const ServingContext* context_ = nullptr;
   AdapterAdmin* admin_ = nullptr;
   std::atomic<bool> has_model_{false};  // both are there for good

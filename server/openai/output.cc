@@ -3,17 +3,30 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "server/random.h"
 #include "server/text/utf8.h"
 
 namespace lorikeet {
 namespace {
 
-constexpr size_t kFingerprintDigits = 16;
+// Short, and still one's own: the beginning of a version, or of each in a weighted sum.
+std::string Fingerprint(const std::string& version) {
+  constexpr size_t kDigits = 16;
+  std::vector<std::string> terms = absl::StrSplit(version, '+');
+  for (std::string& term : terms) {
+    const size_t end = std::min(term.find('*'), term.size());
+    if (end > kDigits) term.erase(kDigits, end - kDigits);
+  }
+  return absl::StrJoin(terms, "+");
+}
 
 int64_t UnixSeconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(
@@ -105,7 +118,7 @@ void OutputWriter::Count(const GenerationEnd& end, bool first_of_prompt) {
   if (first_of_prompt) prompt_tokens_ += end.prompt_tokens;
   if (first_of_prompt) cached_tokens_ += end.cached_tokens;
   completion_tokens_ += end.completion_tokens;
-  fingerprint_ = end.adapter_version.substr(0, kFingerprintDigits);
+  fingerprint_ = Fingerprint(end.adapter_version);
   std::ranges::fill(text_events_, TextEvent());  // which say it
 }
 

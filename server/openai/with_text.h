@@ -9,10 +9,9 @@
 
 namespace lorikeet {
 
-// What `make` gives for the text of `model`: at once where its adapter is in host memory or it has
-// none, else an answer that waits for it. `context` outlives the answer.
-HttpOutcome WithText(const ServingContext& context, ResolvedModel model,
-                     const std::function<void()>& wake,
+// What `make` gives for the text of `model`: at once where it has no adapter, else an answer that waits
+// for it to be in host memory. `context` outlives the answer.
+HttpOutcome WithText(const ServingContext& context, ResolvedModel model, const HttpCall& call,
                      std::function<HttpOutcome(const ModelText& text)> make);
 
 }  // namespace lorikeet

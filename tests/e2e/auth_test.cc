@@ -10,6 +10,7 @@ namespace lorikeet {
 namespace {
 
 using nlohmann::json;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -147,6 +148,15 @@ TEST_F(AuthTest, ErrorsHaveOpenAisShape) {
   EXPECT_EQ(GenerateAs(slow, "").error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
+TEST_F(AuthTest, WhereAdaptersLieIsForWhoMayReadOfThem) {
+  Serve();
+  const std::string path = Http(admin_, "/v1/models/a-one").json()["root"];
+  EXPECT_THAT(path, HasSubstr("/lora"));
+  EXPECT_EQ(Http(a_, "/v1/models").json()["data"][1]["root"], path);
+  EXPECT_EQ(Http(user_, "/v1/models").json()["data"][1]["root"], "a-one");
+  EXPECT_EQ(Http(user_, "/v1/models/b-one").json()["root"], "b-one");
+}
+
 TEST_F(AuthTest, WhatAKeyMayNotUseIsNotThere) {
   Serve();
   EXPECT_THAT(ListAs(admin_), ElementsAre("a-one", "b-one"));
@@ -257,10 +267,13 @@ TEST_F(AuthTest, ChangesAreWrittenDown) {
   Serve();
   LoadAs(a_, "b-two", "lora");
   LoadAs(user_, "b-two", "lora");
+  Http(user_, "/v1/adapters/a-one/pin", {{"pinned", true}});
+  Http(admin_, "/log_level", {{"level", "info"}});
+  Http(a_, "/log_level", {{"level", "info"}});
   std::vector<json> lines;
   std::istringstream log(testing::ReadFile(config_.audit_log));
   for (std::string line; std::getline(log, line);) lines.push_back(json::parse(line));
-  ASSERT_EQ(lines.size(), 4u);
+  ASSERT_EQ(lines.size(), 7u);
   EXPECT_EQ(lines[0]["action"], "LoadAdapter");
   EXPECT_EQ(lines[0]["adapter"], "a-one");
   EXPECT_EQ(lines[0]["path"], "lora");
@@ -270,7 +283,14 @@ TEST_F(AuthTest, ChangesAreWrittenDown) {
   EXPECT_EQ(lines[2]["outcome"], "PERMISSION_DENIED");
   EXPECT_EQ(lines[2]["adapter"], "b-two");
   EXPECT_EQ(lines[3]["action"], "refused");
+  EXPECT_EQ(lines[3]["call"], "LoadAdapter");
   EXPECT_EQ(lines[3]["tenant"], "u");
+  EXPECT_EQ(lines[4]["action"], "refused");
+  EXPECT_EQ(lines[4]["call"], "POST /v1/adapters/{name}/pin");
+  EXPECT_EQ(lines[5]["action"], "SetLogLevel");
+  EXPECT_EQ(lines[5]["level"], "info");
+  EXPECT_EQ(lines[5]["key"], "admin");
+  EXPECT_EQ(lines[6]["outcome"], "PERMISSION_DENIED");
   for (const std::string& key : {admin_, a_, user_}) {
     EXPECT_THAT(testing::ReadFile(config_.audit_log), Not(HasSubstr(key)));
   }
@@ -292,6 +312,8 @@ TEST_F(OpenTest, BeyondLoopbackNobodyChangesAdaptersWithoutKeys) {
 }
 
 TEST_F(OpenTest, PagesOfOthersDoNotChangeAdapters) {
+  testing::TempDir dir;
+  config_.audit_log = (dir.path() / "audit").string();
   Start();
   const auto load = [&](const std::string& origin, const std::string& host) {
     const std::string body = R"({"lora_name": "x", "lora_path": "lora", "load_inplace": true})";
@@ -304,6 +326,9 @@ TEST_F(OpenTest, PagesOfOthersDoNotChangeAdapters) {
   for (const char* origin : {"https://example.com", "null", "http://localhost.example.com"}) {
     EXPECT_EQ(load(origin, "localhost:8080"), 403) << origin;
   }
+  EXPECT_THAT(testing::ReadFile(config_.audit_log),
+              AllOf(HasSubstr("a page of https://example.com"),
+                    HasSubstr("POST /v1/load_lora_adapter")));
   // Whoever owns a name may have led it here.
   for (const char* name :
        {"example.com", "example.com:8080", "127.0.0.1.example.com", "localhost.", "[x]"}) {

@@ -96,6 +96,13 @@ TEST_F(OpenAiTest, AdaptersWithWeightsAreSummed) {
   const json base = Post("/v1/completions", Completion())["choices"][0]["text"];
   EXPECT_NE(Post("/v1/completions", Completion({{"adapters", sum}}))["choices"][0]["text"], base);
   Post("/v1/completions", Completion({{"adapters", sum}, {"model", "plain"}}), 400);
+  ASSERT_TRUE(Load("scaled", "rslora").ok());
+  const auto digits = [&](const std::string& name) {
+    return client_->Get("/v1/models/" + name).json()["version"].get<std::string>().substr(0, 16);
+  };
+  const json two = {{{"id", "plain"}, {"weight", 0.5}}, {{"id", "scaled"}, {"weight", 0.25}}};
+  EXPECT_EQ(Post("/v1/completions", Completion({{"adapters", two}}))["system_fingerprint"],
+            digits("plain") + "*0.5+" + digits("scaled") + "*0.25");
   // The sum's last request is gone, and so is its hold on what it was made of.
   grpc::ClientContext context;
   v1::UnloadAdapterRequest unload;

@@ -177,6 +177,17 @@ TEST_F(TlsTest, CertificatesThatChangeAreTakenWhileServing) {
   EXPECT_TRUE(reader->Finish().ok());
 }
 
+TEST_F(TlsTest, AHandshakeThatDoesNotEndIsClosed) {
+  config_.http_limits.handshake_s = 1;
+  config_.http_limits.read_s = 3600;
+  Start();
+  HttpClient silent(service_->http_port()), begun(service_->http_port());
+  begun.Send("\x16\x03\x01\x02");
+  EXPECT_EQ(silent.Receive().status, 0);
+  EXPECT_EQ(begun.Receive().status, 0);
+  EXPECT_EQ(Get(root_), 200);
+}
+
 TEST_F(TlsTest, WrongFilesAreNamedAtStart) {
   dir_.Write("server.key", bot_.KeyPem());
   const auto service = Service::Open(config_);
