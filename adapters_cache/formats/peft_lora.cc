@@ -126,7 +126,7 @@ void CheckOptions(const Json& config, std::vector<std::string>* warnings, Proble
     if (!IsSet(value)) continue;
     const auto refused =
         std::find_if(std::begin(kRefusedOptions), std::end(kRefusedOptions),
-                     [&key](const RefusedOption& option) { return option.key == key; });
+                     [&key = key](const RefusedOption& option) { return option.key == key; });
     if (refused != std::end(kRefusedOptions)) {
       problems->Unserved(absl::StrCat(key, " is not served: ", refused->reason));
     } else if (std::find(kKnownOptions.begin(), kKnownOptions.end(), key) == kKnownOptions.end()) {
