@@ -35,23 +35,18 @@ template <int kDim>
 using DecodeRing = PageRing<kDim, DecodeShared<kDim>::kStages>;
 
 // Brings the pages of all the block's items in their order, so that the memory has work while an item ends
-// and the next begins; lane w < kDecodeWarps what warp w folds. Only the page in which a row's own token
-// lies is written in this step: those before it are asked for while the kernel before is at work.
+// and the next begins; lane w < kDecodeWarps what warp w folds. Not before this step's keys and values are
+// written: a row may share blocks that another row of the step completes.
 template <int kDim>
 __device__ void BringForDecode(const AttentionArgs& args, const KvStep& step, const CUtensorMap& map,
                                int32_t kv_head, DecodeRing<kDim> ring) {
   const int32_t lane = threadIdx.x % 32;
   const MapRows<kDim> rows(step.layout, args.layer, kv_head);
-  bool waited = step.prompts > 0;
   for (int32_t index = blockIdx.x; index < step.list->decode_count; index += gridDim.x) {
     const DecodeItem item = step.list->decodes[index];
     const PageRange range = PagesOf(args, *step.list, item);
     const int32_t* ids = step.list->page_ids + item.page_begin + step.layout.PageOfLayer(args.layer);
     ForEachPage(ids, step.layout.pages_per_block, range.first, range.last, [&](int32_t id, int32_t block) {
-      if (!waited && block == item.position / kPageTokens) {
-        WaitForKernelBefore();
-        waited = true;
-      }
       const int32_t row = id * rows.of_page;
       if (lane == (block - range.first) % kDecodeWarps) ring.Bring(map, row + rows.keys, row + rows.values);
     });
@@ -91,6 +86,8 @@ __global__ void __launch_bounds__(kThreads, DecodeShared<kDim>::kBlocks)
   }
   __syncthreads();
   LetKernelAfterStart();
+  // Beside a step's prompts it starts with them, who have waited, and waits for them at its end.
+  if (step.prompts == 0) WaitForKernelBefore();
   const HeadGroup heads = GroupOf(args, step.layout, blockIdx.y);
   const int w = warp < kDecodeWarps ? warp : min(lane, kDecodeWarps - 1);
   DecodeRing<kDim> ring{shared + w * Shared::kRing, barriers + w * Shared::kStages,
@@ -98,7 +95,6 @@ __global__ void __launch_bounds__(kThreads, DecodeShared<kDim>::kBlocks)
   if (warp == kDecodeWarps) {
     BringForDecode<kDim>(args, step, map, heads.kv_head, ring);
   } else {
-    if (step.prompts == 0) WaitForKernelBefore();
     for (int32_t index = blockIdx.x; index < step.list->decode_count; index += gridDim.x) {
       const DecodeItem item = step.list->decodes[index];
       const T* const q = args.q.row<T>(item.row) + int64_t{heads.first_head} * kDim;
@@ -110,7 +106,6 @@ __global__ void __launch_bounds__(kThreads, DecodeShared<kDim>::kBlocks)
       SyncDecoding();
     }
   }
-  // Beside a step's prompts it starts with them, and waits for them here.
   if (step.prompts > 0) WaitForKernelBefore();
 #endif
 }
