@@ -193,17 +193,22 @@ class TilePlanner {
   }
 
  private:
+  // A head's rows are so long that a page has room for few: its tiles would be everybody's, so it has its own.
+  bool Shares(const Factor& factor) const {
+    return factor.shared && kTileRanks * ByteSize(dtype_, RowPitch(factor.width)) <= page_bytes_;
+  }
+
   // The widest of the linears that share a factor says how much of its rows is kept.
   void NoteShared(const LowRank& pair, ModuleWidths widths) {
     for (const Factor& factor : {FactorA(pair, widths), FactorB(pair, widths)}) {
-      if (pair.rank == 0 || !factor.shared) continue;
+      if (pair.rank == 0 || !Shares(factor)) continue;
       int32_t& widest = widest_[factor.rows];
       widest = std::max(widest, factor.width);
     }
   }
 
   int32_t WidthOf(const Factor& factor) const {
-    return factor.shared ? widest_.at(factor.rows) : factor.width;
+    return Shares(factor) ? widest_.at(factor.rows) : factor.width;
   }
 
   // Ranks of a module's tile: sixteen, fewer where a page has no room for so many or where the blocks of
@@ -219,7 +224,7 @@ class TilePlanner {
     const int32_t most = static_cast<int32_t>(std::min<int64_t>(kTileRanks, page_bytes_ / row));
     int32_t best = most;
     if (!pair.blocks) return best;
-    for (int32_t ranks = most / 2; ranks >= kFewestRanks; ranks /= 2) {
+    for (int32_t ranks = most / 2; ranks >= kFewestRanks && pair.rank <= kMostTiles * ranks; ranks /= 2) {
       if (4 * UnitsKept(pair, widths, ranks) < 3 * UnitsKept(pair, widths, best)) best = ranks;
     }
     return best;
@@ -274,7 +279,7 @@ class TilePlanner {
       tile.first = planner_->PlaceRanks({rows, pair.dtype, ranks, width, factor.stride}, tile.places);
       return tile;
     };
-    if (factor.shared) {
+    if (Shares(factor)) {
       const auto [it, is_new] = shared_.try_emplace({factor.rows, first, ranks});
       const int32_t width = WidthOf(factor);
       if (is_new) it->second = place({0, DivideUp(width, kUnit)}, width);
@@ -286,6 +291,7 @@ class TilePlanner {
   }
 
   static constexpr int32_t kFewestRanks = 4;
+  static constexpr int32_t kMostTiles = 32;  // kernels work and keep sums by tiles, however few ranks these have
 
   const Adapter& adapter_;
   const std::vector<ModuleWidths>& widths_;

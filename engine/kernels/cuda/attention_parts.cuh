@@ -79,7 +79,7 @@ struct Merged {
 
   __device__ void Fold(const float4& more, const float2& its) {  // {top, total}
     const float new_top = fmaxf(top, its.x);
-    if (new_top == -INFINITY) return;
+    if (new_top == -INFINITY && its.y == 0) return;  // a total that is no number stays one
     const float old_weight = exp2f(top - new_top), weight = exp2f(its.x - new_top);
     top = new_top;
     total = total * old_weight + its.y * weight;

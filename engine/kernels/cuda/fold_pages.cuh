@@ -97,7 +97,7 @@ class Folding {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const T* const from = row + 16 * k + 8 * half + 2 * t;
-          q_[n][k][half] = row == nullptr ? 0 : *reinterpret_cast<const uint32_t*>(from);
+          q_[n][k][half] = row == nullptr ? 0 : __ldcg(reinterpret_cast<const uint32_t*>(from));
         }
       }
 #pragma unroll
@@ -220,7 +220,9 @@ class Folding {
     for (int n = 0; n < kGroups; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float top = fmaxf(top_[n][i], OverTokens(fmaxf(scores[n][i], scores[n][i + 2]), true));
+        // Each query by its own scores alone: its weights are rounded the same whoever is beside it.
+        const float highest = OverTokens(fmaxf(scores[n][i], scores[n][i + 2]), true);
+        const float top = highest > top_[n][i] + kSlack ? highest : top_[n][i];
         const float shrink = top == -INFINITY ? 0.0f : Exp2(top_[n][i] - top);
         top_[n][i] = top;
         total_[n][i] *= shrink;
