@@ -273,8 +273,8 @@ class Normaliser {
     return absl::OkStatus();
   }
 
-  // Variants with tensors of their own: each linear to its parts, then whether all were used. After a
-  // failure no further linear begins, so that of the failures the first linear's is returned.
+  // Variants with tensors of their own: each linear to its parts, then whether all were used. Behind one
+  // that failed no linear begins; those before it do, so that the first failure is returned.
   absl::Status LowerModules(Packer* packer, Adapter* adapter) const {
     std::vector<const Matched*> lowered;
     for (const Matched& module : matched_) {
@@ -283,14 +283,16 @@ class Normaliser {
     std::vector<absl::Status> statuses(lowered.size());
     std::vector<UsedTensors> used(lowered.size());
     ModuleTensors::SharedFactors shared_factors;
-    std::atomic<bool> failed{false};
+    std::atomic<int64_t> failed{static_cast<int64_t>(lowered.size())};  // the first that did
     InParallel(static_cast<int64_t>(lowered.size()), [&](int64_t i) {
-      if (failed) return;
+      if (i > failed) return;
       const Matched& module = *lowered[i];
       const ModuleTensors tensors(base_, module.id, {static_cast<int>(i), static_cast<int>(lowered.size())},
                                   module.raw->tensors, raw_.shared, raw_.config, &used[i], &shared_factors);
       statuses[i] = Lower(module, tensors, packer, &adapter->modules[module.id]);
-      if (!statuses[i].ok()) failed = true;
+      if (statuses[i].ok()) return;
+      for (int64_t first = failed; i < first && !failed.compare_exchange_weak(first, i);) {
+      }
     });
     for (const absl::Status& status : statuses) LK_RETURN_IF_ERROR(status);
     return CheckAllUsed(lowered, used);

@@ -1,0 +1,35 @@
+// Variants whose linears are lowered one by one, on several threads.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/unit/adapter_directory.h"
+
+namespace lorikeet {
+namespace {
+
+class LoweredAdapter : public testing::AdapterDirectory {
+ protected:
+  LoweredAdapter() {
+    adapter_.config = {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"r", 100},
+                       {"target_modules", {"q_proj"}}, {"init_lora_weights", "pissa"}};
+  }
+  void PutQ(const std::string& layer, const std::string& factor, std::vector<int64_t> shape) {
+    Put("base_model.model.model.layers." + layer + ".self_attn.q_proj." + factor + ".weight", shape);
+  }
+};
+
+// Of two that fail the second is much faster, which must not show.
+TEST_F(LoweredAdapter, OfLinearsThatDoNotFitTheFirstIsNamed) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  PutQ("0", "lora_A", {100, in});  // more ranks than W has
+  PutQ("0", "lora_B", {out, 100});
+  PutQ("1", "lora_A", {100, 1});
+  PutQ("1", "lora_B", {1, 100});
+  for (int i = 0; i < 50; ++i) {
+    ExpectRefused(absl::StatusCode::kInvalidArgument, {"layers.0.self_attn.q_proj: rank 100 of "});
+  }
+}
+
+}  // namespace
+}  // namespace lorikeet
