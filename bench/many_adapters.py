@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """What 10,000 registered adapters cost a server on a CPU, over its HTTP port and `lorikeet bench`.
 
-usage: many_adapters.py LORIKEET MODEL FOLDER WHAT... [--adapters N] [--minutes M]
+usage: many_adapters.py LORIKEET MODEL FOLDER WHAT... [--adapters N] [--minutes M] [--pairs P]
 
 MODEL is SmolLM2-135M's GGUF file. FOLDER gets N adapters (LoRA of rank 8, 16, 32 or 64 on q and v of
 two layers, all different) and the server's state, some 1.5 GB for 10,000, and is used again. Needs
 nothing but Python 3. Figures go to standard output as Markdown rows. WHAT is any of
   costs   loads, memory, scrapes, lists, tokens beside loads, restarts, cold adapters
-  zipf    throughput over all adapters beside that over five, all in host memory
+  zipf    throughput over all adapters beside that over five, all in host memory: pairs of short rounds
+          of the same requests, since the speed of a machine that others use changes from minute to
+          minute, and the processor time of the server, which changes less
   tiers   the same where host memory has room for some, and the rest is read from disk
   soak    M minutes of loads, unloads, reloads, cancels and restarts, one of them kill -9, under
           traffic; what fails, or memory that grows, ends it with an error
@@ -91,6 +93,11 @@ class Server:
     def rss_mb(self):
         with open(f"/proc/{self.process.pid}/status") as file:
             return int(next(line for line in file if line.startswith("VmRSS")).split()[1]) / 1024
+
+    def cpu_s(self):
+        with open(f"/proc/{self.process.pid}/stat") as file:
+            fields = file.read().rsplit(") ", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def call(self, path, body=None):
         request = urllib.request.Request(self.http + path, headers={"Content-Type": "application/json"},
@@ -178,10 +185,10 @@ def output_rate(result):
     return result["completion_tokens"] / result["wall_s"]
 
 
-def traffic(server, count, seed):
+def traffic(server, count, seed, requests=300, warmup=60):
     names = ",".join(name_of(i) for i in range(count))
-    return server.bench("--concurrency", "8", "--requests", "300", "--warmup", "60", "--max-tokens",
-                        "32", "--adapters", names, "--zipf", "1", "--seed", str(seed))
+    return server.bench("--concurrency", "8", "--requests", str(requests), "--warmup", str(warmup),
+                        "--max-tokens", "32", "--adapters", names, "--zipf", "1", "--seed", str(seed))
 
 
 def load_all(server, args):
@@ -221,18 +228,28 @@ def costs(args):
 
 
 def zipf(args):
-    """In turn, so that what else the machine does falls on both."""
+    """Pairs of rounds in turn, each kind first in every other pair."""
     server = Server(args)
     load_all(server, args)
-    rates = {5: [], args.adapters: []}
-    for seed in range(3):
-        for count, measured in rates.items():
-            measured.append(output_rate(traffic(server, count, seed)))
-    few, many = (statistics.median(measured) for measured in rates.values())
-    row("8 streams over 5 adapters, Zipf 1.0", f"{few:.0f} tokens/s")
-    row(f"8 streams over {args.adapters:,}, all in host memory",
-        f"{many:.0f} tokens/s, {100 * many / few:.0f} % of that")
+    rates, costs_us = {5: [], args.adapters: []}, {5: [], args.adapters: []}
+    for pair in range(args.pairs):
+        for count in sorted(rates, reverse=pair % 2 == 1):
+            before = server.cpu_s()
+            result = traffic(server, count, pair, requests=64, warmup=0)
+            rates[count].append(output_rate(result))
+            costs_us[count].append(1e6 * (server.cpu_s() - before) / result["completion_tokens"])
     server.stop()
+    few, many = rates
+
+    def beside(measured):
+        """Per cent of the first's in each pair: the median, and what half of them lie in."""
+        shares = [100 * b / a for a, b in zip(measured[few], measured[many])]
+        low, median, high = statistics.quantiles(shares, n=4)
+        return f"{median:.1f} % of that ({low:.1f} to {high:.1f})"
+    row("8 streams over 5 adapters, Zipf 1.0", f"{statistics.median(rates[few]):.0f} tokens/s, "
+        f"{statistics.median(costs_us[few]):.0f} us of processor time a token")
+    row(f"8 streams over {many:,}, all in host memory, in pairs of rounds",
+        f"{beside(rates)}; processor time {beside(costs_us)}")
 
 
 def mib_of(args, percent):
@@ -386,6 +403,7 @@ def main():
     parser.add_argument("what", nargs="+", choices=whats)
     parser.add_argument("--adapters", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--pairs", type=int, default=24, help="of rounds, of zipf")
     args = parser.parse_args()
     args.folder = os.path.abspath(args.folder)
     for index in range(args.adapters):
