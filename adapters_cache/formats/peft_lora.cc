@@ -27,7 +27,7 @@ struct RefusedOption {
   const char* reason;
 };
 constexpr RefusedOption kRefusedOptions[] = {
-    {"arrow_config", "Arrow's prototypes come from power iterations with a random start and are in no file"},
+    {"arrow_config", "Arrow is not built; its prototypes are in no file, PEFT makes them by power iterations from a random start"},
     {"megatron_config", "it is laid out for Megatron"},
 };
 
