@@ -27,7 +27,8 @@ struct RefusedOption {
   const char* reason;
 };
 constexpr RefusedOption kRefusedOptions[] = {
-    {"arrow_config", "Arrow is not built; its prototypes are in no file, PEFT makes them by power iterations from a random start"},
+    {"arrow_config",
+     "Arrow is not built; its prototypes are in no file, PEFT makes them by power iterations from a random start"},
     {"megatron_config", "it is laid out for Megatron"},
 };
 
