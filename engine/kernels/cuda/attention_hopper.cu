@@ -197,6 +197,11 @@ __global__ void __launch_bounds__(kThreads)
 #endif
 }
 
+// Rows of the pool's map.
+int64_t PoolRows(const KvStep& step) {
+  return step.page_count * (step.layout.page_bytes() / (step.layout.head_dim * 2));
+}
+
 template <typename T, int kDim>
 cudaError_t LaunchOf(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {
   const auto decode = DecodePages<T, kDim>;
@@ -210,8 +215,8 @@ cudaError_t LaunchOf(const AttentionArgs& args, const KvStep& step, cudaStream_t
   }();
   if (allowed != cudaSuccess) return allowed;
   CUtensorMap map;
-  const int64_t rows = step.page_count * (step.layout.page_bytes() / (kDim * 2));
-  const cudaError_t error = MakeBoxMap(step.pages, args.q.dtype, rows, kDim, kDim, kPageTokens, &map);
+  const cudaError_t error =
+      MakeBoxMap(step.pages, args.q.dtype, PoolRows(step), kDim, kDim, kPageTokens, &map);
   if (error != cudaSuccess) return error;
   if (step.prompts > 0) {
     const LaunchShape shape{dim3(step.prompts, step.layout.kv_heads), kThreads, kPromptBytes<kDim>};
@@ -237,7 +242,7 @@ cudaError_t LaunchTyped(const AttentionArgs& args, const KvStep& step, cudaStrea
 bool CanBringPages(const KvStep& step) {
   const int32_t dim = step.layout.head_dim;
   return (dim == 64 || dim == 128 || dim == 256) && CanMakeBoxMap(step.pages, step.layout.dtype, dim) &&
-         step.page_count * (step.layout.page_bytes() / (dim * 2)) <= INT32_MAX;
+         PoolRows(step) <= INT32_MAX;
 }
 
 cudaError_t LaunchPagesAttention(const AttentionArgs& args, const KvStep& step, cudaStream_t stream) {

@@ -2,6 +2,7 @@
 
 #include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/low_rank.cuh"
+#include "engine/kernels/cuda/low_rank_prompt.cuh"
 #include "engine/kernels/cuda/vec.cuh"
 
 namespace lorikeet::cuda {
@@ -64,8 +65,6 @@ struct Source {
   float scale = 0;
 };
 
-constexpr int32_t kSlot = kPromptTileRows * kTileRanks;
-
 __device__ Source SourceOf(const LowRankArgs& args, const ExtendedRow& row, int32_t column, int32_t slices) {
   const int32_t pair = column / kTileRanks - row.tiles_begin * args.parts;
   const int32_t tiles = row.tiles_end - row.tiles_begin;
@@ -73,7 +72,7 @@ __device__ Source SourceOf(const LowRankArgs& args, const ExtendedRow& row, int3
   const ExpandItem item = args.list->expands[row.item_row / kPromptTileRows];
   const ModuleId module = args.first_module + pair / tiles;
   const int64_t at = (int64_t{item.first_shrink} * args.parts + pair) * slices;
-  return {args.slots + at * kSlot + row.item_row % kPromptTileRows * kTileRanks + column % kTileRanks,
+  return {args.slots + at * kSumFloats + row.item_row % kPromptTileRows * kTileRanks + column % kTileRanks,
           item.tiles[int64_t{module} * tiles + pair % tiles].scale};
 }
 
@@ -81,7 +80,7 @@ __device__ Source SourceOf(const LowRankArgs& args, const ExtendedRow& row, int3
 __device__ uint4 ValuesOf(const Source& source, int32_t slices) {
   if (source.slot == nullptr) return kZero;
   const float scale = source.scale;
-  const float4 low = AddSlots(source.slot, slices, kSlot), high = AddSlots(source.slot + 4, slices, kSlot);
+  const float4 low = AddSlots(source.slot, slices, kSumFloats), high = AddSlots(source.slot + 4, slices, kSumFloats);
   return {Pack2<T>(low.x * scale, low.y * scale), Pack2<T>(low.z * scale, low.w * scale),
           Pack2<T>(high.x * scale, high.y * scale), Pack2<T>(high.z * scale, high.w * scale)};
 }

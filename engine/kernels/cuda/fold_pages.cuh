@@ -176,28 +176,31 @@ class Folding {
   }
 
  private:
-  // Rows lie 128 bytes apart, their 16-byte chunks exchanged by the row's last three bits.
+  // Rows lie 128 bytes apart, their 16-byte chunks exchanged by the row's last three bits. Calls
+  // fn(i, squares) for the dimensions 16 i and on; `at`: of the lane's row at the first of them.
+  template <auto kLoad, typename Fn>
+  static __device__ void ForEachSquares(uint32_t at, const Fn& fn) {
+    constexpr int kAtOnce = 4;  // loads on their way
+#pragma unroll
+    for (int first = 0; first < kDim / 16; first += kAtOnce) {
+      uint32_t squares[kAtOnce][4];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) kLoad((at + (first + i) / 4 * kBoxBytes) ^ ((first + i) % 4 << 5), squares[i]);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) fn(first + i, squares[i]);
+    }
+  }
+
   __device__ void MultiplyKeys(uint32_t keys, float (&scores)[kGroups][4]) const {
     const uint32_t r = threadIdx.x % 8, square = threadIdx.x % 32 / 8;
     const uint32_t at = keys + (r + square % 2 * 8) * kBoxRowBytes + ((square / 2 ^ r) << 4);
     float sums[kGroups][2][4] = {};  // two chains of products each
+    ForEachSquares<LoadSquares>(at, [&](int k, const uint32_t(&a)[4]) {
 #pragma unroll
-    for (int first = 0; first < kDim / 16; first += kAtOnce) {
-      uint32_t a[kAtOnce][4];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int k = first + i;
-        LoadSquares((at + k / 4 * kBoxBytes) ^ (k % 4 << 5), a[i]);
+      for (int n = 0; n < kGroups; ++n) {
+        Mma<T>(sums[n][k % 2], a[0], a[1], a[2], a[3], q_[n][k][0], q_[n][k][1]);
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-        for (int n = 0; n < kGroups; ++n) {
-          const uint32_t(&q)[2] = q_[n][first + i];
-          Mma<T>(sums[n][i % 2], a[i][0], a[i][1], a[i][2], a[i][3], q[0], q[1]);
-        }
-      }
-    }
+    });
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
 #pragma unroll
@@ -235,25 +238,13 @@ class Folding {
   __device__ void AddValues(uint32_t values, const uint32_t (&weights)[kGroups][2]) {
     const uint32_t r = threadIdx.x % 8, square = threadIdx.x % 32 / 8;
     const uint32_t at = values + (r + square / 2 * 8) * kBoxRowBytes + ((square % 2 ^ r) << 4);
+    ForEachSquares<LoadSquaresTransposed>(at, [&](int j, const uint32_t(&a)[4]) {
 #pragma unroll
-    for (int first = 0; first < kDim / 16; first += kAtOnce) {
-      uint32_t a[kAtOnce][4];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int j = first + i;
-        LoadSquaresTransposed((at + j / 4 * kBoxBytes) ^ (j % 4 << 5), a[i]);
+      for (int n = 0; n < kGroups; ++n) {
+        Mma<T>(sums_[n][j], a[0], a[1], a[2], a[3], weights[n][0], weights[n][1]);
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-        for (int n = 0; n < kGroups; ++n) {
-          Mma<T>(sums_[n][first + i], a[i][0], a[i][1], a[i][2], a[i][3], weights[n][0], weights[n][1]);
-        }
-      }
-    }
+    });
   }
-
-  static constexpr int kAtOnce = 4;  // squares' loads on their way
 
   uint32_t q_[kGroups][kDim / 16][2];
   float top_[kGroups][2];  // log2 units
