@@ -134,10 +134,10 @@ Result Measure(Engine* engine, const StepSums& steps, const Case& c, const Synth
   return result;
 }
 
-int Run(bool quick, const char* quantization) {
+int Run(bool quick, const RunnerOptions& options) {
   const double bandwidth = ReadBandwidth();
   std::printf("%s, read bandwidth %.0f GB/s\n", DeviceName().c_str(), bandwidth / 1e9);
-  SyntheticEngine engine(Llama8B(), quantization);
+  SyntheticEngine engine(Llama8B(), options);
   const SyntheticModel& model = engine.model();
 
   const std::vector<int32_t> mixed = {64, 32, 16, 8};
@@ -172,5 +172,6 @@ int main(int argc, char** argv) {
   const auto has = [&](const char* flag) {
     return std::any_of(argv + 1, argv + argc, [&](const char* a) { return !std::strcmp(a, flag); });
   };
-  return lorikeet::bench::Run(has("--quick"), has("--fp8") ? "fp8" : "none");
+  return lorikeet::bench::Run(has("--quick"), {.quantization = has("--fp8") ? "fp8" : "none",
+                                               .batch_invariant = has("--batch-invariant")});
 }

@@ -155,7 +155,7 @@ double PinnedRate(int64_t bytes) {
 }
 
 int Run(const std::vector<double>& rates) {
-  SyntheticEngine engine(Llama8B(), "none", kPoolBytes);
+  SyntheticEngine engine(Llama8B(), {.kv_bytes = kPoolBytes});
   const int64_t each = AdapterBytes(engine.model(), kRank);
   // A third more than have room.
   const auto cold_count = static_cast<int32_t>(kPoolBytes / each * 4 / 3);

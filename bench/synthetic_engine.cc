@@ -14,13 +14,9 @@ void StepSums::OnStep(const StepStats& stats) {
   dropped += stats.images_dropped;
 }
 
-SyntheticEngine::SyntheticEngine(const ModelConfig& config, const std::string& quantization,
-                                 int64_t kv_bytes)
+SyntheticEngine::SyntheticEngine(const ModelConfig& config, RunnerOptions options)
     : model_(std::make_shared<SyntheticModel>(config)) {
-  RunnerOptions options;
   options.device = "cuda";
-  options.quantization = quantization;
-  options.kv_bytes = kv_bytes;
   options.limits.max_batch_tokens = 768;
   options.limits.max_running_requests = 256;
   options.limits.max_queued_requests = 4096;

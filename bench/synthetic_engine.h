@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <memory>
-#include <string>
 
 #include "bench/synthetic.h"
 #include "engine/base/clock.h"
@@ -22,10 +21,8 @@ class StepSums final : public StatsSink {
 
 class SyntheticEngine {
  public:
-  // What fails ends the program.
-  // `quantization` and `kv_bytes`, of the pool of pages, as RunnerOptions has them.
-  explicit SyntheticEngine(const ModelConfig& config, const std::string& quantization = "none",
-                           int64_t kv_bytes = 0);
+  // What fails ends the program. Device and limits of `options` are set here.
+  explicit SyntheticEngine(const ModelConfig& config, RunnerOptions options = {});
 
   const SyntheticModel& model() const { return *model_; }
   int64_t weight_bytes() const { return runner_->weight_bytes(); }

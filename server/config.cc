@@ -198,6 +198,10 @@ OptionTable ServerOptions(ServerConfig* c) {
                "fp8 keeps the layers' weights on a GPU in 8 bits with a scale a row: half the memory, "
                "faster answers",
                &c->quantization);
+  table.Switch("batch-invariant",
+               "the same request gives the same tokens and probabilities to the bit whatever else is served "
+               "beside it; slower on a GPU, and on the CPU with precision exact",
+               &c->batch_invariant);
   table.Int("threads", 0, 1024, "threads", "CPU threads of the model; 0: all cores", &c->threads);
   table.Int("kv-cache-mib", 0, 1 << 24, "MiB",
             "memory for keys and values, and on a GPU for adapters; 0: 1024 on the CPU, on a GPU "

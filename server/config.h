@@ -41,6 +41,7 @@ struct ServerConfig {
   std::string device = "auto";
   std::string precision = "auto";
   std::string quantization = "none";
+  bool batch_invariant = false;
   int32_t threads = 0;  // 0: all cores
   int32_t kv_cache_mib = 0;
   int32_t pinned_mib = 0;  // 0: BackendOptions' choice

@@ -50,6 +50,9 @@ struct BackendOptions {
   int64_t pinned_bytes = 0;  // of host memory, for adapters on their way to a GPU; 0: a quarter
                              // of it, at most 32 GiB
   bool record = true;    // steps, where the backend can replay them
+  // A token's results are the same to the bit whatever else its step holds, and however the tokens before it
+  // were cut into steps. Costs speed on a GPU, and on the CPU with float32 products.
+  bool batch_invariant = false;
 };
 
 class Backend {

@@ -93,7 +93,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                                        .experts_per_token = source->config().experts_per_token,
                                        .max_rows = options.limits.max_batch_tokens,
                                        .pinned_bytes = options.pinned_bytes,
-                                       .record = options.record};
+                                       .record = options.record,
+                                       .batch_invariant = options.batch_invariant};
   absl::Status no_gpu;
   LK_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                       MakeBackend(options.device, backend_options, &no_gpu));

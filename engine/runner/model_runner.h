@@ -25,6 +25,7 @@ struct RunnerOptions {
   int64_t kv_bytes = 0;      // of the pool; 0: 1 GiB on the CPU, what can be spared on a GPU
   int64_t pinned_bytes = 0;  // see BackendOptions
   bool record = true;        // likewise
+  bool batch_invariant = false;  // likewise
   Limits limits;
 };
 

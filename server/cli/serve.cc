@@ -46,6 +46,7 @@ absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
   options.device = config.device;
   options.precision = config.precision;
   options.quantization = config.quantization;
+  options.batch_invariant = config.batch_invariant;
   options.threads = config.threads;
   options.kv_bytes = config.kv_cache_mib * kMiB;
   options.pinned_bytes = config.pinned_mib * kMiB;

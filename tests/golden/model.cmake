@@ -6,6 +6,9 @@ lorikeet_test(model_golden_test ${golden}/model_golden_test.cc ${support}/model_
 lorikeet_test(real_model_test ${golden}/real_model_test.cc ${support}/model_harness.cc
   ${support}/cpu_test_backend.cc
   LIBS lorikeet_runner lorikeet_adapters_cache)
+lorikeet_test(batch_invariance_test ${golden}/batch_invariance_test.cc ${support}/model_harness.cc
+  ${support}/cpu_test_backend.cc
+  LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
 lorikeet_test(prefix_cache_test ${golden}/prefix_cache_test.cc
   LIBS lorikeet_engine lorikeet_adapters_cache)
 lorikeet_test(variants_test ${golden}/variants_test.cc ${support}/cpu_test_backend.cc

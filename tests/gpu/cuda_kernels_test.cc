@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -250,151 +249,64 @@ TEST(CudaLinear, CodesOfFilesAreKept) {
   for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kCodesOfFile, false);
 }
 
-// Sequences of a random history: some decode, some bring several tokens.
-struct AttentionCase {
-  int32_t head_dim, kv_heads, heads, window, layer, layers = 3;
-  struct Sequence {
-    std::vector<float> q, k, v;  // [tokens, heads or kv_heads, head_dim]
-    std::vector<int32_t> pages;
-    int32_t tokens = 0, done = 0;
-  };
-  std::vector<Sequence> sequences;
-};
-
-std::vector<double> ReferenceHead(const AttentionCase& c, const AttentionCase::Sequence& s,
-                                  int32_t t, int32_t head) {
-  const int32_t kv_head = head / (c.heads / c.kv_heads), dim = c.head_dim;
-  const int32_t from = c.window > 0 ? std::max(0, t - c.window + 1) : 0;
-  std::vector<double> weights, out(dim, 0.0);
-  double total = 0, top = -INFINITY;
-  for (int32_t at = from; at <= t; ++at) {
-    double dot = 0;
-    for (int32_t d = 0; d < dim; ++d) {
-      dot += double{s.q[(t * c.heads + head) * dim + d]} *
-             s.k[(at * c.kv_heads + kv_head) * dim + d];
-    }
-    weights.push_back(dot / std::sqrt(dim));
-    top = std::max(top, weights.back());
+// y and norms of `rows` rows of x from `first` on, [rows, width] and [rows, in], one behind the other.
+std::vector<float> ProductAndNorm(const LinearWeight& weight, const TypeCase& type, const std::vector<float>& x,
+                                  int32_t first, int32_t rows, Backend* backend) {
+  const std::vector<int32_t> tokens(rows), begin = {0, rows}, page_begin = {0, 0};
+  const int32_t padded = backend->BeginStep(
+      {.tokens = tokens, .positions = tokens, .sequence_begin = begin, .page_begin = page_begin});
+  std::vector<float> mine(x.begin() + int64_t{first} * weight.in, x.begin() + int64_t{first + rows} * weight.in);
+  mine.resize(int64_t{padded} * weight.in, 1);
+  DeviceRows dx(backend, padded, weight.in, type.dtype), sums(backend, padded, weight.in, DType::kF32);
+  dx.Write(mine);
+  sums.Write(mine);
+  DeviceRows dy(backend, padded, weight.width(), type.dtype), wide(backend, padded, weight.width(), DType::kF32);
+  DeviceRows norms(backend, padded, weight.in, type.dtype);
+  backend->LinearProducts({.weight = &weight, .x = dx.matrix, .y = dy.matrix});
+  backend->LinearProducts({.weight = &weight, .x = dx.matrix, .y = wide.matrix});
+  const DeviceMemory ones = backend->Upload(std::vector<float>(weight.in, 1));
+  backend->AddRmsNorm({.x = sums.matrix, .delta = Matrix(nullptr, padded, weight.in, type.dtype),
+                       .weight = reinterpret_cast<const float*>(ones.get()), .out = norms.matrix});
+  LK_CHECK_MSG(backend->status().ok(), backend->status().ToString());
+  std::vector<float> all;
+  for (const DeviceRows* part : {&dy, &wide, &norms}) {
+    const std::vector<float> values = part->Read();
+    all.insert(all.end(), values.begin(), values.begin() + int64_t{rows} * part->matrix.width);
   }
-  for (double& w : weights) total += w = std::exp(w - top);
-  for (int32_t at = from; at <= t; ++at) {
-    for (int32_t d = 0; d < dim; ++d) {
-      out[d] += weights[at - from] / total * s.v[(at * c.kv_heads + kv_head) * dim + d];
-    }
-  }
-  return out;
+  return all;
 }
 
-TEST(CudaAttention, MixedPagedStepsMatchTheDefinition) {
-  for (const TypeCase& type : kTypes) {
-    for (uint32_t seed = 0; seed < 24; ++seed) {
-      std::mt19937 rng(seed);
-      const std::unique_ptr<Backend> backend = CudaBackendFor(type);
-      AttentionCase c;
-      const int32_t dims[] = {64, 128, 80, 8, 256, 96};
-      c.head_dim = dims[rng() % 6];
-      c.kv_heads = 1 + rng() % 3;
-      const int32_t groups[] = {1, 3, 4, 8, 9};
-      const int32_t group = groups[rng() % 5];
-      c.heads = c.kv_heads * group;
-      c.window = seed % 3 == 1 ? 1 + rng() % 300 : 0;
-      c.layer = rng() % c.layers;
-      const KvLayout layout = KvLayout::Make(c.layers, c.kv_heads, c.head_dim, type.dtype);
-      // The weight of q, k and v tells the backend how many query heads share a KV head.
-      std::vector<TensorView> views;
-      const std::vector<std::byte> zeros(ByteSize(type.dtype, int64_t{8} * c.heads * c.head_dim));
-      for (const int32_t heads : {c.heads, c.kv_heads, c.kv_heads}) {
-        const int64_t bytes = ByteSize(type.dtype, int64_t{8} * heads * c.head_dim);
-        views.push_back({type.dtype, {heads * c.head_dim, 8}, std::span(zeros).first(bytes)});
-      }
-      const LinearSource sources[] = {{&views[0]}, {&views[1]}, {&views[2]}};
-      const auto weight = backend->LoadLinear(0, sources);
+// Rows [first, first + rows) of what ProductAndNorm gave for `of` rows.
+std::vector<float> RowsOf(const std::vector<float>& all, const LinearWeight& weight, int32_t of, int32_t first,
+                          int32_t rows) {
+  std::vector<float> some;
+  int64_t at = 0;
+  for (const int32_t width : {weight.width(), weight.width(), weight.in}) {
+    some.insert(some.end(), all.begin() + at + int64_t{first} * width, all.begin() + at + int64_t{first + rows} * width);
+    at += int64_t{of} * width;
+  }
+  return some;
+}
 
-      c.sequences.resize(1 + rng() % 4);
-      int32_t pages = 0;
-      for (AttentionCase::Sequence& s : c.sequences) {
-        s.tokens = 1 + rng() % 700;
-        s.q = RandomFloats(int64_t{s.tokens} * c.heads * c.head_dim, rng);
-        s.k = RandomFloats(int64_t{s.tokens} * c.kv_heads * c.head_dim, rng);
-        s.v = RandomFloats(int64_t{s.tokens} * c.kv_heads * c.head_dim, rng);
-        for (auto* values : {&s.q, &s.k, &s.v}) RoundTo(type.dtype, values);
-        pages += layout.PagesFor(s.tokens);
-      }
-      ASSERT_EQ(backend->AllocatePages(layout, pages * layout.page_bytes()), pages);
-      cudaMemset(backend->pages(), 0xff, pages * layout.page_bytes());  // NaN in every type
-      std::vector<int32_t> ids(pages);
-      std::iota(ids.begin(), ids.end(), 0);
-      std::shuffle(ids.begin(), ids.end(), rng);
-      for (AttentionCase::Sequence& s : c.sequences) {
-        const int32_t count = layout.PagesFor(s.tokens);
-        s.pages.assign(ids.end() - count, ids.end());
-        ids.resize(ids.size() - count);
-      }
-      while (true) {
-        std::vector<int32_t> positions, begin = {0}, page_begin = {0}, page_ids, counts;
-        std::vector<float> q, k, v;
-        for (const AttentionCase::Sequence& s : c.sequences) {
-          // Mostly single tokens at the end, so that decoding sees long histories.
-          const int32_t left = s.tokens - s.done;
-          const int32_t rows = left > 3 ? std::min<int32_t>(left - 2, 1 + rng() % 300)
-                                        : std::min(left, 1);
-          counts.push_back(rows);
-          if (rows == 0) continue;
-          for (int32_t r = 0; r < rows; ++r) positions.push_back(s.done + r);
-          const auto append = [&](const std::vector<float>& from, int32_t heads, auto* to) {
-            const auto first = from.begin() + int64_t{s.done} * heads * c.head_dim;
-            to->insert(to->end(), first, first + int64_t{rows} * heads * c.head_dim);
-          };
-          append(s.q, c.heads, &q);
-          append(s.k, c.kv_heads, &k);
-          append(s.v, c.kv_heads, &v);
-          begin.push_back(static_cast<int32_t>(positions.size()));
-          page_ids.insert(page_ids.end(), s.pages.begin(),
-                          s.pages.begin() + layout.PagesFor(s.done + rows));
-          page_begin.push_back(static_cast<int32_t>(page_ids.size()));
-        }
-        if (positions.empty()) break;
-        const int32_t rows = backend->BeginStep({.tokens = positions,
-                                                 .positions = positions,
-                                                 .sequence_begin = begin,
-                                                 .page_begin = page_begin,
-                                                 .page_ids = page_ids});
-        const auto rows_of = [&](std::vector<float>* values, int32_t heads) {
-          DeviceRows device(backend.get(), rows, heads * c.head_dim, type.dtype);
-          values->resize(int64_t{rows} * heads * c.head_dim, NAN);
-          device.Write(*values);
-          return device;
-        };
-        const DeviceRows dq = rows_of(&q, c.heads), dk = rows_of(&k, c.kv_heads),
-                         dv = rows_of(&v, c.kv_heads);
-        DeviceRows out(backend.get(), rows, c.heads * c.head_dim, type.dtype);
-        RopeStoreArgs store{.q = dq.matrix, .k = dk.matrix, .v = dv.matrix};
-        store.head_dim = c.head_dim;
-        store.layer = c.layer;
-        backend->RopeStore(store);
-        const float scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
-        backend->Attention({dq.matrix, out.matrix, c.heads, c.layer, c.window, scale});
-        ASSERT_TRUE(backend->status().ok()) << backend->status();
-        const std::vector<float> got = out.Read();
-        int32_t row = 0;
-        for (size_t i = 0; i < c.sequences.size(); ++i) {
-          AttentionCase::Sequence& s = c.sequences[i];
-          for (int32_t r = 0; r < counts[i]; ++r, ++row) {
-            // Long prompts: a few of their rows, the last among them.
-            if (counts[i] > 8 && r % 37 != 0 && r + 1 != counts[i]) continue;
-            for (int32_t h = 0; h < c.heads; ++h) {
-              const std::vector<double> expected = ReferenceHead(c, s, s.done + r, h);
-              for (int32_t d = 0; d < c.head_dim; ++d) {
-                // Probabilities and result are rounded once each; values are about 1.
-                ASSERT_NEAR(got[(int64_t{row} * c.heads + h) * c.head_dim + d], expected[d],
-                            4 * type.step + 4e-6 * std::sqrt(c.head_dim))
-                    << Info(type.dtype).name << " seed " << seed << " head_dim " << c.head_dim
-                    << " group " << group << " window " << c.window << " sequence " << i
-                    << " position " << s.done + r << " head " << h << " dim " << d;
-              }
-            }
-          }
-          s.done += counts[i];
+TEST(CudaBatchInvariance, RowsDoNotDependOnTheirNumber) {
+  constexpr int32_t kRows = 700;
+  for (const TypeCase& type : {kTypes[0], kTypes[1]}) {
+    for (const Quantization quantization : {Quantization::kNone, Quantization::kFp8}) {
+      const std::unique_ptr<Backend> backend = CudaBackendFor(type, true, quantization, /*batch_invariant=*/true);
+      std::mt19937 rng(7);
+      for (const auto& [in, out] : {std::pair(4096, 1024), {14336, 256}, {1024, 5120}, {264, 1048}, {72, 40}}) {
+        const std::vector<std::byte> stored = Encode(type.dtype, RandomFloats(int64_t{in} * out, rng));
+        const TensorView view{type.dtype, {out, in}, stored};
+        const LinearSource source[] = {{&view}};
+        const auto weight = backend->LoadLinear(0, source);
+        const std::vector<float> x = RandomFloats(int64_t{kRows} * in, rng);
+        const std::vector<float> all = ProductAndNorm(*weight, type, x, 0, kRows, backend.get());
+        for (const int32_t rows : {1, 7, 16, 33, 64, 65, 130, 256, 300, 513}) {
+          const int32_t first = static_cast<int32_t>(rng() % (kRows - rows));
+          ASSERT_EQ(ProductAndNorm(*weight, type, x, first, rows, backend.get()),
+                    RowsOf(all, *weight, kRows, first, rows))
+              << Info(type.dtype).name << (quantization == Quantization::kFp8 ? " fp8" : "") << " in " << in
+              << " out " << out << " rows " << rows;
         }
       }
     }

@@ -26,10 +26,12 @@ inline constexpr TypeCase kTypes[] = {
 };
 
 inline std::unique_ptr<Backend> CudaBackendFor(const TypeCase& type, bool record = true,
-                                               Quantization quantization = Quantization::kNone) {
+                                               Quantization quantization = Quantization::kNone,
+                                               bool batch_invariant = false) {
   absl::StatusOr<std::unique_ptr<Backend>> backend =
       MakeCudaBackend({.precision = type.precision, .quantization = quantization,
-                       .stored = type.stored, .max_rows = 2048, .record = record});
+                       .stored = type.stored, .max_rows = 2048, .record = record,
+                       .batch_invariant = batch_invariant});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   return *std::move(backend);
 }

@@ -12,12 +12,16 @@ function(lorikeet_gpu_test name)
 endfunction()
 
 set(gpu ${PROJECT_SOURCE_DIR}/tests/gpu)
-lorikeet_gpu_test(cuda_kernels_test ${gpu}/cuda_kernels_test.cc ${gpu}/cuda_experts_test.cc
+lorikeet_gpu_test(cuda_kernels_test ${gpu}/cuda_kernels_test.cc ${gpu}/cuda_attention_test.cc
+  ${gpu}/cuda_experts_test.cc
   LIBS lorikeet_kernels_cuda)
 lorikeet_gpu_test(cuda_sampler_test ${gpu}/cuda_sampler_test.cc LIBS lorikeet_kernels_cuda)
 lorikeet_gpu_test(cuda_model_golden_test ${PROJECT_SOURCE_DIR}/tests/golden/model_golden_test.cc
   ${PROJECT_SOURCE_DIR}/tests/support/model_harness.cc ${gpu}/cuda_test_backend.cc
   LIBS lorikeet_runner lorikeet_adapters_cache)
+lorikeet_gpu_test(cuda_batch_invariance_test ${PROJECT_SOURCE_DIR}/tests/golden/batch_invariance_test.cc
+  ${PROJECT_SOURCE_DIR}/tests/support/model_harness.cc ${gpu}/cuda_test_backend.cc
+  LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
 lorikeet_gpu_test(cuda_variants_test ${PROJECT_SOURCE_DIR}/tests/golden/variants_test.cc
   ${gpu}/cuda_test_backend.cc LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
 lorikeet_gpu_test(cuda_adapters_test ${gpu}/cuda_adapters_test.cc

@@ -8,13 +8,14 @@
 namespace lorikeet {
 
 ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precision, int32_t lanes,
-                           int32_t max_tokens, int32_t threads) {
+                           int32_t max_tokens, int32_t threads, bool batch_invariant) {
   absl::StatusOr<std::unique_ptr<ModelSource>> source = ModelSource::Open(model);
   LK_CHECK_MSG(source.ok(), source.status().ToString());
   source_ = *std::move(source);
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeTestBackend(
       {.precision = precision, .threads = threads, .experts = source_->config().expert_modules(),
-       .experts_per_token = source_->config().experts_per_token, .max_rows = kMaxRows});
+       .experts_per_token = source_->config().experts_per_token, .max_rows = kMaxRows,
+       .batch_invariant = batch_invariant});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   backend_ = *std::move(backend);
   absl::StatusOr<std::unique_ptr<Model>> loaded = Model::Load(source_, backend_.get(), kMaxRows);

@@ -32,7 +32,7 @@ class ModelHarness {
   // Pages of all lanes come out of `max_tokens` tokens a lane. Fails the test when the model does
   // not open.
   ModelHarness(const std::filesystem::path& model, Precision precision, int32_t lanes,
-               int32_t max_tokens, int32_t threads = 2);
+               int32_t max_tokens, int32_t threads = 2, bool batch_invariant = false);
 
   const ModelSource& source() const { return *source_; }
   std::shared_ptr<const ModelSource> shared_source() const { return source_; }

@@ -193,7 +193,7 @@ void CpuBackend::MultiplyRows(const LinearArgs& args, int32_t part, int32_t begi
     }
     for (int32_t c = begin; c < end; c += kFloatPanelColumns) {
       FloatGemm(weight.view, x.Rows(row_begin, rows), c, std::min(end, c + kFloatPanelColumns),
-                &panels_[thread], y.Rows(row_begin, rows));
+                options_.batch_invariant, &panels_[thread], y.Rows(row_begin, rows));
     }
   };
   multiply(args.x, rounded_, 0, args.x.rows);

@@ -8,7 +8,7 @@
 
 namespace lorikeet {
 
-void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t column_end,
+void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t column_end, bool row_by_row,
                std::vector<float>* panel, Matrix y) {
   const int64_t in = weight.row_elements();
   const int32_t columns = column_end - column_begin;
@@ -21,10 +21,13 @@ void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t
     w = panel->data();
   }
   omp_set_num_threads(1);  // of this thread alone: the pool splits the work, not oneDNN
-  const dnnl_status_t status =
-      dnnl_sgemm('N', 'T', x.rows, columns, in, 1.0f, x.row(0), x.stride, w, in, 0.0f,
-                 y.row(0) + column_begin, y.stride);
-  LK_CHECK_MSG(status == dnnl_success, "dnnl_sgemm");
+  const int32_t at_once = row_by_row ? 1 : x.rows;
+  for (int32_t row = 0; row < x.rows; row += at_once) {
+    const dnnl_status_t status =
+        dnnl_sgemm('N', 'T', at_once, columns, in, 1.0f, x.row(row), x.stride, w, in, 0.0f,
+                   y.row(row) + column_begin, y.stride);
+    LK_CHECK_MSG(status == dnnl_success, "dnnl_sgemm");
+  }
 }
 
 }  // namespace lorikeet

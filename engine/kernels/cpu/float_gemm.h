@@ -13,9 +13,9 @@ namespace lorikeet {
 inline constexpr int32_t kFloatPanelColumns = 32;
 
 // y[:, column_begin, column_end) = x W[column_begin, column_end)ᵀ. `panel` is scratch that grows
-// to kFloatPanelColumns rows of the weight.
+// to kFloatPanelColumns rows of the weight. row_by_row: a row's sums do not depend on how many there are.
 // REQUIRES: column_end - column_begin <= kFloatPanelColumns.
-void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t column_end,
+void FloatGemm(const TensorView& weight, Matrix x, int32_t column_begin, int32_t column_end, bool row_by_row,
                std::vector<float>* panel, Matrix y);
 
 }  // namespace lorikeet

@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kThreads<kColumns>, Stage<kColumns>::kRoom)
 }
 
 template <typename T, typename Y, int kColumns>
-cudaError_t LaunchFor(CodedArgs args, Matrix x, cudaStream_t stream) {
+cudaError_t LaunchFor(CodedArgs args, Matrix x, bool in_chains, cudaStream_t stream) {
   using S = Stage<kColumns>;
   const auto kernel = CodedGemm<T, Y, kColumns>;
   constexpr int32_t kShared = S::kCount * S::kBytes;
@@ -294,7 +294,7 @@ cudaError_t LaunchFor(CodedArgs args, Matrix x, cudaStream_t stream) {
   for (int32_t p = 0; p < args.weight.count; ++p) blocks += Blocks(args.weight.parts[p].rows);
   args.x_blocks = DivideUp(x.rows, kColumns * 8);
   const int32_t cluster =
-      ClusterFor(blocks * args.x_blocks, S::kRoom, args.strips / S::kStrips);
+      in_chains ? 1 : ClusterFor(blocks * args.x_blocks, S::kRoom, args.strips / S::kStrips);
   return Launch(kernel,
                 {.grid = dim3(cluster * blocks * args.x_blocks),
                  .threads = kThreads<kColumns>,
@@ -305,13 +305,13 @@ cudaError_t LaunchFor(CodedArgs args, Matrix x, cudaStream_t stream) {
 
 // Blocks of so many rows of x that the fewest are computed for nothing, the largest of equals.
 template <typename T, typename Y>
-cudaError_t LaunchTyped(const CodedArgs& args, Matrix x, cudaStream_t stream) {
-  if (x.rows <= 8) return LaunchFor<T, Y, 1>(args, x, stream);
-  if (x.rows <= 16) return LaunchFor<T, Y, 2>(args, x, stream);
-  if (x.rows <= 32) return LaunchFor<T, Y, 4>(args, x, stream);
-  if (x.rows <= 64) return LaunchFor<T, Y, 8>(args, x, stream);
-  if ((x.rows + 127) / 128 % 2 != 0 && x.rows <= 640) return LaunchFor<T, Y, 16>(args, x, stream);
-  return LaunchFor<T, Y, 32>(args, x, stream);
+cudaError_t LaunchTyped(const CodedArgs& args, Matrix x, bool in_chains, cudaStream_t stream) {
+  if (x.rows <= 8) return LaunchFor<T, Y, 1>(args, x, in_chains, stream);
+  if (x.rows <= 16) return LaunchFor<T, Y, 2>(args, x, in_chains, stream);
+  if (x.rows <= 32) return LaunchFor<T, Y, 4>(args, x, in_chains, stream);
+  if (x.rows <= 64) return LaunchFor<T, Y, 8>(args, x, in_chains, stream);
+  if ((x.rows + 127) / 128 % 2 != 0 && x.rows <= 640) return LaunchFor<T, Y, 16>(args, x, in_chains, stream);
+  return LaunchFor<T, Y, 32>(args, x, in_chains, stream);
 }
 
 }  // namespace
@@ -336,12 +336,13 @@ cudaError_t LaunchStoreCodes(const std::byte* blocks, int32_t first, int32_t cou
   return cudaGetLastError();
 }
 
-cudaError_t LaunchCodedGemm(const CodedWeight& weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchCodedGemm(const CodedWeight& weight, Matrix x, Matrix y, cudaStream_t stream,
+                            bool in_chains) {
   const CodedArgs args{.weight = weight, .y = y, .strips = weight.strips()};
   return WithType(x.dtype, [&]<typename T>(T) {
     if constexpr (std::is_same_v<T, float>) return cudaErrorInvalidValue;
-    else if (y.dtype == DType::kF32) return LaunchTyped<T, float>(args, x, stream);
-    else return LaunchTyped<T, T>(args, x, stream);
+    else if (y.dtype == DType::kF32) return LaunchTyped<T, float>(args, x, in_chains, stream);
+    else return LaunchTyped<T, T>(args, x, in_chains, stream);
   });
 }
 

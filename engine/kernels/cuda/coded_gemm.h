@@ -53,8 +53,9 @@ cudaError_t LaunchEncode(const void* rows, DType dtype, int32_t first, int32_t c
 cudaError_t LaunchStoreCodes(const std::byte* blocks, int32_t first, int32_t count,
                              const CodedPart& part, int32_t width, cudaStream_t stream);
 
-// y = x Wᵀ with float32 sums, the same for a row whatever the others are. x is of a 16-bit type, y of
-// that or float32; columns of y are the parts' one after the other.
-cudaError_t LaunchCodedGemm(const CodedWeight& weight, Matrix x, Matrix y, cudaStream_t stream);
+// y = x Wᵀ with float32 sums. x is of a 16-bit type, y of that or float32; columns of y are the parts' one
+// after the other. in_chains: each sum is one chain of products in the order of columns, the same for a row
+// whatever the others are; else several blocks may share a sum's columns, as many as the rows leave idle.
+cudaError_t LaunchCodedGemm(const CodedWeight& weight, Matrix x, Matrix y, cudaStream_t stream, bool in_chains);
 
 }  // namespace lorikeet::cuda

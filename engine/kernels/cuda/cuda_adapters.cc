@@ -50,7 +50,7 @@ void CudaBackend::MultiplyRotated(const LinearArgs& args) {
     if (weight.is_coded) {
       CodedWeight alone{.count = 1, .width = weight.coded.width};
       alone.parts[0] = weight.coded.parts[part];
-      Note(LaunchCodedGemm(alone, x, y, stream_), "a product of codes");
+      Note(LaunchCodedGemm(alone, x, y, stream_, options_.batch_invariant), "a product of codes");
     } else {
       gemm_.Multiply(weight.rows.Rows(column, out), x, y, stream_);
     }

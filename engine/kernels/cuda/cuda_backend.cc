@@ -66,7 +66,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
       dtype_(ActivationType(options)),
       stream_(stream),
       threads_(Threads(options)),
-      gemm_(&errors_),
+      gemm_(&errors_, options.batch_invariant),
       arrays_(&errors_),
       sampler_(&errors_, stream),
       adapters_(dtype_, options.experts, stream) {
@@ -218,7 +218,7 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
   int32_t long_rows = 0;
   for (const DeviceSegment& s : long_segments) long_rows += s.row_end - s.row_begin;
   const bool extends = long_rows >= kFewestExtendedRows && ExtendsProducts(long_segments);
-  const bool all_short = !extends && long_rows <= kFewLongRows;
+  const bool all_short = options_.batch_invariant || (!extends && long_rows <= kFewLongRows);
   const auto middle = std::stable_partition(
       segments.begin(), segments.end(),
       [&](const DeviceSegment& s) { return all_short || is_short(s); });
@@ -263,9 +263,9 @@ bool CudaBackend::GrowScratch() {
 int32_t CudaBackend::BeginStep(const StepInput& step) {
   const int32_t rows = static_cast<int32_t>(step.tokens.size());
   const bool decoding = step.sequence_begin.size() == step.tokens.size() + 1;
-  recordable_ = options_.record && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
+  recordable_ = options_.record && !options_.batch_invariant && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
   rows_ = std::min(PaddedRows(rows), options_.max_rows);
-  PlanAttention(step, layout_.kv_heads, &work_);
+  PlanAttention(step, layout_.kv_heads, options_.batch_invariant, &work_);
   PlanAdapters(step);
   bool moved = GrowScratch();
   moved |= arrays_.Send(step, work_, rows_, stream_);
@@ -274,7 +274,7 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
 }
 
 bool CudaBackend::ExtendsProducts(std::span<const DeviceSegment> long_segments) const {
-  const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
+  const bool alone = !options_.batch_invariant && !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
                      !Has(Part::kScaledPairs);
   return alone && rows_ > kMaxRecordedRows && ExtensionColumns(long_segments, 1) <= most_room_;
 }
@@ -327,8 +327,8 @@ void CudaBackend::Embed(Matrix out) {
 
 void CudaBackend::AddRmsNorm(const NormArgs& args) {
   const RowAdapters adapters = Has(Part::kNorms) ? AdaptersOf(RowSet::kAll) : RowAdapters();
-  Note(LaunchAddRmsNorm(args, TakeBeside(args.delta.data), arrays_.logit_rows(), adapters, stream_),
-       "norm");
+  Note(LaunchAddRmsNorm(args, TakeBeside(args.delta.data), arrays_.logit_rows(), adapters,
+                        options_.batch_invariant, stream_), "norm");
 }
 
 LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& work,
@@ -397,8 +397,8 @@ void CudaBackend::MultiplyExtended(const LinearArgs& args, int32_t columns) {
 }
 
 // Long segments extend the product where it can be. Other low-rank products read what the base product
-// reads and run beside it. Their result is kept apart where y's reader can add it; where an adapter
-// does more to y, expanding comes after the product.
+// reads and run beside it. Their result is kept apart where y's reader can add it; where an adapter of the
+// step does more to y, or rounding must not depend on that, expanding comes after the product.
 void CudaBackend::LinearProducts(const LinearArgs& args) {
   const CudaLinearWeight& weight = static_cast<const CudaLinearWeight&>(*args.weight);
   const bool adapted = Has(LinearPart::kAny, args);
@@ -407,7 +407,7 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
   const int32_t extension = adapted && !whole ? ExtensionColumnsOf(args) : 0;
   const Segments left = extension > 0 ? Segments::kShort : Segments::kAll;
-  const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32;
+  const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32 && !options_.batch_invariant;
   if (apart) MultiplyApart(args, left);
   if (rotated) MultiplyRotated(args);
   else if (extension > 0) MultiplyExtended(args, extension);
@@ -422,7 +422,7 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
 }
 
 void CudaBackend::Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside) {
-  if (weight.is_coded) Note(LaunchCodedGemm(weight.coded, x, y, stream_), "a product of codes");
+  if (weight.is_coded) Note(LaunchCodedGemm(weight.coded, x, y, stream_, options_.batch_invariant), "a product of codes");
   else gemm_.Multiply(weight.rows, x, y, stream_, beside);
 }
 
@@ -520,6 +520,12 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& o
     return absl::FailedPreconditionError(
         absl::StrFormat("quantization fp8 needs compute capability 9.0 and a build for 90a; %s has %d.%d", device.name,
                         device.major, device.minor));
+  }
+  if (options.batch_invariant && cuda::ActivationType(options) == DType::kF32) {
+    // Of float32 there are cuBLASLt's products alone, and what those do depends on the number of rows.
+    return absl::FailedPreconditionError(
+        "batch-invariant on a GPU is for precision fast, and this model would be computed in float32; set precision "
+        "to fast, or device to cpu");
   }
   cudaStream_t stream = nullptr;
   const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);

@@ -43,7 +43,9 @@ class CudaBackend final : public Backend {
 
   std::string Describe() const override;
   DType activation_dtype() const override { return dtype_; }
-  int32_t x_room(int32_t width) const override { return dtype_ == DType::kBF16 ? ExtensionRoom(width) : 0; }
+  int32_t x_room(int32_t width) const override {
+    return dtype_ == DType::kBF16 && !options_.batch_invariant ? ExtensionRoom(width) : 0;
+  }
   DType kv_dtype() const override { return dtype_; }
   int32_t max_logit_rows() const override { return 256; }
   std::vector<int32_t> slow_first_rows() const override;

@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "absl/strings/str_format.h"
 #include "engine/api/limits.h"
 #include "engine/base/check.h"
 #include "engine/kernels/cuda/cuda_backend.h"
 #include "engine/kernels/cuda/narrow.h"
+#include "engine/kernels/cuda/stream_gemm.h"
 #include "engine/tensor/dequantize.h"
 
 namespace lorikeet::cuda {
@@ -160,6 +162,12 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
     linear->bytes = ByteSize(dtype_, elements);
   }
   std::lock_guard lock(load_mutex_);
+  const bool multiplied = !linear->is_coded && !parts[0].expert;
+  if (options_.batch_invariant && multiplied && !CanStream(linear->rows, Matrix(nullptr, 1, linear->in, dtype_))) {
+    errors_.Note(absl::FailedPreconditionError(absl::StrFormat(
+        "batch-invariant needs a GPU of compute capability 9.0, a build for 90a, and linears whose inputs are a "
+        "multiple of 8; this is %s and a linear of %d", device_name_, linear->in)));
+  }
   if (biased) linear->bias = Upload(bias);
   for (size_t p = 0; p < parts.size(); ++p) {
     adapters_.SetWidths(first_module + static_cast<int32_t>(p), {linear->in, linear->out[p]});

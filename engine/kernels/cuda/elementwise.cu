@@ -147,9 +147,10 @@ cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, M
 }
 
 cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
-                             const RowAdapters& adapters, cudaStream_t stream) {
+                             const RowAdapters& adapters, bool batch_invariant, cudaStream_t stream) {
   const int32_t shared = args.x.width * static_cast<int32_t>(sizeof(float));
-  const LaunchShape shape{dim3(args.out.rows), FewerForMany(args.out.rows, RowThreads(args.x.width)), shared};
+  const int32_t most = RowThreads(args.x.width);
+  const LaunchShape shape{dim3(args.out.rows), batch_invariant ? most : FewerForMany(args.out.rows, most), shared};
   return WithType(args.out.dtype, [&]<typename T>(T) {
     if (shared > 47 << 10) {  // with the block's own sums, more than a kernel gets unasked
       const cudaError_t error = cudaFuncSetAttribute(

@@ -22,9 +22,9 @@ struct Beside {
 cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, Matrix out,
                         cudaStream_t stream);
 // logit_rows: [L] device, for RowSet::kLogits. adapters: of the step's rows; without parts no row has
-// a norm of its own.
+// a norm of its own. batch_invariant: a row's squares are added in the same order however many rows there are.
 cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
-                             const RowAdapters& adapters, cudaStream_t stream);
+                             const RowAdapters& adapters, bool batch_invariant, cudaStream_t stream);
 cudaError_t LaunchSwiGlu(Matrix gate_up, const Beside& beside, Matrix out, cudaStream_t stream);
 // y += bias in every row. bias: [width].
 cudaError_t LaunchAddBias(Matrix y, const float* bias, cudaStream_t stream);

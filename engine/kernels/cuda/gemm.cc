@@ -67,7 +67,7 @@ struct Gemm::Proposals {
   int count = 0;
 };
 
-Gemm::Gemm(FirstError* errors) : errors_(errors) {
+Gemm::Gemm(FirstError* errors, bool batch_invariant) : errors_(errors), batch_invariant_(batch_invariant) {
   Note(cublasLtCreate(&handle_), "cublasLtCreate");
   errors_->Note(cudaMalloc(&workspace_, kWorkspaceBytes), "workspace of cuBLASLt");
 }
@@ -175,7 +175,20 @@ void Gemm::Run(const Plan& plan, Matrix weight, Matrix x, Matrix y, cudaStream_t
        "cublasLtMatmul");
 }
 
+void Gemm::MultiplyInvariantly(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+  if (x.rows > kMaxStreamedRows && CanTile(weight, x, y)) {
+    errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
+    return;
+  }
+  for (int32_t first = 0; first < x.rows; first += kMaxStreamedRows) {
+    const int32_t count = std::min(x.rows - first, kMaxStreamedRows);
+    errors_->Note(LaunchStreamGemm(weight, x.Rows(first, count), y.Rows(first, count), stream, /*in_chains=*/true),
+                  "a product of few rows");
+  }
+}
+
 void Gemm::Multiply(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool beside) {
+  if (batch_invariant_) return MultiplyInvariantly(weight, x, y, stream);
   if ((x.rows <= kFewRows || beside) && CanStream(weight, x)) {
     errors_->Note(LaunchStreamGemm(weight, x, y, stream), "a product of few rows");
     return;

@@ -1,5 +1,5 @@
 // Dense products: those of few rows as stream_gemm.h, the others through cuBLASLt or as tile_gemm.h,
-// whichever takes less time.
+// whichever takes less time. Batch-invariant ones as stream_gemm.h or tile_gemm.h, whose sums are the same chains.
 #pragma once
 
 #include <cublasLt.h>
@@ -17,7 +17,7 @@ namespace lorikeet::cuda {
 // the fastest, unless the stream is being recorded: then the first proposal serves. Not thread-safe.
 class Gemm {
  public:
-  explicit Gemm(FirstError* errors);
+  explicit Gemm(FirstError* errors, bool batch_invariant = false);
   ~Gemm();
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
@@ -41,6 +41,8 @@ class Gemm {
   using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, DType, DType, uint32_t>;
   struct Proposals;
 
+  // REQUIRES: CanStream of up to kMaxStreamedRows rows of x.
+  void MultiplyInvariantly(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
   static Key KeyOf(Matrix weight, Matrix x, Matrix y);
   const Plan* PlanFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
   // With no algorithm yet.
@@ -51,6 +53,7 @@ class Gemm {
   void Note(cublasStatus_t status, const char* what);
 
   FirstError* const errors_;
+  const bool batch_invariant_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
   std::map<Key, Plan> plans_;

@@ -31,14 +31,14 @@ int32_t ChunkPages(const StepInput& step, int32_t kv_heads) {
 
 }  // namespace
 
-void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work) {
+void PlanAttention(const StepInput& step, int32_t kv_heads, bool all_prompts, StepWork* work) {
   const int32_t sequences = static_cast<int32_t>(step.sequence_begin.size()) - 1;
   work->chunk_pages = ChunkPages(step, kv_heads);
   work->decodes.clear();
   work->prompts.clear();
   for (int32_t s = 0; s < sequences; ++s) {
     const int32_t begin = step.sequence_begin[s], end = step.sequence_begin[s + 1];
-    if (end - begin == 1) {
+    if (end - begin == 1 && !all_prompts) {
       const int32_t position = step.positions[begin];
       for (int32_t c = 0; c < Chunks(position, work->chunk_pages); ++c) {
         work->decodes.push_back({begin, position, c, step.page_begin[s]});

@@ -50,7 +50,8 @@ struct StepWork {
   std::vector<DeviceSegment> experts;  // of adapters that change experts
 };
 
-void PlanAttention(const StepInput& step, int32_t kv_heads, StepWork* work);
+// all_prompts: rows alone, too, are prompts', whose pages are folded in one order whatever else is in the step.
+void PlanAttention(const StepInput& step, int32_t kv_heads, bool all_prompts, StepWork* work);
 // Segments of the step in rows of its logit rows.
 std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segments,
                                          std::span<const int32_t> logit_rows);

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kComputing + 32)
 }
 
 template <typename T, typename Y, int kColumns>
-cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, bool in_chains, cudaStream_t stream) {
   const auto kernel = StreamGemm<T, Y, kColumns>;
   constexpr int32_t kStages = std::min(kMaxStages, kRingBytes / kStageBytes<kColumns>);
   constexpr int32_t kShared = kStages * kStageBytes<kColumns>;
@@ -147,7 +147,7 @@ cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int32_t row_blocks = DivideUp(y.width, kBlockRows);
   const StreamArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth), .stages = kStages};
-  const int32_t cluster = ClusterFor(row_blocks, kRoom, args.units);
+  const int32_t cluster = in_chains ? 1 : ClusterFor(row_blocks, kRoom, args.units);
   return Launch(kernel,
                 {.grid = dim3(cluster * row_blocks),
                  .threads = kComputing + 32,
@@ -157,12 +157,12 @@ cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
 }
 
 template <typename T, typename Y>
-cudaError_t LaunchTyped(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
-  if (x.rows <= 8) return LaunchFor<T, Y, 1>(weight, x, y, stream);
-  if (x.rows <= 16) return LaunchFor<T, Y, 2>(weight, x, y, stream);
-  if (x.rows <= 32) return LaunchFor<T, Y, 4>(weight, x, y, stream);
+cudaError_t LaunchTyped(Matrix weight, Matrix x, Matrix y, bool in_chains, cudaStream_t stream) {
+  if (x.rows <= 8) return LaunchFor<T, Y, 1>(weight, x, y, in_chains, stream);
+  if (x.rows <= 16) return LaunchFor<T, Y, 2>(weight, x, y, in_chains, stream);
+  if (x.rows <= 32) return LaunchFor<T, Y, 4>(weight, x, y, in_chains, stream);
   static_assert(kMaxStreamedRows <= 64);
-  return LaunchFor<T, Y, 8>(weight, x, y, stream);
+  return LaunchFor<T, Y, 8>(weight, x, y, in_chains, stream);
 }
 
 }  // namespace
@@ -172,11 +172,11 @@ bool CanStream(Matrix weight, Matrix x) {
          CanMakeBoxMap(x.data, x.dtype, x.stride);
 }
 
-cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool in_chains) {
   return WithType(x.dtype, [&]<typename T>(T) {
     if constexpr (std::is_same_v<T, float>) return cudaErrorInvalidValue;
-    else if (y.dtype == DType::kF32) return LaunchTyped<T, float>(weight, x, y, stream);
-    else return LaunchTyped<T, T>(weight, x, y, stream);
+    else if (y.dtype == DType::kF32) return LaunchTyped<T, float>(weight, x, y, in_chains, stream);
+    else return LaunchTyped<T, T>(weight, x, y, in_chains, stream);
   });
 }
 

@@ -17,10 +17,11 @@ bool CanStream(Matrix weight, Matrix x);
 inline constexpr int32_t kFewRows = 32;
 
 // y = x Wᵀ with float32 sums, the same for a row whatever the others are. weight: [y.width, x.width]
-// of x's type; y is of x's type or float32.
+// of x's type; y is of x's type or float32. in_chains: each sum is one chain of products in the order of
+// columns, as in tile_gemm.h, though fewer blocks are at work; else several may share a sum's columns.
 //
 // The weight comes through rings of shared memory, which are filled before the kernel before has
 // ended: what is read then is the weight alone.
-cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
+cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool in_chains = false);
 
 }  // namespace lorikeet::cuda
