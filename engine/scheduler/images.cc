@@ -23,37 +23,67 @@ constexpr int64_t kBlockCost = 12;
 
 }  // namespace
 
-// Pages that are free or can be: prefixes nobody uses and images that Evictable allows.
-int64_t Scheduler::Available(const Group* keep, bool wanted) const {
-  int64_t pages = cache_.available();
-  for (const auto& [serial, group] : groups_) {
-    if (Evictable(*group, keep, wanted)) pages += group->image_pages;
+bool Scheduler::ColderFirst::operator()(const Group* a, const Group* b) const {
+  const auto rank = [](const Group& g) { return std::tuple(g.open > 0, g.last_use, g.serial); };
+  return rank(*a) < rank(*b);
+}
+
+// Changes what idle_ and its pages go by: what an image is, who runs or waits with it, its last use.
+template <typename Fn>
+void Scheduler::Change(Group* group, const Fn& change) {
+  if (group->idle()) {
+    idle_.erase(group);
+    idle_pages_[group->open > 0] -= group->image_pages;
   }
+  change();
+  if (group->idle()) {
+    idle_.insert(group);
+    idle_pages_[group->open > 0] += group->image_pages;
+  }
+}
+
+void Scheduler::EnterRunning(Sequence* sequence) {
+  running_.push_back(sequence);
+  Change(sequence->group, [&] { ++sequence->group->running; });
+}
+
+void Scheduler::LeaveRunning(Sequence* sequence) {
+  std::erase(running_, sequence);
+  Group* group = sequence->group;
+  Change(group, [&] {
+    --group->running;
+    group->last_use = cache_.now();
+  });
+}
+
+void Scheduler::Open(Group* group) {
+  Change(group, [group] { ++group->open; });
+}
+
+void Scheduler::Close(Group* group) {
+  Change(group, [group] { --group->open; });
+  if (group->open == 0 && group->pages.empty()) groups_.erase(group->serial);
+}
+
+// Pages that are free or can be: prefixes nobody uses and idle images but `keep`'s. `wanted`: those that
+// requests wait for as well.
+int64_t Scheduler::Available(const Group* keep, bool wanted) const {
+  int64_t pages = cache_.available() + idle_pages_[0] + (wanted ? idle_pages_[1] : 0);
+  if (keep != nullptr && keep->idle() && (wanted || keep->open == 0)) pages -= keep->image_pages;
   return pages;
 }
 
-// Neither in use, nor on its way, nor `keep`'s. `wanted`: even if requests wait for it.
-bool Scheduler::Evictable(const Group& group, const Group* keep, bool wanted) const {
-  return group.image == ImageState::kReady && !group.pages.empty() && group.running == 0 &&
-         &group != keep && (wanted || group.open == 0);
-}
-
-// The evictable image to go first: unloaded, then wanted by nobody, then used longest ago.
+// Of these images the one to go first.
 Scheduler::Group* Scheduler::Coldest(const Group* keep, bool wanted) const {
-  const auto rank = [](const Group& g) {
-    return std::tuple(!g.unloaded(), g.open > 0, g.last_use);
-  };
-  Group* coldest = nullptr;
-  for (const auto& [serial, group] : groups_) {
-    if (!Evictable(*group, keep, wanted)) continue;
-    if (coldest == nullptr || rank(*group) < rank(*coldest)) coldest = group.get();
-  }
-  return coldest;
+  auto coldest = idle_.begin();
+  if (coldest != idle_.end() && *coldest == keep) ++coldest;
+  return coldest != idle_.end() && (wanted || (*coldest)->open == 0) ? *coldest : nullptr;
 }
 
 // Frees `count` pages, of images and of prefixes, what is cheapest to bring back for its age first.
 // False, and nothing changed, if there are not so many.
 bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
+  if (count <= pool_.free()) return true;
   if (count > Available(keep, wanted)) return false;
   while (pool_.free() < count) {
     Group* group = Coldest(keep, wanted);
@@ -70,8 +100,10 @@ bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
 void Scheduler::FreeImage(Group* group) {
   pool_.Free(group->pages);
   pages_images_ -= group->image_pages;
-  group->pages.clear();
-  group->image = ImageState::kAbsent;
+  Change(group, [group] {
+    group->pages.clear();
+    group->image = ImageState::kAbsent;
+  });
 }
 
 void Scheduler::DropImage(Group* group) {
@@ -84,8 +116,9 @@ void Scheduler::DropImage(Group* group) {
 // Images of adapters that are gone from the host as well: nobody can ask for them again.
 void Scheduler::DropUnloaded() {
   std::vector<Group*> gone;
-  for (const auto& [serial, group] : groups_) {
-    if (group->unloaded() && Evictable(*group, nullptr, false)) gone.push_back(group.get());
+  for (Group* group : idle_) {
+    if (group->open > 0) break;  // as in all behind
+    if (group->unloaded()) gone.push_back(group);
   }
   for (Group* group : gone) DropImage(group);
 }
@@ -121,8 +154,10 @@ void Scheduler::Loaded(const AdapterLoaded& loaded, int64_t now_us, RequestEvent
   LK_CHECK(!step_.planned);
   --loading_;
   Group* group = groups_.at(loaded.serial).get();
-  group->last_use = cache_.now();
-  group->image = ImageState::kReady;
+  Change(group, [&] {
+    group->last_use = cache_.now();
+    group->image = ImageState::kReady;
+  });
   if (loaded.status.ok()) return;
   FreeImage(group);
   std::vector<Sequence*> failed;

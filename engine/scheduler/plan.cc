@@ -106,17 +106,6 @@ bool Scheduler::Admit(int64_t now_us) {
   return true;
 }
 
-void Scheduler::EnterRunning(Sequence* sequence) {
-  running_.push_back(sequence);
-  ++sequence->group->running;
-}
-
-void Scheduler::LeaveRunning(Sequence* sequence) {
-  std::erase(running_, sequence);
-  --sequence->group->running;
-  sequence->group->last_use = cache_.now();
-}
-
 // Pages of one block for everybody who runs.
 int64_t Scheduler::RunningBlocks() const {
   int64_t pages = 0;

@@ -79,7 +79,7 @@ void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages) {
   Sequence* sequence = slot->second.get();
   sequence->image_was_there = group->image == ImageState::kReady;
   if (options_.prefix_cache) sequence->kv_identity = IdentityOf(sequence->request);
-  ++group->open;
+  Open(group);
   ++waiting_;
   if (group->waiting.empty()) turns_.push_back(group);
   group->waiting.push_back(sequence);
@@ -261,8 +261,8 @@ void Scheduler::Finish(Sequence* sequence, FinishReason reason, absl::Status sta
 
 void Scheduler::Remove(Sequence* sequence) {
   Group* group = sequence->group;
-  if (--group->open == 0 && group->pages.empty()) groups_.erase(group->serial);
   sequences_.erase(sequence->id);
+  Close(group);
 }
 
 }  // namespace lorikeet

@@ -37,6 +37,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -119,6 +120,11 @@ class Scheduler {
   struct Sequence;
   struct Group;  // of one adapter, while it has requests or an image
 
+  // Unwanted images before those that requests wait for, of either the one used longest ago first.
+  struct ColderFirst {
+    bool operator()(const Group* a, const Group* b) const;
+  };
+
   // What a step's results mean.
   struct Step {
     struct Logits {
@@ -138,7 +144,8 @@ class Scheduler {
   int64_t RunningBlocks() const;
   bool TakePages(Sequence* sequence);
   int64_t Available(const Group* keep, bool wanted) const;
-  bool Evictable(const Group& group, const Group* keep, bool wanted) const;
+  template <typename Fn>
+  void Change(Group* group, const Fn& change);
   Group* Coldest(const Group* keep, bool wanted) const;
   bool MakeRoom(int64_t count, const Group* keep, bool wanted);
   void FreeImage(Group* group);
@@ -147,6 +154,8 @@ class Scheduler {
   void StartLoads();
   void AdoptPrefix(Sequence* sequence);
   void ShareBlocks(Sequence* sequence, int32_t tokens, bool replace);
+  void Open(Group* group);   // one request more
+  void Close(Group* group);  // one less
   void EnterRunning(Sequence* sequence);
   void LeaveRunning(Sequence* sequence);
   Sequence* NextWaiting();
@@ -188,6 +197,8 @@ class Scheduler {
   AdapterMoves moves_;
   int32_t loading_ = 0;       // images on their way
   int32_t pages_images_ = 0;  // of images, there or on their way
+  std::set<Group*, ColderFirst> idle_;
+  int64_t idle_pages_[2] = {};  // of images that no request waits for, and of others
   const Group* no_room_ = nullptr;  // whose image finds none now
 
   int32_t budget_ = 0;  // rows left while planning

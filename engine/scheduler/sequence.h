@@ -74,6 +74,8 @@ enum class ImageState : uint8_t { kAbsent, kLoading, kReady };
 
 struct Scheduler::Group {
   bool unloaded() const { return adapter != nullptr && home.expired(); }
+  // Its image could go: it is there, and no sequence that runs uses it.
+  bool idle() const { return image == ImageState::kReady && !pages.empty() && running == 0; }
 
   const Adapter* adapter = nullptr;   // valid while `open`
   uint64_t serial = 0;                // 0: the base
