@@ -36,16 +36,6 @@ DType ActivationType(const BackendOptions& options) {
   return options.stored == DType::kF16 ? DType::kF16 : DType::kBF16;
 }
 
-// Rows that a step of `rows` rows is padded to, so that few numbers of rows occur, each of which
-// costs a choice of algorithms or a recording. Never more than an eighth too many, of steps that
-// compute rather than read a sixteenth.
-int32_t PaddedRows(int32_t rows) {
-  const int32_t units = rows <= kMaxRecordedRows ? 16 : 32;
-  int32_t unit = 1;
-  while (unit * units < rows) unit *= 2;
-  return (rows + unit - 1) / unit * unit;
-}
-
 int64_t PinnedBytes(const BackendOptions& options) {
   if (options.pinned_bytes > 0) return options.pinned_bytes;
   const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);

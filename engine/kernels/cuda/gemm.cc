@@ -62,6 +62,14 @@ uint32_t Alignment(const Matrix& weight, const Matrix& x, const Matrix& y) {
 
 }  // namespace
 
+int32_t PaddedRows(int32_t rows) {
+  constexpr int32_t kMostReading = 256;  // rows of steps that read rather than compute
+  const int32_t units = rows <= kMostReading ? 16 : 32;
+  int32_t unit = 1;
+  while (unit * units < rows) unit *= 2;
+  return (rows + unit - 1) / unit * unit;
+}
+
 struct Gemm::Proposals {
   std::array<cublasLtMatmulHeuristicResult_t, kProposals> of = {};
   int count = 0;
@@ -111,7 +119,12 @@ const Gemm::Plan* Gemm::PlanFor(Matrix weight, Matrix x, Matrix y, cudaStream_t 
   const Key key = KeyOf(weight, x, y);
   if (const auto found = plans_.find(key); found != plans_.end()) return &found->second;
   Plan plan = Describe(weight, x, y);
-  Choose(weight, x, y, stream, &plan);
+  Matrix padded = x;
+  padded.rows = PaddedRows(x.rows);
+  const auto [choice, is_new] = choices_.try_emplace(KeyOf(weight, padded, y));
+  if (is_new) choice->second = Choose(weight, x, y, stream, plan);
+  plan.choice = choice->second;
+  if (!is_new && !Serves(plan.choice, plan)) plan.choice = Choose(weight, x, y, stream, plan);
   return &plans_.emplace(key, plan).first->second;
 }
 
@@ -137,18 +150,26 @@ Gemm::Proposals Gemm::Propose(const Plan& plan, Matrix weight, Matrix x, Matrix 
   return proposals;
 }
 
-void Gemm::Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan) {
-  const Proposals proposals = Propose(*plan, weight, x, y);
-  plan->algorithm = proposals.of[0].algo;
+bool Gemm::Serves(const Choice& choice, const Plan& plan) {
+  if (choice.tiled) return true;
+  cublasLtMatmulHeuristicResult_t result = {};
+  const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle_, plan.product, plan.weight, plan.x, plan.y, plan.y,
+                                                        &choice.algorithm, &result);
+  return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kWorkspaceBytes;
+}
+
+Gemm::Choice Gemm::Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, const Plan& plan) {
+  const Proposals proposals = Propose(plan, weight, x, y);
+  Choice choice{.algorithm = proposals.of[0].algo};
   cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
   cudaStreamIsCapturing(stream, &recording);
-  if (recording != cudaStreamCaptureStatusNone || !errors_->status().ok()) return;
+  if (recording != cudaStreamCaptureStatusNone || !errors_->status().ok()) return choice;
   std::vector<std::pair<float, int>> timed;  // milliseconds, proposal
   // Overwriting the workspace pushes the weight out of the second-level cache.
   const auto flush = [&] { cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream); };
   const auto time = [&](int runs, int i) {
-    Plan candidate = *plan;
-    candidate.algorithm = proposals.of[i].algo;
+    Plan candidate = plan;
+    candidate.choice.algorithm = proposals.of[i].algo;
     return FastestOf(runs, stream, flush, [&] { Run(candidate, weight, x, y, stream); });
   };
   for (int i = 0; i < proposals.count; ++i) {
@@ -158,19 +179,20 @@ void Gemm::Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, Plan* 
   timed.resize(std::min<size_t>(timed.size(), kBest));
   for (auto& [ms, i] : timed) ms = std::min(ms, time(kRuns, i));
   const auto best = std::min_element(timed.begin(), timed.end());
-  if (best == timed.end()) return;
-  plan->algorithm = proposals.of[best->second].algo;
-  if (x.rows <= kFewRows || !CanTile(weight, x, y)) return;
+  if (best == timed.end()) return choice;
+  choice.algorithm = proposals.of[best->second].algo;
+  if (x.rows <= kFewRows || !CanTile(weight, x, y)) return choice;
   const float tiled_ms = FastestOf(kRuns, stream, flush, [&] {
     errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
   });
-  plan->tiled = tiled_ms < best->first;
+  choice.tiled = tiled_ms < best->first;
+  return choice;
 }
 
 void Gemm::Run(const Plan& plan, Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
   const float one = 1, zero = 0;
   Note(cublasLtMatmul(handle_, plan.product, &one, weight.data, plan.weight, x.data, plan.x, &zero,
-                      y.data, plan.y, y.data, plan.y, &plan.algorithm, workspace_, kWorkspaceBytes,
+                      y.data, plan.y, y.data, plan.y, &plan.choice.algorithm, workspace_, kWorkspaceBytes,
                       stream),
        "cublasLtMatmul");
 }
@@ -194,7 +216,7 @@ void Gemm::Multiply(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool
     return;
   }
   const Plan& plan = *PlanFor(weight, x, y, stream);
-  if (plan.tiled) errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
+  if (plan.choice.tiled) errors_->Note(LaunchTileGemm(weight, x, y, stream), "a product of many rows");
   else Run(plan, weight, x, y, stream);
 }
 
@@ -206,7 +228,7 @@ void Gemm::MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cud
   const Plan without = *PlanFor(weight, x, y, stream);
   weight.width += more;
   x.width += more;
-  if (without.tiled) {
+  if (without.choice.tiled) {
     errors_->Note(LaunchTileGemm(weight, x, y, stream), "an extended product");
     return;
   }
@@ -214,13 +236,8 @@ void Gemm::MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cud
   Plan& plan = at->second;
   if (is_new) {
     plan = Describe(weight, x, y);
-    plan.algorithm = without.algorithm;
-    cublasLtMatmulHeuristicResult_t result = {};
-    const cublasStatus_t serves = cublasLtMatmulAlgoCheck(handle_, plan.product, plan.weight, plan.x, plan.y, plan.y,
-                                                          &plan.algorithm, &result);
-    if (serves != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspaceBytes) {
-      plan.algorithm = Propose(plan, weight, x, y).of[0].algo;
-    }
+    plan.choice = without.choice;
+    if (!Serves(plan.choice, plan)) plan.choice.algorithm = Propose(plan, weight, x, y).of[0].algo;
   }
   Run(plan, weight, x, y, stream);
 }

@@ -13,8 +13,13 @@
 
 namespace lorikeet::cuda {
 
+// `rows` rounded up to one of few numbers, for each of which products are chosen and steps recorded once: never
+// more than an eighth too many, of steps that compute rather than read a sixteenth.
+int32_t PaddedRows(int32_t rows);
+
 // One stream's products. The first of a shape that goes to cuBLASLt measures its proposals and keeps
-// the fastest, unless the stream is being recorded: then the first proposal serves. Not thread-safe.
+// the fastest, unless the stream is being recorded: then the first proposal serves. It serves all numbers of rows
+// that are padded to the same, so that choosing ends when each of those has been there. Not thread-safe.
 class Gemm {
  public:
   explicit Gemm(FirstError* errors, bool batch_invariant = false);
@@ -31,11 +36,14 @@ class Gemm {
   void MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cudaStream_t stream);
 
  private:
+  struct Choice {
+    cublasLtMatmulAlgo_t algorithm = {};
+    bool tiled = false;  // tile_gemm.h's takes less time
+  };
   struct Plan {
     cublasLtMatmulDesc_t product = nullptr;
     cublasLtMatrixLayout_t weight = nullptr, x = nullptr, y = nullptr;
-    cublasLtMatmulAlgo_t algorithm = {};
-    bool tiled = false;  // tile_gemm.h's takes less time
+    Choice choice;
   };
   // in, out, rows, strides of the three, types of x and y, the least alignment of the three
   using Key = std::tuple<int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, DType, DType, uint32_t>;
@@ -48,7 +56,8 @@ class Gemm {
   // With no algorithm yet.
   Plan Describe(Matrix weight, Matrix x, Matrix y);
   Proposals Propose(const Plan& plan, Matrix weight, Matrix x, Matrix y);
-  void Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, Plan* plan);
+  Choice Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, const Plan& plan);
+  bool Serves(const Choice& choice, const Plan& plan);
   void Run(const Plan& plan, Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
   void Note(cublasStatus_t status, const char* what);
 
@@ -56,6 +65,7 @@ class Gemm {
   const bool batch_invariant_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
+  std::map<Key, Choice> choices_;  // by padded rows
   std::map<Key, Plan> plans_;
 };
 
