@@ -3,7 +3,9 @@
 // own, come at a rate.
 //   bench_loads [RATE...]   requests a second; 50 without
 // Each rate is run twice: over adapters that stay on the device, then over more than have room, all
-// of which the host has packed. The difference is what loading costs. Last, a burst of requests for
+// of which the host has packed. The difference is what loading costs. Then as many requests as there are
+// streams, each followed by another: tokens a second while 20 of them a second have an adapter that is
+// not there, beside the same requests with adapters that are, in pairs. Last, bursts of requests for
 // adapters that are not there: bytes a second, beside a plain copy of pinned memory of the same size.
 #include <algorithm>
 #include <chrono>
@@ -27,6 +29,9 @@ constexpr int32_t kRank = 16;
 constexpr int32_t kStreams = 32, kStreamAdapters = 8, kHot = 32;
 constexpr int32_t kPrompt = 32;
 constexpr double kSeconds = 8;
+constexpr int32_t kPairs = 6;
+constexpr double kRampSeconds = 1, kRoundSeconds = 4, kRoundLoads = 20;  // loads a second
+constexpr int32_t kBursts = 5, kBurst = 64;
 
 double Percentile(std::vector<double> values, double share) {
   if (values.empty()) return NAN;
@@ -66,6 +71,8 @@ class Client {
     std::erase_if(open_, [&](Open& open) { return Drain(&open); });
   }
   bool idle() const { return open_.empty(); }
+  int32_t open() const { return static_cast<int32_t>(open_.size()); }
+  int64_t tokens() const { return static_cast<int64_t>(first_ms.size() + between_ms.size()); }
 
   std::vector<double> first_ms, between_ms, copy_ms;
   int64_t last_us = 0;  // of any token
@@ -96,43 +103,133 @@ class Client {
 
 struct Loads {
   SyntheticEngine* engine;
-  const Adapters* streams;
+  Adapters streams, hot, cold;
+  size_t next_cold = 0;
 
-  // kStreams streams, and beside them requests for `adapters` in turn.
-  void Run(const char* what, double rate, const Adapters& adapters, bool print) const {
+  // Of more than have room the one used longest ago: it is not there.
+  const std::shared_ptr<const Adapter>& NextCold() { return cold[next_cold++ % cold.size()]; }
+
+  // So that they are there, packed first if need be.
+  void Fetch(const Adapters& adapters) {
+    Client client(engine->engine(), &engine->clock());
+    for (const auto& adapter : adapters) client.Submit(adapter, 1);
+    while (!client.idle()) client.Poll();
+  }
+
+  // kStreams streams, and beside them requests at a rate.
+  void Run(bool loads, double rate) {
+    Fetch(hot);
     Client streams_client(engine->engine(), &engine->clock());
     Client client(engine->engine(), &engine->clock());
     const auto tokens = static_cast<int32_t>(kSeconds * 110);  // outlast the requests
     for (int32_t i = 0; i < kStreams; ++i) {
-      streams_client.Submit((*streams)[i % streams->size()], tokens);
+      streams_client.Submit(streams[i % streams.size()], tokens);
     }
     const double begin = Now();
     while (Now() < begin + 1) streams_client.Poll();
     streams_client.between_ms.clear();
     const Engine::Gauges before = engine->engine()->gauges();
-    const int64_t dropped = engine->sums().dropped;
     int64_t sent = 0;
-    for (double start = Now(); Now() < start + kSeconds - 2;) {
+    const double start = Now();
+    while (Now() < start + kSeconds - 2) {
       for (; static_cast<double>(sent) < (Now() - start) * rate; ++sent) {
-        client.Submit(adapters[sent % adapters.size()], 1);
+        client.Submit(loads ? NextCold() : hot[sent % hot.size()], 1);
       }
       client.Poll();
       streams_client.Poll();
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
+    const Engine::Gauges after = engine->engine()->gauges();
+    const double seconds = Now() - start;
     const std::vector<double> between = streams_client.between_ms;
     while (!client.idle() || !streams_client.idle()) {
       client.Poll();
       streams_client.Poll();
     }
-    if (!print) return;
-    std::printf("%-6s %8.0f %9.1f %8.3f %8.3f %8.3f %9.2f %9.2f %9.2f %8ld\n", what, rate,
-                static_cast<double>(engine->sums().dropped - dropped) / kSeconds,
+    std::printf("%-6s %8.0f %9.1f %8.3f %8.3f %8.3f %9.2f %9.2f %9.2f %8ld\n", loads ? "cold" : "hot",
+                rate, static_cast<double>(after.images.loads - before.images.loads) / seconds,
                 Percentile(between, 0.5), Percentile(between, 0.9), Percentile(between, 0.99),
                 Percentile(client.first_ms, 0.5), Percentile(client.first_ms, 0.99),
                 Percentile(client.copy_ms, 0.5),
-                static_cast<long>(engine->engine()->gauges().decode_waits - before.decode_waits));
+                static_cast<long>(after.decode_waits - before.decode_waits));
     std::fflush(stdout);
+  }
+
+  struct Round {
+    double tokens = 0, loads = 0;  // a second
+  };
+
+  // kStreams requests at a time, kRoundLoads of them a second with adapters that are not there or, without
+  // `loads`, with others that are.
+  Round RunClosed(bool loads) {
+    Fetch(hot);
+    Client client(engine->engine(), &engine->clock());
+    int32_t sent = 0, others = 0;
+    const double begin = Now();
+    const auto until = [&](double end) {
+      while (Now() < end) {
+        for (; client.open() < kStreams; ++sent) {
+          const int32_t tokens = 32 + sent * 37 % 64;
+          if (others >= (Now() - begin) * kRoundLoads) {
+            client.Submit(streams[sent % streams.size()], tokens);
+          } else {
+            client.Submit(loads ? NextCold() : hot[others % hot.size()], tokens);
+            ++others;
+          }
+        }
+        client.Poll();
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      }
+    };
+    until(begin + kRampSeconds);
+    const double start = Now();
+    const int64_t tokens = client.tokens(), images = engine->engine()->gauges().images.loads;
+    until(start + kRoundSeconds);
+    const double seconds = Now() - start;
+    const Round round{static_cast<double>(client.tokens() - tokens) / seconds,
+                      static_cast<double>(engine->engine()->gauges().images.loads - images) / seconds};
+    while (!client.idle()) client.Poll();
+    return round;
+  }
+
+  void RunPairs() {
+    std::vector<double> rates, shares, arrived;
+    for (int32_t pair = 0; pair < kPairs; ++pair) {
+      Round rounds[2];  // without and with loads
+      for (const bool loads : {pair % 2 == 1, pair % 2 == 0}) rounds[loads] = RunClosed(loads);
+      rates.push_back(rounds[0].tokens);
+      shares.push_back(100 * rounds[1].tokens / rounds[0].tokens);
+      arrived.push_back(rounds[1].loads);
+    }
+    std::printf("%d requests at a time: %.0f tokens/s; with %.1f loads a second %.1f %% of that in a pair "
+                "(%.1f to %.1f in %d)\n",
+                kStreams, Median(rates), Median(arrived), Median(shares),
+                *std::min_element(shares.begin(), shares.end()),
+                *std::max_element(shares.begin(), shares.end()), kPairs);
+    std::fflush(stdout);
+  }
+
+  // `pinned`: bytes a second of a plain copy.
+  void RunBursts(double pinned) {
+    std::vector<double> there, answered;
+    int64_t loads = engine->engine()->gauges().images.loads;
+    for (int32_t i = 0; i < kBursts; ++i) {
+      Client client(engine->engine(), &engine->clock());
+      const int64_t begin_us = engine->clock().NowMicros();
+      const int64_t bytes = engine->engine()->gauges().images.load_bytes;
+      for (int32_t j = 0; j < kBurst; ++j) client.Submit(NextCold(), 1);
+      while (!client.idle()) client.Poll();
+      const auto loaded =
+          static_cast<double>(engine->engine()->gauges().images.load_bytes - bytes);
+      there.push_back(loaded / static_cast<double>(engine->last_image_us() - begin_us) * 1e6);
+      answered.push_back(loaded / static_cast<double>(client.last_us - begin_us) * 1e6);
+    }
+    loads = engine->engine()->gauges().images.loads - loads;
+    std::printf("%d bursts of %d cold adapters, %ld loads: %.1f GB/s until the last is there, %.0f %% of "
+                "pinned memory's %.1f; %.1f GB/s, %.0f %%, until the last answer\n",
+                kBursts, kBurst, static_cast<long>(loads), Median(there) / 1e9,
+                100 * Median(there) / pinned, pinned / 1e9, Median(answered) / 1e9,
+                100 * Median(answered) / pinned);
   }
 };
 
@@ -160,40 +257,25 @@ int Run(const std::vector<double>& rates) {
   // A third more than have room.
   const auto cold_count = static_cast<int32_t>(kPoolBytes / each * 4 / 3);
   const Adapters all = SyntheticAdapters(engine.model(), kStreamAdapters + kHot + cold_count, {kRank});
-  const Adapters streams(all.begin(), all.begin() + kStreamAdapters);
-  const Adapters hot(all.begin() + kStreamAdapters, all.begin() + kStreamAdapters + kHot);
-  const Adapters cold(all.begin() + kStreamAdapters + kHot, all.end());
+  Loads bench{.engine = &engine,
+              .streams{all.begin(), all.begin() + kStreamAdapters},
+              .hot{all.begin() + kStreamAdapters, all.begin() + kStreamAdapters + kHot},
+              .cold{all.begin() + kStreamAdapters + kHot, all.end()}};
   std::printf("%s, %d streams over %d adapters of rank %d, %.1f MB each; %.1f GiB of pages; hot: %d "
               "adapters, cold: %d in turn\n",
               DeviceName().c_str(), kStreams, kStreamAdapters, kRank, static_cast<double>(each) / 1e6,
               static_cast<double>(kPoolBytes) / (1 << 30), kHot, cold_count);
-  {  // packs all of them
-    Client client(engine.engine(), &engine.clock());
-    for (const auto& adapter : all) client.Submit(adapter, 1);
-    while (!client.idle()) client.Poll();
-  }
-  std::printf("%-6s %8s %9s %8s %8s %8s %9s %9s %9s %8s\n", "", "rate", "drops/s", "ITL p50", "p90",
+  bench.Fetch(bench.cold);
+  std::printf("%-6s %8s %9s %8s %8s %8s %9s %9s %9s %8s\n", "", "rate", "loads/s", "ITL p50", "p90",
               "p99", "TTFT p50", "p99", "copy p50", "waited");
-  const Loads loads{&engine, &streams};
   for (const double rate : rates) {
     for (int i = 0; i < 2; ++i) {  // twice, for the noise
-      loads.Run("hot", rate, hot, true);
-      loads.Run("cold", rate, cold, true);
+      bench.Run(false, rate);
+      bench.Run(true, rate);
     }
   }
-  const double pinned = PinnedRate(each);
-  constexpr int32_t kBurst = 64;
-  std::vector<double> shares;
-  for (int i = 0; i < 5; ++i) {
-    Client client(engine.engine(), &engine.clock());
-    const int64_t begin_us = engine.clock().NowMicros();
-    for (int32_t j = 0; j < kBurst; ++j) client.Submit(cold[(i * kBurst + j) % cold.size()], 1);
-    while (!client.idle()) client.Poll();
-    const double seconds = static_cast<double>(client.last_us - begin_us) * 1e-6;
-    shares.push_back(static_cast<double>(kBurst * each) / seconds / pinned);
-  }
-  std::printf("burst of %d cold adapters: %.1f GB/s to the last answer, %.0f %% of pinned memory's %.1f\n",
-              kBurst, Median(shares) * pinned / 1e9, 100 * Median(shares), pinned / 1e9);
+  bench.RunPairs();
+  bench.RunBursts(PinnedRate(each));
   return 0;
 }
 

@@ -10,7 +10,7 @@ nothing but Python 3. Figures go to standard output as Markdown rows. WHAT is an
   zipf    throughput over all adapters beside that over five, all in host memory: pairs of short rounds
           of the same requests, since the speed of a machine that others use changes from minute to
           minute, and the processor time of the server, which changes less
-  tiers   the same where host memory has room for some, and the rest is read from disk
+  tiers   the same where host memory has room for 5 % of them, and three of ten requests wait for the disk
   soak    M minutes of loads, unloads, reloads, cancels and restarts, one of them kill -9, under
           traffic; what fails, or memory that grows, ends it with an error
 """
@@ -32,6 +32,7 @@ HIDDEN, KV, LAYERS, RANKS = 576, 192, 2, (8, 16, 32, 64)
 HITS = 'lorikeet_adapter_hits_total{tier="host"}'
 RESIDENT = 'lorikeet_adapters_resident{tier="host"}'
 MISSES = 'lorikeet_adapter_misses_total{tier="host"}'
+HOST_PERCENT = 5  # of all adapters' bytes, for tiers
 SMALL = bytes(0x3C | (b & 0x80) for b in range(256))
 
 
@@ -192,8 +193,10 @@ def traffic(server, count, seed, requests=300, warmup=60):
 
 
 def load_all(server, args):
+    """Those that are asked for most come last, so that they stay where not all have room."""
+    names = [name_of(i) for i in reversed(range(args.adapters))]
     begin = time.monotonic()
-    at_once(4, args.adapters, lambda i: server.load(name_of(i), args.folder + "/" + name_of(i)))
+    at_once(4, args.adapters, lambda i: server.load(names[i], f"{args.folder}/{names[i]}"))
     return time.monotonic() - begin
 
 
@@ -227,29 +230,42 @@ def costs(args):
     server.stop()
 
 
-def zipf(args):
-    """Pairs of rounds in turn, each kind first in every other pair."""
-    server = Server(args)
-    load_all(server, args)
-    rates, costs_us = {5: [], args.adapters: []}, {5: [], args.adapters: []}
+def few_and_many(server, args):
+    """Rounds over five and over all in pairs, each kind first in every other pair, no seed twice: the rate
+    and the processor time of five, those of all beside them, and the share of requests that waited for
+    the disk."""
+    few, many = 5, args.adapters
+    rates, costs_us, read = {few: [], many: []}, {few: [], many: []}, {few: [0, 0], many: [0, 0]}
     for pair in range(args.pairs):
         for count in sorted(rates, reverse=pair % 2 == 1):
-            before = server.cpu_s()
+            misses, hits, cpu_s = server.metric(MISSES), server.metric(HITS), server.cpu_s()
             result = traffic(server, count, pair, requests=64, warmup=0)
+            costs_us[count].append(1e6 * (server.cpu_s() - cpu_s) / result["completion_tokens"])
             rates[count].append(output_rate(result))
-            costs_us[count].append(1e6 * (server.cpu_s() - before) / result["completion_tokens"])
-    server.stop()
-    few, many = rates
+            misses, hits = server.metric(MISSES) - misses, server.metric(HITS) - hits
+            read[count][0] += misses
+            read[count][1] += misses + hits
 
     def beside(measured):
         """Per cent of the first's in each pair: the median, and what half of them lie in."""
         shares = [100 * b / a for a, b in zip(measured[few], measured[many])]
         low, median, high = statistics.quantiles(shares, n=4)
         return f"{median:.1f} % of that ({low:.1f} to {high:.1f})"
-    row("8 streams over 5 adapters, Zipf 1.0", f"{statistics.median(rates[few]):.0f} tokens/s, "
+
+    def from_disk(count):
+        return f"{100 * read[count][0] / read[count][1]:.0f} % of the requests read from disk"
+    row(f"8 streams over 5 adapters, Zipf 1.0, {from_disk(few)}",
+        f"{statistics.median(rates[few]):.0f} tokens/s, "
         f"{statistics.median(costs_us[few]):.0f} us of processor time a token")
-    row(f"8 streams over {many:,}, all in host memory, in pairs of rounds",
+    row(f"8 streams over {many:,}, {from_disk(many)}, in pairs of rounds",
         f"{beside(rates)}; processor time {beside(costs_us)}")
+
+
+def zipf(args):
+    server = Server(args)
+    load_all(server, args)
+    few_and_many(server, args)
+    server.stop()
 
 
 def mib_of(args, percent):
@@ -259,19 +275,10 @@ def mib_of(args, percent):
 
 
 def tiers(args):
-    server = Server(args)
+    server = Server(args, "--adapter-host-mib", str(mib_of(args, HOST_PERCENT)))
     load_all(server, args)
-    few = output_rate(traffic(server, 5, 0))
-    for percent in (25, 10, 1):
-        server.stop()
-        server = Server(args, "--adapter-host-mib", str(mib_of(args, percent)))
-        traffic(server, args.adapters, 1)  # until what is asked for often is there
-        hits, misses = server.metric(HITS), server.metric(MISSES)
-        rate = output_rate(traffic(server, args.adapters, 2))
-        hits, misses = server.metric(HITS) - hits, server.metric(MISSES) - misses
-        row(f"8 streams, host memory for {percent} %, {100 * misses / (hits + misses):.0f} % of the "
-            "requests read from disk", f"{rate:.0f} tokens/s, {100 * rate / few:.0f} % of 5 adapters'; "
-            f"{server.rss_mb():.0f} MB")
+    few_and_many(server, args)
+    row(f"memory, with room for {HOST_PERCENT} % of the adapters", f"{server.rss_mb():.0f} MB")
     server.stop()
 
 
@@ -403,7 +410,7 @@ def main():
     parser.add_argument("what", nargs="+", choices=whats)
     parser.add_argument("--adapters", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--pairs", type=int, default=24, help="of rounds, of zipf")
+    parser.add_argument("--pairs", type=int, default=24, help="of rounds, of zipf and tiers")
     args = parser.parse_args()
     args.folder = os.path.abspath(args.folder)
     for index in range(args.adapters):

@@ -19,16 +19,21 @@ class StepSums final : public StatsSink {
   std::atomic<int64_t> steps{0}, rows{0}, micros{0}, preempted{0}, dropped{0};
 };
 
+class TimedRunner;
+
 class SyntheticEngine {
  public:
   // What fails ends the program. Device and limits of `options` are set here.
   explicit SyntheticEngine(const ModelConfig& config, RunnerOptions options = {});
+  ~SyntheticEngine();
 
   const SyntheticModel& model() const { return *model_; }
   int64_t weight_bytes() const { return runner_->weight_bytes(); }
   const EngineOptions& options() const { return options_; }
   const Clock& clock() const { return clock_; }
   const StepSums& sums() const { return sums_; }
+  // When the copy of an image last ended, which the engine sees between steps.
+  int64_t last_image_us() const;
   Engine* engine() { return engine_.get(); }
 
  private:
@@ -37,6 +42,7 @@ class SyntheticEngine {
   StepSums sums_;
   EngineOptions options_;
   std::unique_ptr<ModelRunner> runner_;
+  std::unique_ptr<TimedRunner> timed_;
   std::unique_ptr<Engine> engine_;
 };
 
