@@ -9,6 +9,7 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int32_t kMaxThreads = 512;
+constexpr int kMaxVecs = 8;  // of a row's eights, a thread's: rows of up to 32,768
 
 // Threads for a row taken eight elements at a time.
 int32_t RowThreads(int32_t width) {
@@ -62,11 +63,10 @@ __device__ const float* NormWeight(const NormArgs& args, const RowAdapters& adap
   return own ? adapter->norms[args.norm].row<float>(0) : args.weight;
 }
 
-// The row's sums stay in shared memory between the two passes.
-template <typename T>
+// A thread has up to kVecs times eight of a row's sums.
+template <typename T, int kVecs>
 __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32_t* logit_rows,
                            const RowAdapters adapters) {
-  extern __shared__ float row[];  // [D]
   LetKernelAfterStart();
   const bool compact = args.rows == RowSet::kLogits;
   const int32_t r = compact ? logit_rows[blockIdx.x] : blockIdx.x;
@@ -75,27 +75,40 @@ __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32
   const T* delta = args.delta.data != nullptr ? args.delta.row<T>(r) : nullptr;
   const T* low_rank = BesideRow<T>(beside, r);
   const float* weights = NormWeight(args, adapters, r);
-  for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) PrefetchToL2(weights + i);
+  const auto column = [](int v) { return static_cast<int32_t>((threadIdx.x + v * blockDim.x) * 8); };
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    if (column(v) < width) PrefetchToL2(weights + column(v));
+  }
   WaitForKernelBefore();
+  Vec8<float> values[kVecs];  // all are on their way before one is used
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    if (column(v) < width) values[v] = LoadVec(x + column(v));
+  }
   float squares = 0;
-  for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
-    Vec8<float> values = LoadVec(x + i);
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    const int32_t i = column(v);
+    if (i >= width) continue;
     if (delta != nullptr) {
-      AddVec(delta + i, &values);
-      if (low_rank != nullptr) AddVec(low_rank + i, &values);
-      StoreVec(x + i, values);
+      AddVec(delta + i, &values[v]);
+      if (low_rank != nullptr) AddVec(low_rank + i, &values[v]);
+      StoreVec(x + i, values[v]);
     }
 #pragma unroll
-    for (int j = 0; j < 8; ++j) squares += values.v[j] * values.v[j];
-    StoreVec(row + i, values);
+    for (int j = 0; j < 8; ++j) squares += values[v].v[j] * values[v].v[j];
   }
   const float scale = rsqrtf(BlockSum(squares) / width + args.eps);
   T* out = args.out.row<T>(blockIdx.x);
-  for (int32_t i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
-    const Vec8<float> values = LoadVec(row + i), weight = LoadVec(weights + i);
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    const int32_t i = column(v);
+    if (i >= width) continue;
+    const Vec8<float> weight = LoadVec(weights + i);
     Vec8<T> normed;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) normed.v[j] = FromFloat<T>(values.v[j] * scale * weight.v[j]);
+    for (int j = 0; j < 8; ++j) normed.v[j] = FromFloat<T>(values[v].v[j] * scale * weight.v[j]);
     StoreVec(out + i, normed);
   }
 }
@@ -148,16 +161,20 @@ cudaError_t LaunchEmbed(const void* table, DType dtype, const int32_t* tokens, M
 
 cudaError_t LaunchAddRmsNorm(const NormArgs& args, const Beside& beside, const int32_t* logit_rows,
                              const RowAdapters& adapters, bool batch_invariant, cudaStream_t stream) {
-  const int32_t shared = args.x.width * static_cast<int32_t>(sizeof(float));
-  const int32_t most = RowThreads(args.x.width);
-  const LaunchShape shape{dim3(args.out.rows), batch_invariant ? most : FewerForMany(args.out.rows, most), shared};
+  const auto vecs_of = [&](int32_t threads) { return DivideUp(args.x.width, 8 * threads); };
+  LaunchShape shape{dim3(args.out.rows), RowThreads(args.x.width)};
+  const int32_t fewer = FewerForMany(args.out.rows, shape.threads);
+  if (!batch_invariant && vecs_of(fewer) <= kMaxVecs) shape.threads = fewer;
+  const int32_t vecs = vecs_of(shape.threads);
   return WithType(args.out.dtype, [&]<typename T>(T) {
-    if (shared > 47 << 10) {  // with the block's own sums, more than a kernel gets unasked
-      const cudaError_t error = cudaFuncSetAttribute(
-          AddRmsNorm<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-      if (error != cudaSuccess) return error;
-    }
-    return Launch(AddRmsNorm<T>, shape, stream, args, beside, logit_rows, adapters);
+    const auto launch = [&](auto kernel) {
+      return Launch(kernel, shape, stream, args, beside, logit_rows, adapters);
+    };
+    if (vecs <= 1) return launch(AddRmsNorm<T, 1>);
+    if (vecs <= 2) return launch(AddRmsNorm<T, 2>);
+    if (vecs <= 4) return launch(AddRmsNorm<T, 4>);
+    if (vecs <= kMaxVecs) return launch(AddRmsNorm<T, kMaxVecs>);
+    return cudaErrorInvalidValue;
   });
 }
 
