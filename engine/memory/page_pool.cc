@@ -1,36 +1,84 @@
 #include "engine/memory/page_pool.h"
 
-#include <numeric>
-#include <ranges>
+#include <algorithm>
+#include <bit>
 #include <string>
 
 #include "engine/base/check.h"
 
 namespace lorikeet {
 
-PagePool::PagePool(int32_t pages) : free_(pages), allocated_(pages, 0) {
-  std::iota(free_.rbegin(), free_.rend(), 0);
+PagePool::PagePool(int32_t pages)
+    : total_(pages), free_count_(pages), free_((pages + 63) / 64, ~uint64_t{0}) {}
+
+int32_t PagePool::Next(int32_t id, bool free) const {
+  if (id >= total_) return total_;
+  const uint64_t flip = free ? 0 : ~uint64_t{0};
+  size_t word = id / 64;
+  uint64_t bits = (free_[word] ^ flip) & ~uint64_t{0} << (id % 64);
+  while (bits == 0 && ++word < free_.size()) bits = free_[word] ^ flip;
+  if (bits == 0) return total_;
+  return std::min(total_, static_cast<int32_t>(word * 64) + std::countr_zero(bits));
+}
+
+PagePool::Run PagePool::NextRun(int32_t id) const {
+  const int32_t begin = Next(id, true);
+  return {begin, Next(begin, false)};
+}
+
+void PagePool::Take(Run run, std::vector<int32_t>* out) {
+  for (int32_t id = run.begin; id < run.end; ++id) {
+    free_[id / 64] &= ~(uint64_t{1} << (id % 64));
+    out->push_back(id);
+  }
+  free_count_ -= run.size();
 }
 
 bool PagePool::Alloc(int32_t count, std::vector<int32_t>* out) {
   LK_CHECK(count >= 0);
   if (count > free()) return false;
-  for (int32_t i = 0; i < count; ++i) {
-    const int32_t id = free_.back();
-    free_.pop_back();
-    allocated_[id] = 1;
-    out->push_back(id);
+  while (count > 0) {
+    Run run = NextRun(lowest_);
+    run.end = std::min(run.end, run.begin + count);
+    Take(run, out);
+    lowest_ = run.end;
+    count -= run.size();
+  }
+  return true;
+}
+
+// The shortest run that has room for all, or else the longest ones.
+bool PagePool::AllocRuns(int32_t count, std::vector<int32_t>* out) {
+  LK_CHECK(count >= 0);
+  if (count > free()) return false;
+  std::vector<Run> runs;
+  Run best{0, total_ + 1};
+  for (Run run = NextRun(lowest_); run.size() > 0; run = NextRun(run.end)) {
+    if (run.size() < count) runs.push_back(run);
+    else if (run.size() < best.size()) best = run;
+  }
+  if (best.size() <= total_) runs = {best};
+  const auto shorter = [](const Run& a, const Run& b) { return a.size() < b.size(); };
+  std::make_heap(runs.begin(), runs.end(), shorter);
+  while (count > 0) {
+    std::pop_heap(runs.begin(), runs.end(), shorter);
+    Run run = runs.back();
+    runs.pop_back();
+    run.end = std::min(run.end, run.begin + count);
+    Take(run, out);
+    count -= run.size();
   }
   return true;
 }
 
 void PagePool::Free(std::span<const int32_t> ids) {
-  for (const int32_t id : ids | std::views::reverse) {
+  for (const int32_t id : ids) {
     LK_CHECK_MSG(id >= 0 && id < total(), "page " + std::to_string(id) + " is not of this pool");
-    LK_CHECK_MSG(allocated_[id], "page " + std::to_string(id) + " is already free");
-    allocated_[id] = 0;
-    free_.push_back(id);
+    LK_CHECK_MSG(!IsFree(id), "page " + std::to_string(id) + " is already free");
+    free_[id / 64] |= uint64_t{1} << (id % 64);
+    lowest_ = std::min(lowest_, id);
   }
+  free_count_ += static_cast<int32_t>(ids.size());
 }
 
 }  // namespace lorikeet

@@ -11,19 +11,36 @@ class PagePool {
  public:
   explicit PagePool(int32_t pages);  // ids [0, pages)
 
-  // Appends `count` page ids to `out`, or changes nothing and returns false if fewer are free.
+  // Both append `count` page ids to `out`, or change nothing and return false if fewer are free.
+  // The lowest ids, so that what is together stays free together.
   bool Alloc(int32_t count, std::vector<int32_t>* out);
-  // Pages given back together are taken again in the same order: what follows one another in memory goes on doing
-  // so, and is copied at once. REQUIRES: every id is allocated; a page given back twice stops the program.
+  // In as few runs of consecutive ids as there are, as what is copied run by run wants them. Looks
+  // through the whole pool.
+  bool AllocRuns(int32_t count, std::vector<int32_t>* out);
+  // REQUIRES: every id is allocated; a page given back twice stops the program.
   void Free(std::span<const int32_t> ids);
 
-  int32_t total() const { return static_cast<int32_t>(allocated_.size()); }
-  int32_t free() const { return static_cast<int32_t>(free_.size()); }
+  int32_t total() const { return total_; }
+  int32_t free() const { return free_count_; }
   int32_t used() const { return total() - free(); }
 
  private:
-  std::vector<int32_t> free_;       // a stack: the page used last is the warmest
-  std::vector<uint8_t> allocated_;  // [pages]
+  struct Run {
+    int32_t begin = 0, end = 0;
+
+    int32_t size() const { return end - begin; }
+  };
+
+  bool IsFree(int32_t id) const { return (free_[id / 64] >> (id % 64) & 1) != 0; }
+  // The first page from `id` on that is free, or that is not; total() if there is none.
+  int32_t Next(int32_t id, bool free) const;
+  Run NextRun(int32_t id) const;  // of free pages
+  void Take(Run run, std::vector<int32_t>* out);
+
+  const int32_t total_;
+  int32_t free_count_;
+  int32_t lowest_ = 0;          // no page before it is free
+  std::vector<uint64_t> free_;  // a bit a page
 };
 
 }  // namespace lorikeet

@@ -137,7 +137,7 @@ void Scheduler::StartLoads() {
       no_room_ = group;
       return false;
     }
-    LK_CHECK(pool_.Alloc(group->image_pages, &group->pages));
+    LK_CHECK(pool_.AllocRuns(group->image_pages, &group->pages));
     group->image = ImageState::kLoading;
     ++loading_;
     pages_images_ += group->image_pages;

@@ -19,6 +19,7 @@
 
 #include "adapters_cache/registry.h"
 #include "adapters_cache/registry_file.h"
+#include "tests/support/sanitized.h"
 #include "tests/unit/adapters_support.h"
 
 namespace lorikeet {
@@ -479,6 +480,7 @@ TEST_F(Tiers, WhatCannotBeSavedIsSaidAndSavedTheNextTime) {
 }
 
 TEST_F(Tiers, ARegisteredAdapterThatIsNotLoadedTakesLessThan4KiB) {
+  if (kSanitized) GTEST_SKIP() << "memory is the sanitizer's";
   constexpr int kAdapters = 2000;
   RegistryRecords records;
   for (int i = 0; i < kAdapters; ++i) {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numeric>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -34,14 +35,72 @@ TEST(PagePool, AnAllocationThatDoesNotFitChangesNothing) {
   EXPECT_EQ(pool.free(), 3);
 }
 
-TEST(PagePool, PagesGivenBackTogetherKeepTheirOrder) {
-  PagePool pool(8);
-  std::vector<int32_t> image, again;
-  ASSERT_TRUE(pool.Alloc(5, &image));
-  EXPECT_TRUE(std::is_sorted(image.begin(), image.end()));
-  pool.Free(image);
-  ASSERT_TRUE(pool.Alloc(5, &again));
-  EXPECT_EQ(again, image);
+TEST(PagePool, TakesTheLowestPages) {
+  PagePool pool(200);
+  std::vector<int32_t> all, ids;
+  ASSERT_TRUE(pool.Alloc(200, &all));
+  pool.Free(std::vector<int32_t>{130, 199, 3, 64, 63});
+  ASSERT_TRUE(pool.Alloc(4, &ids));
+  EXPECT_EQ(ids, (std::vector<int32_t>{3, 63, 64, 130}));
+  pool.Free(std::vector<int32_t>{0});
+  ASSERT_TRUE(pool.Alloc(2, &ids));
+  EXPECT_EQ(ids, (std::vector<int32_t>{3, 63, 64, 130, 0, 199}));
+}
+
+TEST(PagePool, RunsAreTheShortestWithRoomOrElseTheLongest) {
+  PagePool pool(300);
+  std::vector<int32_t> all;
+  ASSERT_TRUE(pool.Alloc(300, &all));
+  const auto free = [&](int32_t begin, int32_t end) {
+    pool.Free(std::span(all).subspan(begin, end - begin));
+  };
+  const auto runs = [&](int32_t count) {
+    std::vector<int32_t> ids;
+    EXPECT_TRUE(pool.AllocRuns(count, &ids));
+    return ids;
+  };
+  const auto from = [](int32_t first, int32_t count) {
+    std::vector<int32_t> ids(count);
+    std::iota(ids.begin(), ids.end(), first);
+    return ids;
+  };
+  free(0, 3), free(60, 70), free(100, 230), free(299, 300);
+  EXPECT_EQ(runs(8), from(60, 8));
+  EXPECT_EQ(runs(1), from(299, 1));
+  EXPECT_EQ(runs(20), from(100, 20));
+  std::vector<int32_t> both = from(120, 110);
+  both.insert(both.end(), {0, 1});
+  EXPECT_EQ(runs(112), both);
+  EXPECT_EQ(pool.free(), 3);
+}
+
+// Any history against a set of ids.
+TEST(PagePool, NeverGivesAPageTwiceAndLosesNone) {
+  std::mt19937 rng(5);
+  for (const int32_t total : {1, 63, 64, 65, 1000}) {
+    PagePool pool(total);
+    std::vector<std::vector<int32_t>> held;
+    std::set<int32_t> taken;
+    for (int i = 0; i < 2000; ++i) {
+      if (!held.empty() && rng() % 2 == 0) {
+        std::swap(held[rng() % held.size()], held.back());
+        pool.Free(held.back());
+        for (const int32_t id : held.back()) taken.erase(id);
+        held.pop_back();
+      } else {
+        const int32_t count = static_cast<int32_t>(rng() % (total / 4 + 1));
+        std::vector<int32_t> ids;
+        const bool fits = count <= total - static_cast<int32_t>(taken.size());
+        ASSERT_EQ(rng() % 2 == 0 ? pool.Alloc(count, &ids) : pool.AllocRuns(count, &ids), fits);
+        ASSERT_EQ(ids.size(), fits ? count : 0);
+        for (const int32_t id : ids) {
+          ASSERT_TRUE(id >= 0 && id < total && taken.insert(id).second) << id << " of " << total;
+        }
+        held.push_back(std::move(ids));
+      }
+      ASSERT_EQ(pool.used(), taken.size());
+    }
+  }
 }
 
 TEST(PagePoolDeathTest, APageGivenBackTwiceStopsTheProgram) {
