@@ -35,25 +35,41 @@ absl::Status CheckWidths(const Gating& gating, const BaseModel& base) {
 
 }  // namespace
 
+absl::StatusOr<std::vector<std::shared_ptr<const Adapter>>> NormaliseExperts(const RawAdapter& raw,
+                                                                             const BaseModel& base,
+                                                                             const NormaliseOptions& options) {
+  if (!options.on_host) {
+    return absl::UnimplementedError(
+        "gates per token (X-LoRA, Arrow) are computed on the CPU alone; serve the base with device cpu");
+  }
+  std::vector<std::shared_ptr<const Adapter>> experts;
+  for (const RawAdapter& expert : raw.experts) {
+    LK_ASSIGN_OR_RETURN(auto adapter, Normalise(expert, base, options));
+    if (const char* part = BesideGatedPairs(*adapter); part != nullptr) {
+      return absl::UnimplementedError(
+          absl::StrCat("expert ", experts.size(), " has ", part, "; gates are of pairs alone"));
+    }
+    experts.push_back(std::move(adapter));
+  }
+  return experts;
+}
+
+std::vector<int32_t> RankGates(std::span<const std::shared_ptr<const Adapter>> experts, ModuleId module) {
+  std::vector<int32_t> gates;
+  for (size_t e = 0; e < experts.size(); ++e) {
+    gates.insert(gates.end(), experts[e]->module(module).low_rank.rank, static_cast<int32_t>(e));
+  }
+  return gates;
+}
+
 absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& raw,
                                                               const BaseModel& base,
                                                               const NormaliseOptions& options) {
-  if (!options.on_host) {
-    return absl::UnimplementedError(
-        "gates per token (X-LoRA) are computed on the CPU alone; serve the base with device cpu");
-  }
-  std::vector<AdapterLease> experts;
+  LK_ASSIGN_OR_RETURN(const auto experts, NormaliseExperts(raw, base, options));
+  const std::vector<AdapterLease> leases(experts.begin(), experts.end());
   std::vector<WeightedAdapter> terms;
-  for (const RawAdapter& expert : raw.experts) {
-    LK_ASSIGN_OR_RETURN(auto adapter, Normalise(expert, base, options));
-    terms.push_back({absl::StrCat(experts.size()), raw.gates_weight});
-    if (const char* part = BesideGatedPairs(*adapter); part != nullptr) {
-      return absl::UnimplementedError(
-          absl::StrCat("X-LoRA's expert ", terms.back().name, " has ", part, "; gates are of pairs alone"));
-    }
-    experts.emplace_back(std::move(adapter));
-  }
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<Adapter> adapter, SumAdapters(base, terms, experts));
+  for (size_t e = 0; e < experts.size(); ++e) terms.push_back({absl::StrCat(e), raw.gates_weight});
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<Adapter> adapter, SumAdapters(base, terms, leases));
   adapter->version = raw.version;
   adapter->variant = raw.variant;
   adapter->cacheable = false;  // the base's keys and values would be needed too
@@ -68,11 +84,7 @@ absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& 
   for (const ModuleId m : base.modules()) {
     if (adapter->module(m).low_rank.rank == 0) continue;
     gating.set_of[m] = raw.gates_each_linear ? adapted++ : 0;
-    std::vector<int32_t> gate;
-    for (size_t e = 0; e < experts.size(); ++e) {
-      gate.insert(gate.end(), experts[e].get()->module(m).low_rank.rank, static_cast<int32_t>(e));
-    }
-    adapter->modules[m].rank_gate = packer.Integers(gate);
+    adapter->modules[m].rank_gate = packer.Integers(RankGates(experts, m));
   }
   if (raw.gates_each_linear) gating.sets = adapted;
   LK_RETURN_IF_ERROR(CheckWidths(gating, base));

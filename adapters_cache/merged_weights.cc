@@ -47,7 +47,7 @@ void Rotate(const InputRotation& rotation, int32_t in, float* w) {
 }  // namespace
 
 const char* Unmergeable(const Adapter& adapter) {
-  if (adapter.gating.experts > 0) return "gates per token";
+  if (adapter.gated()) return "gates per token";
   if (adapter.mlp_mixture.chosen > 0) return "routers over its LoRAs";
   if (adapter.virtual_tokens.count > 0) return "virtual tokens";
   if (!adapter.prompt_attention.empty()) return "attention to a prompt of its own";

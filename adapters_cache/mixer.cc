@@ -16,7 +16,7 @@ namespace lorikeet {
 
 const char* Unsummable(const Adapter& adapter) {
   if (adapter.vocab > 0) return "a vocabulary of its own";
-  if (adapter.gating.experts > 0) return "gates per token";
+  if (adapter.gated()) return "gates per token";
   if (adapter.mlp_mixture.chosen > 0) return "routers over its LoRAs";
   if (adapter.virtual_tokens.count > 0) return "virtual tokens";
   if (!adapter.norms.empty()) return "norms of its own";

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/arrow.h"
 #include "adapters_cache/dora.h"
 #include "adapters_cache/expert_parameters.h"
 #include "adapters_cache/gated.h"
@@ -366,6 +367,7 @@ absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options) {
   if (raw.gating.experts > 0) return NormaliseGated(raw, base, options);
+  if (raw.prototype_gates.experts > 0) return NormaliseArrow(raw, base, options);
   return Normaliser(raw, base, options).Run();
 }
 

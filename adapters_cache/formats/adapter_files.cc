@@ -27,7 +27,6 @@ constexpr const char* kTextNames[] = {
     "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "chat_template.json",
     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"};
 constexpr int64_t kMaxConfigBytes = 1 << 20;
-constexpr size_t kMaxExperts = 64;
 
 // With its length first, so that no two sequences of parts run together alike.
 void AddPart(Sha256* hash, const void* data, size_t bytes) {
@@ -154,27 +153,53 @@ absl::Status ReadText(std::span<const fs::path> roots, AdapterFiles* files) {
   return absl::OkStatus();
 }
 
-// In PEFT the configuration's paths are where the experts were trained; what counts are the names. An
-// expert has none of its own.
+// How the configuration calls its experts; none where it is of another kind. X-LoRA's paths are where they
+// were trained; what counts are the names.
+std::vector<Json> ExpertNames(const Json& config) {
+  std::vector<Json> names;
+  const auto adapters = config.find("adapters");
+  if (config.value("peft_type", Json()) == "XLORA" && adapters != config.end() && adapters->is_object()) {
+    for (const auto& [name, unused] : adapters->items()) names.emplace_back(name);
+  }
+  const auto arrow = config.find("arrow_config");
+  if (arrow == config.end() || !arrow->is_object()) return names;
+  const auto add = [&](const char* key) {
+    const Json list = arrow->value(key, Json());
+    if (list.is_array()) names.insert(names.end(), list.begin(), list.end());
+  };
+  add("task_adapter_names");
+  if (arrow->value("use_gks", Json()) == true) add("gks_adapter_names");
+  return names;
+}
+
+// Below the adapter's directory; PEFT saves an Arrow model's router and experts side by side.
+fs::path ExpertsDirectory(const fs::path& directory) {
+  const fs::path own = (directory / "").parent_path();
+  return own.filename() == "arrow_router" ? own.parent_path() : own;
+}
+
+// An expert has no experts of its own.
 absl::StatusOr<std::vector<AdapterFiles>> ReadExperts(const Json& config, const fs::path& directory,
                                                       std::span<const fs::path> roots) {
   std::vector<AdapterFiles> experts;
-  const auto adapters = config.find("adapters");
-  if (config.value("peft_type", Json()) != "XLORA" || adapters == config.end()) return experts;
-  if (!adapters->is_object() || adapters->empty() || adapters->size() > kMaxExperts) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "adapters is ", adapters->dump().substr(0, 200), "; it must name 1 to ", kMaxExperts));
+  const std::vector<Json> names = ExpertNames(config);
+  if (names.size() > Limits::kMaxExperts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("adapter_config.json names ", names.size(), " experts; at most ", Limits::kMaxExperts));
   }
-  for (const auto& [name, unused] : adapters->items()) {
+  for (const Json& json : names) {
+    const std::string name = json.is_string() ? json.get<std::string>() : "";
     if (name.empty() || name.find_first_of("/.") != std::string::npos) {
-      return absl::InvalidArgumentError("adapters names '" + name + "', which is no directory's name");
+      return absl::InvalidArgumentError(
+          absl::StrCat("an expert is called ", json.dump().substr(0, 200), ", which is no directory's name"));
     }
+    const fs::path path = ExpertsDirectory(directory) / name;
     std::error_code error;
-    if (!fs::is_directory(directory / name, error)) {
-      return absl::NotFoundError(absl::StrCat("X-LoRA's expert '", name, "' is not there: put its "
-                                              "PEFT directory at ", (directory / name).string()));
+    if (!fs::is_directory(path, error)) {
+      return absl::NotFoundError(absl::StrCat("the expert '", name, "' is not there: put its PEFT directory at ",
+                                              path.string()));
     }
-    LK_ASSIGN_OR_RETURN(experts.emplace_back(), ReadOwnFiles(directory / name, roots));
+    LK_ASSIGN_OR_RETURN(experts.emplace_back(), ReadOwnFiles(path, roots));
   }
   return experts;
 }

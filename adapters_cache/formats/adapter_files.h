@@ -25,8 +25,8 @@ struct AdapterFiles {
   TensorFile tensors;  // adapter_model.safetensors
   // Contents of those of AdapterTextNames that are there.
   std::map<std::string, std::string, std::less<>> text;
-  // X-LoRA's LoRAs, in the order of its configuration: the directories below its own that have the
-  // names the configuration gives them.
+  // X-LoRA's and Arrow's LoRAs, in the order of the configuration, which names their directories: below
+  // this one, or beside it where it is called arrow_router, as PEFT saves it.
   std::vector<AdapterFiles> experts;
   // Lower-case hexadecimal SHA-256 of the configuration without its white space, of every
   // tensor (name, type, shape, bytes) by name, of the text's files, and of the experts' in turn.

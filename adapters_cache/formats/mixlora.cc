@@ -14,13 +14,13 @@
 #include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/peft_lora.h"
 #include "adapters_cache/formats/settings.h"
+#include "engine/api/limits.h"
 
 namespace lorikeet {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kMaxExperts = 64;
 constexpr int kMaxRouted = 8;  // each is a row more in the MLP's products
 constexpr std::string_view kKeys =
     "r lora_alpha lora_dropout lora_init use_rslora use_dora target_modules routing_strategy num_experts "
@@ -36,7 +36,7 @@ class MixLoraReader {
 
   void Read() {
     WarnOfUnknownKeys(files_.config, kKeys, raw_);
-    const int64_t count = settings_.Whole("num_experts", 0, kMaxExperts);
+    const int64_t count = settings_.Whole("num_experts", 0, Limits::kMaxExperts);
     if (count == 0) return problems_->Invalid("num_experts is missing");
     raw_->routed = static_cast<int32_t>(settings_.Whole("top_k", 2, std::min<int64_t>(count, kMaxRouted)));
     if (raw_->routed > count) problems_->Invalid("top_k is missing, and its 2 are more than num_experts");

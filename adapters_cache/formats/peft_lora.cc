@@ -11,6 +11,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/arrow.h"
 #include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/methods.h"
 #include "adapters_cache/formats/peft_targets.h"
@@ -27,8 +28,6 @@ struct RefusedOption {
   const char* reason;
 };
 constexpr RefusedOption kRefusedOptions[] = {
-    {"arrow_config",
-     "Arrow is not built; its prototypes are in no file, PEFT makes them by power iterations from a random start"},
     {"megatron_config", "it is laid out for Megatron"},
 };
 
@@ -36,6 +35,7 @@ constexpr RefusedOption kRefusedOptions[] = {
 constexpr std::array kKnownOptions = std::to_array<std::string_view>({
     "alora_invocation_tokens",
     "alpha_pattern",
+    "arrow_config",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
@@ -122,7 +122,9 @@ void CheckInit(const Json& config, Problems* problems) {
   problems->Unserved(absl::StrCat("init_lora_weights '", init, "' is unknown"));
 }
 
-void CheckOptions(const Json& config, std::vector<std::string>* warnings, Problems* problems) {
+}  // namespace
+
+void CheckLoraOptions(const Json& config, std::vector<std::string>* warnings, Problems* problems) {
   for (const auto& [key, value] : config.items()) {
     if (!IsSet(value)) continue;
     const auto refused =
@@ -139,6 +141,8 @@ void CheckOptions(const Json& config, std::vector<std::string>* warnings, Proble
     warnings->push_back("fan_in_fan_out is ignored: the base's linears are stored [out, in]");
   }
 }
+
+namespace {
 
 LoraOptions ReadOptions(const Json& config, Problems* problems) {
   LoraOptions options;
@@ -175,7 +179,7 @@ class LoraReader {
   void Read() {
     ReadInvocation();
     ReadTargetParameters();
-    CheckOptions(files_.config, &raw_->warnings, problems_);
+    CheckLoraOptions(files_.config, &raw_->warnings, problems_);
     options_ = ReadOptions(files_.config, problems_);
     raw_->variant = !raw_->parts.invocation_tokens.empty() ? "alora"
                     : options_.dora                        ? "dora"
@@ -399,6 +403,7 @@ class LoraReader {
 }  // namespace
 
 void ParsePeftLora(const AdapterFiles& files, RawAdapter* raw, Problems* problems) {
+  if (IsArrow(files.config)) return ParseArrow(files, raw, problems);
   LoraReader(files, raw, problems).Read();
 }
 

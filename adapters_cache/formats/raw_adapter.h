@@ -89,14 +89,17 @@ struct RawAdapter {
   // Of prompt methods and the like: what the whole file comes to.
   absl::Status (*lower_model)(const RawAdapter& raw, const BaseModel& base,
                               Adapter* adapter) = nullptr;
-  // LoRAs with gates (X-LoRA), or those of MLPs with routers (MixLoRA).
+  // LoRAs with gates (X-LoRA, Arrow), or those of MLPs with routers (MixLoRA).
   std::vector<RawAdapter> experts;
+  // Of experts, the last: their mean is taken from the factors of the others (Arrow).
+  int32_t general_experts = 0;
   std::map<int32_t, RawTensor> routers;  // by layer: [experts, D]
   int32_t routed = 0;                    // experts of a token
   // Gates, whose sets of linears the base has to tell.
   Gating gating;
   bool gates_each_linear = false;
   float gates_weight = 1;  // of every gate
+  PrototypeGates prototype_gates;
   std::vector<std::string> warnings;
   TensorFile tensors;
 };

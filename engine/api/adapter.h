@@ -97,7 +97,9 @@ struct ReplacedRows {
 
 struct ModuleDelta {
   LowRank low_rank;
-  const int32_t* rank_gate = nullptr;  // [rank] with Adapter::gating: whose gate scales a rank of x Aᵀ
+  // [rank] with Adapter::gating or prototype_gates: whose gate scales a rank of x Aᵀ.
+  const int32_t* rank_gate = nullptr;
+  const float* prototypes = nullptr;  // [experts, in] with Adapter::prototype_gates
   const float* out_scale = nullptr;  // [out] or nullptr
   const float* bias = nullptr;       // [out] or nullptr
   InputRotation input_rotation;
@@ -179,6 +181,15 @@ struct Gating {
   int32_t width() const { return sets * experts; }
 };
 
+// Gates that every linear makes of its own input, of an adapter whose pairs are those of several LoRAs
+// one below the other (Arrow, Ostapenko et al. 2024). A LoRA's score is |its prototype · x|; the
+// `chosen` with the largest share 1 by a softmax of score / temperature, the others' gates are 0.
+struct PrototypeGates {
+  int32_t experts = 0;  // 0: no such gates
+  int32_t chosen = 0;
+  float temperature = 1;
+};
+
 struct Adapter;
 
 // LoRAs of each layer's MLP among which a router deals out the tokens (MixLoRA, Li et al. 2024): of a
@@ -219,11 +230,14 @@ struct Adapter {
   VirtualTokens virtual_tokens;
   std::vector<PromptAttention> prompt_attention;  // [layers] or empty
   Gating gating;
+  PrototypeGates prototype_gates;
   MlpMixture mlp_mixture;
   std::vector<Bottleneck> bottlenecks;            // by NormIndex of what precedes them; or empty
   // Rows before the last of these sequences in the prompt are the base's (activated LoRA, Greenewald
   // et al. 2025). Empty: all rows are the adapter's.
   std::vector<int32_t> invocation_tokens;
+  // Whether gates scale the ranks of a token.
+  bool gated() const { return gating.experts > 0 || prototype_gates.experts > 0; }
   // Of keys and values that a sequence has: the adapter's, and the base's where gates need them.
   int32_t kv_sets() const { return gating.experts > 0 ? 2 : 1; }
   const ModuleDelta& module(ModuleId id) const {

@@ -22,6 +22,7 @@ struct Limits {
   static constexpr int32_t kMaxEmbeddingInputs = 2048;  // of one call
   static constexpr int32_t kMaxCacheSaltBytes = 256;
   static constexpr int32_t kMaxAdapterRank = 4096;
+  static constexpr int32_t kMaxExperts = 64;  // LoRAs of an adapter that deals tokens out among them
   static constexpr int32_t kMaxAddedTokens = 16384;  // of an adapter, to the base's vocabulary
   static constexpr int64_t kMaxAdapterFileBytes = int64_t{8} << 30;
   static constexpr int32_t kMaxRequestBytes = 16 << 20;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,7 @@ void CheckVector(const float* values, int64_t count) {
 void CheckModule(const ModuleDelta& delta, LinearShape shape) {
   CheckVector(delta.out_scale, shape.out);
   CheckVector(delta.bias, shape.out);
+  CheckVector(delta.prototypes, shape.in);
   if (delta.input_rotation.block) {
     LK_CHECK(shape.in % delta.input_rotation.block == 0);
     CheckVector(delta.input_rotation.r, int64_t{shape.in} * delta.input_rotation.block);
@@ -41,14 +43,17 @@ void CheckModule(const ModuleDelta& delta, LinearShape shape) {
   }
 }
 
-// X-LoRA's LoRAs, which are in no file of the input: a golden's.
-const std::vector<AdapterFiles>& Experts() {
-  static const auto* files = [] {
-    auto golden = ReadAdapterFiles("tests/golden/variants/xlora", {});
-    LK_CHECK_MSG(golden.ok(), golden.status().ToString());
-    return new AdapterFiles(*std::move(golden));
-  }();
-  return files->experts;
+AdapterFiles Golden(const char* name) {
+  auto golden = ReadAdapterFiles(std::string("tests/golden/variants/") + name, {});
+  LK_CHECK_MSG(golden.ok(), golden.status().ToString());
+  return *std::move(golden);
+}
+
+// X-LoRA's or Arrow's LoRAs, which are in no file of the input: a golden's.
+const std::vector<AdapterFiles>& Experts(bool arrow) {
+  static const auto* const of_xlora = new AdapterFiles(Golden("xlora"));
+  static const auto* const of_arrow = new AdapterFiles(Golden("arrow"));
+  return (arrow ? of_arrow : of_xlora)->experts;
 }
 
 void CheckAdapter(const BaseModel& base, const Adapter& adapter) {
@@ -70,7 +75,8 @@ void FuzzAdapter(const BaseModel& base, std::string_view config,
   AdapterFiles files;
   files.config = nlohmann::ordered_json::parse(config.begin(), config.end());
   files.tensors = TensorFile({}, *std::move(tensors));
-  if (json->contains("peft_type") && (*json)["peft_type"] == "XLORA") files.experts = Experts();
+  const bool arrow = files.config.contains("arrow_config");
+  if (arrow || files.config.value("peft_type", nlohmann::ordered_json()) == "XLORA") files.experts = Experts(arrow);
   Problems problems;
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   if (!problems.empty()) {

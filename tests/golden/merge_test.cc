@@ -29,7 +29,7 @@ std::vector<ConvertTerm> TermsOf(const VariantCase& c) {
 TEST(Merge, GivesModelsThatComputeWhatPeftComputes) {
   const testing::TempDir directory;
   const std::set<std::string> no_weights = {
-      "adaption_prompt", "alora", "beft", "bottleneck_leave_out", "cartridge", "compacter",
+      "adaption_prompt", "alora", "arrow", "arrow_gks", "beft", "bottleneck_leave_out", "cartridge", "compacter",
       "compacter_plus", "cpt", "expert_prompt_tuning", "houlsby", "mixlora", "mixlora_one", "mixlora_some", "mixture_ia3",
       "p_tuning", "parallel_bottleneck",
       "pfeiffer", "prefix_tuning", "prefix_tuning_gqa", "prompt_tuning",

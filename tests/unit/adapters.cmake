@@ -5,8 +5,9 @@ lorikeet_test(adapters_peft_test golden/adapters_peft_test.cc ${adapters_support
 lorikeet_test(adapters_load_test unit/adapters_load_test.cc unit/adapters_lowered_test.cc
   unit/adapters_store_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
-lorikeet_test(adapters_gated_test unit/adapters_gated_test.cc unit/adapters_mixlora_test.cc ${adapters_support}
-  LIBS lorikeet_adapters_cache)
+lorikeet_test(adapters_gated_test unit/adapters_gated_test.cc unit/adapters_arrow_test.cc
+  unit/adapters_mixlora_test.cc ${adapters_support}
+  LIBS lorikeet_adapters_cache lorikeet_kernels_cpu)
 lorikeet_test(adapters_registry_test unit/adapters_registry_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
 lorikeet_test(adapters_tiers_test unit/adapters_tiers_test.cc unit/adapters_registry_file_test.cc

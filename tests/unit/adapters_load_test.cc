@@ -235,7 +235,7 @@ const std::vector<BadCase>& BadCases() {
        kInvalid,
        {"no place"}},
       {"alora", Set("alora_invocation_tokens", {1, -2}), kInvalid, {"alora_invocation_tokens"}},
-      {"arrow", Set("arrow_config", {{"top_k", 3}}), kUnserved, {"arrow_config"}},
+      {"arrow", Set("arrow_config", {{"top_k", 3}}), kInvalid, {"task_adapter_names"}},
       {"bdlora", Set("use_bdlora", {{"nblocks", 3}}), kInvalid, {"nblocks 3"}, false},
       {"parameters", Set("target_parameters", {"experts.gate_up_proj"}), kMissing,
        {"no experts.gate_up_proj"}, false},
@@ -450,11 +450,11 @@ INSTANTIATE_TEST_SUITE_P(Cases, BadAdapter, ::testing::ValuesIn(BadCases()),
                          [](const auto& info) { return info.param.name; });
 
 TEST_F(AdapterLoad, AllProblemsComeAtOnce) {
-  adapter_.config["arrow_config"] = {{"top_k", 1}};
+  adapter_.config["megatron_config"] = {{"x", 1}};
   adapter_.config["r"] = 3;
   adapter_.tensors["foo"] = {DType::kF32, {1}, {1}};
   const absl::Status status = WriteAndLoad(adapter_).status();
-  for (const char* words : {"arrow_config", "foo", "[3, in]"}) {
+  for (const char* words : {"megatron_config", "foo", "[3, in]"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(words));
   }
 }

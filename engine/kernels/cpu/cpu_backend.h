@@ -130,7 +130,7 @@ class CpuBackend final : public Backend {
   void Multiply(const LinearArgs& args, std::span<const AdapterSegment> segments,
                 std::span<const int32_t> rows);
   void PlanInputs(const LinearArgs& args, std::span<const AdapterSegment> segments);
-  void GateRanks(const AdapterSegment& rows, ModuleId module, float* t) const;
+  void GateRanks(Matrix x, const AdapterSegment& rows, ModuleId module, float* t) const;
   void PlanChunks(const LinearArgs& args);
   void GrowRounded(const LinearArgs& args, Rounded* rows);
   void RoundRow(const float* x, int32_t width, int32_t r, Rounded* rows);

@@ -4,8 +4,10 @@
 //      order and shrunk to their rank;
 //   2. column chunks: base product, adapters' expansion, scales and biases while they are in cache.
 #include <algorithm>
+#include <array>
 #include <optional>
 
+#include "engine/api/limits.h"
 #include "engine/kernels/cpu/cpu_backend.h"
 #include "engine/kernels/cpu/float_gemm.h"
 #include "engine/kernels/cpu/half_gemm.h"
@@ -123,18 +125,24 @@ void CpuBackend::PrepareInputs(const LinearArgs& args) {
       if (pair.rank == 0) continue;
       float* t = shrunk_.as<float>() + (int64_t(i) * x.rows + rows.row_begin) * plan_.t_stride;
       LoraShrink(pair, x.width, x_pairs, width, rows.row_end - rows.row_begin, t, plan_.t_stride);
-      if (rows.adapter->gating.experts > 0) GateRanks(rows, args.weight->first_module + i, t);
+      if (rows.adapter->gated()) GateRanks(x, rows, args.weight->first_module + i, t);
     }
   });
 }
 
 // t: the ranks of the rows' products with A.
-void CpuBackend::GateRanks(const AdapterSegment& rows, ModuleId module, float* t) const {
+void CpuBackend::GateRanks(Matrix x, const AdapterSegment& rows, ModuleId module, float* t) const {
   const ModuleDelta& delta = rows.adapter->module(module);
   const Gating& gating = rows.adapter->gating;
+  std::array<float, Limits::kMaxExperts> shares;
   for (int32_t r = rows.row_begin; r < rows.row_end; ++r, t += plan_.t_stride) {
-    const float* gates = step_.gates[plan_.step_rows.empty() ? r : plan_.step_rows[r]];
-    gates += gating.set_of[module] * gating.experts;
+    const float* gates = shares.data();
+    if (delta.prototypes) {
+      ShareByPrototypes(rows.adapter->prototype_gates, delta.prototypes, x.row(r), x.width, shares.data());
+    } else {
+      gates = step_.gates[plan_.step_rows.empty() ? r : plan_.step_rows[r]];
+      gates += gating.set_of[module] * gating.experts;
+    }
     for (int32_t k = 0; k < delta.low_rank.rank; ++k) t[k] *= gates[delta.rank_gate[k]];
   }
 }

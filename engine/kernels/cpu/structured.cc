@@ -1,10 +1,13 @@
 #include "engine/kernels/cpu/structured.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
+#include "engine/api/limits.h"
 #include "engine/base/dot.h"
 #include "engine/kernels/cpu/widen.h"
 
@@ -166,6 +169,26 @@ void AddPromptAttention(const PromptAttention& prompt, const float* q, int32_t h
       for (int32_t d = 0; d < head_dim; ++d) out[int64_t{h} * head_dim + d] += weight * v[d];
     }
   }
+}
+
+void ShareByPrototypes(const PrototypeGates& gates, const float* prototypes, const float* x, int32_t in,
+                       float* shares) {
+  std::array<float, Limits::kMaxExperts> scores;
+  std::array<int32_t, Limits::kMaxExperts> order;
+  for (int32_t e = 0; e < gates.experts; ++e) {
+    scores[e] = std::abs(Dot(prototypes + int64_t{e} * in, x, in));
+    shares[e] = 0;
+  }
+  const auto end = order.begin() + gates.experts;
+  std::iota(order.begin(), end, 0);
+  std::partial_sort(order.begin(), order.begin() + gates.chosen, end, [&scores](int32_t a, int32_t b) {
+    return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
+  });
+  float sum = 0;
+  for (int32_t i = 0; i < gates.chosen; ++i) {
+    sum += shares[order[i]] = std::exp((scores[order[i]] - scores[order[0]]) / gates.temperature);
+  }
+  for (int32_t e = 0; e < gates.experts; ++e) shares[e] /= sum;
 }
 
 }  // namespace lorikeet

@@ -33,4 +33,8 @@ void AddBottleneck(const Bottleneck& bottleneck, const float* r, int32_t width, 
 void AddPromptAttention(const PromptAttention& prompt, const float* q, int32_t heads,
                         int32_t kv_heads, int32_t head_dim, float scale, float* out);
 
+// shares: [gates.experts], of a row of a linear whose prototypes these are.
+void ShareByPrototypes(const PrototypeGates& gates, const float* prototypes, const float* x, int32_t in,
+                       float* shares);
+
 }  // namespace lorikeet
