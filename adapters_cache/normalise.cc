@@ -97,6 +97,7 @@ class Normaliser {
     LK_RETURN_IF_ERROR(packer.Finish());
     LK_RETURN_IF_ERROR(PackMlpMixture(raw_, base_, options_, adapter.get()));
     DropUntouchedExperts(adapter.get());
+    if (!options_.on_host && options_.blobs != nullptr) adapter->shared = WhatIsShared(*adapter);
     return std::shared_ptr<const Adapter>(std::move(adapter));
   }
 
@@ -107,6 +108,20 @@ class Normaliser {
     if (!std::all_of(experts, adapter->modules.end(), [](const auto& m) { return m.empty(); })) return;
     adapter->modules.erase(experts, adapter->modules.end());
     adapter->modules.shrink_to_fit();
+  }
+
+  // The factors that linears have in common, with those of other adapters that have the same.
+  std::shared_ptr<const Adapter> WhatIsShared(const Adapter& adapter) const {
+    std::vector<SharedRows> all;
+    const auto add = [&all](const SharedRows& rows) {
+      if (std::ranges::find(all, rows) == all.end()) all.push_back(rows);
+    };
+    for (const ModuleDelta& module : adapter.modules) {
+      const LowRank& pair = module.low_rank;
+      if (pair.shares_a) add({pair.a, pair.dtype, pair.rank, pair.a_stride});
+      if (pair.shares_b) add({pair.b, pair.dtype, pair.rank, pair.b_stride});
+    }
+    return all.empty() ? nullptr : options_.blobs->Together(std::move(all), adapter.blocks);
   }
 
   // Pairs the file's modules with the base's linears, both ways.

@@ -1,8 +1,10 @@
 #include "adapters_cache/shared_blobs.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "adapters_cache/sha256.h"
+#include "engine/base/check.h"
 
 namespace lorikeet {
 
@@ -25,6 +27,31 @@ std::shared_ptr<const AlignedBuffer> SharedBlobs::Share(
   std::shared_ptr<const AlignedBuffer> shared(content, forget);
   known = shared;
   return shared;
+}
+
+std::shared_ptr<const Adapter> SharedBlobs::Together(
+    std::vector<SharedRows> rows, const std::vector<std::shared_ptr<const AlignedBuffer>>& blocks) {
+  std::ranges::sort(rows, {}, &SharedRows::data);
+  std::vector<std::shared_ptr<const Adapter>> looked_at;  // the last owner's end takes the lock itself
+  std::lock_guard lock(state_->mutex);
+  std::erase_if(state_->together, [](const auto& adapter) { return adapter.expired(); });
+  for (const auto& known : state_->together) {
+    looked_at.push_back(known.lock());
+    const auto& in_use = looked_at.back();
+    if (in_use != nullptr && in_use->shared_rows == rows) return in_use;
+  }
+  auto adapter = std::make_shared<Adapter>();
+  for (const SharedRows& row : rows) {
+    for (const auto& block : blocks) {
+      if (block->data() != row.data) continue;
+      adapter->blocks.push_back(block);
+      break;
+    }
+  }
+  LK_CHECK(adapter->blocks.size() == rows.size());
+  adapter->shared_rows = std::move(rows);
+  state_->together.push_back(adapter);
+  return adapter;
 }
 
 int64_t SharedBlobs::bytes() const {

@@ -139,7 +139,7 @@ class Loads {
       const RawAdapter raw = ParseAdapter(files, &problems);
       LK_CHECK_MSG(problems.empty(), problems.ToStatus().ToString());
       auto adapter = Normalise(raw, base_, {.precision = FactorPrecision::kBF16, .allow_dense = true,
-                                            .on_host = on_host, .blobs = on_host ? &blobs_ : nullptr});
+                                            .on_host = on_host, .blobs = &blobs_});
       LK_CHECK_MSG(adapter.ok(), adapter.status().ToString());
       return *std::move(adapter);
     };
@@ -156,13 +156,22 @@ class Loads {
         cuda::WritePiece(plan->pieces[i], image.data() + plan->pieces[i].to);
       });
     });
-    const double device_bytes = static_cast<double>(plan->pages * page_bytes_);
+    int64_t pages = plan->pages;
+    if (adapter->shared != nullptr) {
+      auto in_common = cuda::PlanImage(*adapter->shared, widths_, {}, DType::kBF16, page_bytes_);
+      LK_CHECK_MSG(in_common.ok(), in_common.status().ToString());
+      pages += in_common->pages;
+    }
+    const double device_bytes = static_cast<double>(pages * page_bytes_);
     std::printf("%-26s %8.1f %9.1f %8.1f %9.2f %9.2f %9.2f %8.2f", format.name.c_str(), read_ms,
                 normalise_ms, image_ms, file_bytes * 1e-6, host_bytes * 1e-6, device_bytes * 1e-6,
                 device_bytes / static_cast<double>(format.own_bytes));
     if (format.copied) {
       const double speed = file_bytes / normalise_ms;
       std::printf(" %8.2f %8.2f", speed / copy_.again, speed / copy_.fresh);
+    }
+    if (pages > plan->pages) {
+      std::printf("  %.2f MB of it in common with others", static_cast<double>((pages - plan->pages) * page_bytes_) * 1e-6);
     }
     std::printf("\n");
     std::fflush(stdout);

@@ -49,11 +49,22 @@ absl::Status CheckToken(const char* field, size_t index, int32_t id, int32_t voc
                                                  "; the vocabulary has ids 0 to ", vocab - 1));
 }
 
-// Of the request's adapter, in the pool.
-absl::StatusOr<int32_t> ImagePages(const Request& request, const AdapterImages* images) {
+// Of an adapter, in the pool.
+struct ImagePages {
+  int32_t own = 0;
+  int32_t shared = 0;  // of Adapter::shared
+
+  int32_t all() const { return own + shared; }
+};
+
+absl::StatusOr<ImagePages> ImagePagesOf(const Request& request, const AdapterImages* images) {
+  ImagePages pages;
   const Adapter* adapter = request.adapter.get();
-  if (adapter == nullptr || images == nullptr) return 0;
-  return images->Pages(*adapter);
+  if (adapter == nullptr || images == nullptr) return pages;
+  LK_ASSIGN_OR_RETURN(pages.own, images->Pages(*adapter));
+  if (adapter->shared == nullptr) return pages;
+  LK_ASSIGN_OR_RETURN(pages.shared, images->Pages(*adapter->shared));
+  return pages;
 }
 
 // Tokens that the pool holds beside the request's adapter.
@@ -123,7 +134,7 @@ struct Engine::Impl {
   struct Submission {
     RequestId id;
     Request request;
-    int32_t image_pages = 0;
+    ImagePages image_pages;
     std::shared_ptr<TokenSink> sink;
   };
   // A request whose kFinished is still to come.
@@ -228,9 +239,10 @@ bool Engine::Impl::TakeInbox() {
 void Engine::Impl::Enqueue(Submission submission) {
   const Adapter* adapter = submission.request.adapter.get();
   requests[submission.id] = {.sink = std::move(submission.sink),
-                             .image = submission.image_pages > 0 ? adapter->serial : 0,
+                             .image = submission.image_pages.own > 0 ? adapter->serial : 0,
                              .enqueued_us = clock->NowMicros()};
-  scheduler.Enqueue(submission.id, std::move(submission.request), submission.image_pages);
+  scheduler.Enqueue(submission.id, std::move(submission.request), submission.image_pages.own,
+                    submission.image_pages.shared);
 }
 
 void Engine::Impl::Step() {
@@ -327,9 +339,9 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() { Shutdown(0); }
 
 absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenSink> sink) {
-  LK_ASSIGN_OR_RETURN(const int32_t image_pages, ImagePages(request, impl_->images));
+  LK_ASSIGN_OR_RETURN(const ImagePages image_pages, ImagePagesOf(request, impl_->images));
   LK_ASSIGN_OR_RETURN(const int32_t tokens,
-                      TokensBeside(request, impl_->scheduler_options, image_pages));
+                      TokensBeside(request, impl_->scheduler_options, image_pages.all()));
   LK_RETURN_IF_ERROR(CheckRequest(request, impl_->options, tokens));
   const int64_t room = tokens - static_cast<int64_t>(request.prompt.size());
   LK_CHECK_MSG(sink->capacity() >= std::min<int64_t>(request.max_new_tokens, room) + 2,

@@ -210,6 +210,16 @@ class AdapterText {
   virtual ~AdapterText() = default;
 };
 
+// Rows of a factor that adapters have in common, as LowRank has them.
+struct SharedRows {
+  const std::byte* data = nullptr;
+  DType dtype = DType::kBF16;
+  int32_t rows = 0;
+  int64_t stride = 0;
+
+  bool operator==(const SharedRows&) const = default;
+};
+
 struct Adapter {
   // Of this object alone, in this process: what copies elsewhere are known by.
   const uint64_t serial = NextSerial();
@@ -244,6 +254,10 @@ struct Adapter {
     static const ModuleDelta kNone;
     return static_cast<size_t>(id) < modules.size() ? modules[id] : kNone;
   }
+  // Where adapters are copied to a device: what holds the factors this one has in common with others,
+  // whose image all of them use. nullptr: it has none.
+  std::shared_ptr<const Adapter> shared;
+  std::vector<SharedRows> shared_rows;  // of such an object, which has nothing else
   AlignedBuffer storage;             // with `blocks` owns everything the deltas point to
   std::vector<std::shared_ptr<const AlignedBuffer>> blocks;
 

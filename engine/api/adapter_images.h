@@ -35,7 +35,7 @@ class AdapterImages {
  public:
   virtual ~AdapterImages() = default;
 
-  // Pages that the adapter's image takes. Any thread. INVALID_ARGUMENT: a page is too small for one
+  // Pages that the adapter's image takes, without those of Adapter::shared. Any thread. INVALID_ARGUMENT: a page is too small for one
   // of its rank rows or vectors.
   virtual absl::StatusOr<int32_t> Pages(const Adapter& adapter) const = 0;
 
@@ -43,7 +43,8 @@ class AdapterImages {
   virtual void SetWake(std::function<void()> wake) = 0;
 
   // The rest on the engine's thread, between steps.
-  // Starts to copy; returns at once. Steps may use an adapter once TakeLoaded has named it.
+  // Starts to copy; returns at once. Steps may use an adapter once TakeLoaded has named it and what it
+  // shares. A load fails where Adapter::shared is neither there nor on its way.
   virtual void Move(AdapterMoves moves) = 0;
   // Loads that have ended since the last call.
   virtual std::vector<AdapterLoaded> TakeLoaded() = 0;

@@ -24,13 +24,14 @@ constexpr int64_t kBlockCost = 12;
 }  // namespace
 
 bool Scheduler::ColderFirst::operator()(const Group* a, const Group* b) const {
-  const auto rank = [](const Group& g) { return std::tuple(g.open > 0, g.last_use, g.serial); };
+  const auto rank = [](const Group& g) { return std::tuple(g.open > 0, g.last_use, g.users > 0, g.serial); };
   return rank(*a) < rank(*b);
 }
 
 // Changes what idle_ and its pages go by: what an image is, who runs or waits with it, its last use.
 template <typename Fn>
 void Scheduler::Change(Group* group, const Fn& change) {
+  const bool was_busy = group->busy();
   if (group->idle()) {
     idle_.erase(group);
     idle_pages_[group->open > 0] -= group->image_pages;
@@ -40,6 +41,16 @@ void Scheduler::Change(Group* group, const Fn& change) {
     idle_.insert(group);
     idle_pages_[group->open > 0] += group->image_pages;
   }
+  if (group->shared != nullptr) NoteUse(group->shared, group->busy() - was_busy, group->last_use);
+}
+
+// `busy`: so many more of the images that need this one's may not go.
+void Scheduler::NoteUse(Group* shared, int32_t busy, int64_t last_use) {
+  if (busy == 0 && last_use <= shared->last_use) return;
+  Change(shared, [=] {
+    shared->running += busy;
+    shared->last_use = std::max(shared->last_use, last_use);
+  });
 }
 
 void Scheduler::EnterRunning(Sequence* sequence) {
@@ -58,25 +69,37 @@ void Scheduler::LeaveRunning(Sequence* sequence) {
 
 void Scheduler::Open(Group* group) {
   Change(group, [group] { ++group->open; });
+  if (group->shared != nullptr) Open(group->shared);
 }
 
 void Scheduler::Close(Group* group) {
   Change(group, [group] { --group->open; });
-  if (group->open == 0 && group->pages.empty()) groups_.erase(group->serial);
+  if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { --shared->open; });
+  ForgetIdle(group);
 }
 
-// Pages that are free or can be: prefixes nobody uses and idle images but `keep`'s. `wanted`: those that
-// requests wait for as well.
+// Groups live while they have requests, an image, or others' images that need theirs.
+void Scheduler::ForgetIdle(Group* group) {
+  if (group == nullptr || group->open > 0 || !group->pages.empty() || group->users > 0) return;
+  Group* shared = group->shared;
+  groups_.erase(group->serial);
+  ForgetIdle(shared);
+}
+
+// Pages that are free or can be: prefixes nobody uses and idle images but those `keep` needs. `wanted`: those
+// that requests wait for as well.
 int64_t Scheduler::Available(const Group* keep, bool wanted) const {
   int64_t pages = cache_.available() + idle_pages_[0] + (wanted ? idle_pages_[1] : 0);
-  if (keep != nullptr && keep->idle() && (wanted || keep->open == 0)) pages -= keep->image_pages;
+  for (const Group* group = keep; group != nullptr; group = group->shared) {
+    if (group->idle() && (wanted || group->open == 0)) pages -= group->image_pages;
+  }
   return pages;
 }
 
 // Of these images the one to go first.
 Scheduler::Group* Scheduler::Coldest(const Group* keep, bool wanted) const {
   auto coldest = idle_.begin();
-  if (coldest != idle_.end() && *coldest == keep) ++coldest;
+  while (coldest != idle_.end() && keep != nullptr && (*coldest == keep || *coldest == keep->shared)) ++coldest;
   return coldest != idle_.end() && (wanted || (*coldest)->open == 0) ? *coldest : nullptr;
 }
 
@@ -104,16 +127,19 @@ void Scheduler::FreeImage(Group* group) {
     group->pages.clear();
     group->image = ImageState::kAbsent;
   });
+  if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { --shared->users; });
 }
 
 void Scheduler::DropImage(Group* group) {
+  LK_CHECK(group->users == 0);
   FreeImage(group);
   moves_.drops.push_back(group->serial);
   ++stats_.images_dropped;
-  if (group->open == 0) groups_.erase(group->serial);
+  ForgetIdle(group);
 }
 
-// Images of adapters that are gone from the host as well: nobody can ask for them again.
+// Images of adapters that are gone from the host as well: nobody can ask for them again. What they had in
+// common stands behind them.
 void Scheduler::DropUnloaded() {
   std::vector<Group*> gone;
   for (Group* group : idle_) {
@@ -121,6 +147,15 @@ void Scheduler::DropUnloaded() {
     if (group->unloaded()) gone.push_back(group);
   }
   for (Group* group : gone) DropImage(group);
+}
+
+void Scheduler::StartLoad(Group* group, AdapterLease adapter) {
+  LK_CHECK(pool_.AllocRuns(group->image_pages, &group->pages));
+  if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { ++shared->users; });
+  Change(group, [group] { group->image = ImageState::kLoading; });
+  ++loading_;
+  pages_images_ += group->image_pages;
+  moves_.loads.push_back({std::move(adapter), group->pages});
 }
 
 // Fetches images in the order of admission, where they leave room for the requests that wait for
@@ -133,15 +168,15 @@ void Scheduler::StartLoads() {
     tokens_room += sequence->pages.PagesFor(sequence->length());
     if (group->image != ImageState::kAbsent) return true;
     if (loading_ >= kMaxLoading) return false;
-    if (!MakeRoom(group->image_pages + tokens_room, group, first)) {
+    Group* shared = group->shared;
+    const bool with_shared = shared != nullptr && shared->image == ImageState::kAbsent;
+    if (!MakeRoom(group->image_pages + (with_shared ? shared->image_pages : 0) + tokens_room, group, first)) {
       no_room_ = group;
       return false;
     }
-    LK_CHECK(pool_.AllocRuns(group->image_pages, &group->pages));
-    group->image = ImageState::kLoading;
-    ++loading_;
-    pages_images_ += group->image_pages;
-    moves_.loads.push_back({sequence->request.adapter, group->pages});
+    const AdapterLease& adapter = sequence->request.adapter;
+    if (with_shared) StartLoad(shared, AdapterLease(adapter.get()->shared));
+    StartLoad(group, adapter);
     return true;
   };
   if (!preempted_.empty() && !fetch(preempted_.front(), true)) return;
@@ -158,13 +193,16 @@ void Scheduler::Loaded(const AdapterLoaded& loaded, int64_t now_us, RequestEvent
     group->last_use = cache_.now();
     group->image = ImageState::kReady;
   });
-  if (loaded.status.ok()) return;
+  if (loaded.status.ok()) {
+    LK_CHECK(group->shared == nullptr || group->shared->image != ImageState::kAbsent);
+    return;
+  }
   FreeImage(group);
   std::vector<Sequence*> failed;
   for (const auto& [id, sequence] : sequences_) {
-    if (sequence->group == group) failed.push_back(sequence.get());
+    if (sequence->group == group || sequence->group->shared == group) failed.push_back(sequence.get());
   }
-  if (failed.empty()) groups_.erase(loaded.serial);
+  if (failed.empty()) ForgetIdle(group);
   for (Sequence* sequence : failed) {
     Finish(sequence, FinishReason::kError, loaded.status, now_us, events);
     Remove(sequence);

@@ -149,10 +149,10 @@ void Scheduler::AdoptPrefix(Sequence* sequence) {
 Scheduler::Sequence* Scheduler::NextWaiting() {
   if (!preempted_.empty()) {
     Sequence* first = preempted_.front();
-    return first->group->image == ImageState::kReady ? first : nullptr;
+    return first->group->there() ? first : nullptr;
   }
   for (Group* group : turns_) {
-    if (group->image == ImageState::kReady) return group->waiting.front();
+    if (group->there()) return group->waiting.front();
     if (group == no_room_) return nullptr;
   }
   return nullptr;

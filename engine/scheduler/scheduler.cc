@@ -66,18 +66,19 @@ std::vector<int32_t> Scheduler::Sequence::TokensOf(std::vector<int32_t> prompt,
   return tokens;
 }
 
-void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages) {
+void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages, int32_t shared_pages) {
   LK_CHECK(!step_.planned);
   const int32_t prompt =
       static_cast<int32_t>(request.prompt.size()) + Sequence::VirtualTokensOf(request);
   LK_CHECK(prompt >= 1 && prompt < context_tokens_ && request.max_new_tokens >= 1);
   Group* group = GroupOf(request.adapter, image_pages);
+  if (shared_pages > 0) group->shared = GroupOf(AdapterLease(request.adapter.get()->shared), shared_pages);
   earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);
   auto [slot, inserted] = sequences_.emplace(
       id, std::make_unique<Sequence>(id, std::move(request), group, &cache_, &options_.kv));
   LK_CHECK_MSG(inserted, "request id used twice");
   Sequence* sequence = slot->second.get();
-  sequence->image_was_there = group->image == ImageState::kReady;
+  sequence->image_was_there = group->there();
   if (options_.prefix_cache) sequence->kv_identity = IdentityOf(sequence->request);
   Open(group);
   ++waiting_;
@@ -217,7 +218,7 @@ FinishReason Scheduler::ReasonToFinish(const Sequence& sequence, int32_t token) 
   if (!sequence.request.ignore_eos && has(EosOf(sequence.request))) return FinishReason::kEos;
   if (has(sequence.request.stop_token_ids)) return FinishReason::kStop;
   if (sequence.generated() >= sequence.request.max_new_tokens ||
-      sequence.length() >= ContextTokens(options_, sequence.group->image_pages, sequence.pages.sets())) {
+      sequence.length() >= ContextTokens(options_, sequence.group->all_pages(), sequence.pages.sets())) {
     return FinishReason::kLength;
   }
   return FinishReason::kNone;

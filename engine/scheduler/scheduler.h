@@ -16,7 +16,8 @@
 // Adapters. Where the device needs an image of an adapter, it comes out of the same pool. Images are
 // fetched in the order of admission, ahead of it and beside the steps; whose image is on its way is
 // passed over until it is there, and keeps its turn. Whose image finds no room is waited for. An
-// image stays when its requests end, until its pages are needed.
+// image stays when its requests end, until its pages are needed. What several adapters have in common
+// (Adapter::shared) is an image of its own: fetched with the first of theirs, kept while any of theirs is there.
 //
 // Preemption. When a running sequence needs a page and none is free, the one admitted last gives
 // its pages back and waits, ahead of all new requests; its tokens are kept and recomputed as
@@ -79,10 +80,11 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);
   ~Scheduler();
 
-  // `image_pages`: of the pool, for the request's adapter; 0: it needs none.
+  // `image_pages`: of the pool, for the request's adapter; 0: it needs none. `shared_pages`: for what that
+  // has in common with others.
   // REQUIRES: a new id; a prompt of 1 to ContextTokens() - 1 tokens beside its adapter's image;
   // max_new_tokens >= 1.
-  void Enqueue(RequestId id, Request request, int32_t image_pages = 0);
+  void Enqueue(RequestId id, Request request, int32_t image_pages = 0, int32_t shared_pages = 0);
   // Ends the request with kCanceled. Unknown ids are ignored.
   void Cancel(RequestId id, int64_t now_us, RequestEvents* events);
   // Ends every request whose deadline has passed with DEADLINE_EXCEEDED.
@@ -120,7 +122,8 @@ class Scheduler {
   struct Sequence;
   struct Group;  // of one adapter, while it has requests or an image
 
-  // Unwanted images before those that requests wait for, of either the one used longest ago first.
+  // Unwanted images before those that requests wait for, of either the one used longest ago first. What others
+  // have in common is wanted and used when they are, and comes behind them.
   struct ColderFirst {
     bool operator()(const Group* a, const Group* b) const;
   };
@@ -146,12 +149,14 @@ class Scheduler {
   int64_t Available(const Group* keep, bool wanted) const;
   template <typename Fn>
   void Change(Group* group, const Fn& change);
+  void NoteUse(Group* shared, int32_t busy, int64_t last_use);
   Group* Coldest(const Group* keep, bool wanted) const;
   bool MakeRoom(int64_t count, const Group* keep, bool wanted);
   void FreeImage(Group* group);
   void DropImage(Group* group);
   void DropUnloaded();
   void StartLoads();
+  void StartLoad(Group* group, AdapterLease adapter);
   void AdoptPrefix(Sequence* sequence);
   void ShareBlocks(Sequence* sequence, int32_t tokens, bool replace);
   void Open(Group* group);   // one request more
@@ -177,6 +182,7 @@ class Scheduler {
               RequestEvents* events);
   void Remove(Sequence* sequence);
   Group* GroupOf(const AdapterLease& lease, int32_t image_pages);
+  void ForgetIdle(Group* group);
 
   const SchedulerOptions options_;
   const int32_t context_tokens_;

@@ -73,20 +73,29 @@ struct Scheduler::Sequence {
 enum class ImageState : uint8_t { kAbsent, kLoading, kReady };
 
 struct Scheduler::Group {
+  // Whether steps can use the adapter.
+  bool there() const {
+    return image == ImageState::kReady && (shared == nullptr || shared->image == ImageState::kReady);
+  }
+  int32_t all_pages() const { return image_pages + (shared != nullptr ? shared->image_pages : 0); }
   bool unloaded() const { return adapter != nullptr && home.expired(); }
-  // Its image could go: it is there, and no sequence that runs uses it.
+  // Its image could go: it is there, and neither a sequence that runs uses it nor an image that could not go.
   bool idle() const { return image == ImageState::kReady && !pages.empty() && running == 0; }
+  // Its image is there or on its way, and could not go.
+  bool busy() const { return image != ImageState::kAbsent && !pages.empty() && !idle(); }
 
   const Adapter* adapter = nullptr;   // valid while `open`
   uint64_t serial = 0;                // 0: the base
   std::weak_ptr<const Adapter> home;  // AdapterLease::home
   ImageState image = ImageState::kReady;  // stays so where none is needed
   int32_t image_pages = 0;
+  Group* shared = nullptr;     // whose image this one's needs as well; nullptr: it needs no other
+  int32_t users = 0;           // groups whose images, there or on their way, need this one's
   std::vector<int32_t> pages;         // of the image, while it is there or on its way
   int64_t last_use = 0;               // of the image, in PrefixCache::now()
   int64_t order = 0;              // of rows in a batch: the base first, then by first use
-  int32_t open = 0;               // sequences in any state
-  int32_t running = 0;            // sequences in `running_`
+  int32_t open = 0;               // sequences in any state, those of groups that share this one's
+  int32_t running = 0;            // sequences in `running_`, and groups that share this one's and are busy
   std::deque<Sequence*> waiting;  // first come first; never admitted yet
 };
 

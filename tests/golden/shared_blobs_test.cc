@@ -117,6 +117,33 @@ TEST_F(SharedBlobsTest, WhatStandsBesideFactorsMayBeFolded) {
   }
 }
 
+// Adapters for a device point to one object with what they have in common, which has an image there.
+TEST_F(SharedBlobsTest, OnADeviceAdaptersHaveOneObjectInCommon) {
+  SharedBlobs blobs;
+  const auto load = [&](const std::string& golden) {
+    auto files = ReadAdapterFiles("tests/golden/variants/" + golden, {});
+    LK_CHECK(files.ok());
+    Problems problems;
+    const RawAdapter raw = ParseAdapter(*std::move(files), &problems);
+    auto adapter = Normalise(raw, *base_, {.on_host = false, .blobs = &blobs});
+    LK_CHECK_MSG(adapter.ok(), adapter.status().ToString());
+    return *std::move(adapter);
+  };
+  EXPECT_EQ(load("lora")->shared, nullptr);
+  auto one = load("vera");
+  auto other = load("vera");
+  ASSERT_NE(one->shared, nullptr);
+  EXPECT_EQ(one->shared, other->shared);
+  EXPECT_EQ(one->shared->shared_rows.size(), 2u);  // vera_A, vera_B
+  EXPECT_NE(load("miss")->shared, one->shared);
+  const std::weak_ptr<const Adapter> shared = one->shared;
+  one.reset();
+  EXPECT_FALSE(shared.expired());
+  other.reset();
+  EXPECT_TRUE(shared.expired());
+  EXPECT_EQ(blobs.bytes(), 0);
+}
+
 // MiSS sums its inputs by a factor that is the same for all adapters of a rank.
 TEST_F(SharedBlobsTest, WhatSumsInputsIsThereOnce) {
   Open(1 << 20);

@@ -74,6 +74,7 @@ class Day {
   // Nobody may need the pages of what is gone: one request takes them all.
   void EndInOneRequestForEverything() {
     adapters_.clear();
+    for (auto& shared : shared_) shared.reset();
     Step();
     EXPECT_EQ(scheduler_.pages_images(), 0);
     EXPECT_EQ(PagesHeld(), 0);
@@ -88,6 +89,7 @@ class Day {
   int64_t requests = 0, answers = 0, canceled = 0, failed = 0, preemptions = 0, drops = 0;
   int64_t longest_wait_us = 0;
   int64_t loads() const { return images_.loads; }
+  int64_t loads_shared() const { return images_.loads_shared; }
 
  private:
   int32_t Pick(int32_t low, int32_t high) {
@@ -105,6 +107,14 @@ class Day {
     auto adapter = std::make_shared<Adapter>();
     adapter->version = "version " + std::to_string(++versions_);
     adapter->bytes = 2 << Pick(0, 3);
+    if (Pick(0, 2) == 0) {
+      std::shared_ptr<Adapter>& shared = shared_[Pick(0, 3)];
+      if (shared == nullptr || Pick(0, 19) == 0) {
+        shared = std::make_shared<Adapter>();
+        shared->bytes = Pick(1, 12);
+      }
+      adapter->shared = shared;
+    }
     return AdapterLease(std::move(adapter));
   }
 
@@ -122,7 +132,8 @@ class Day {
     const RequestId id = ++requests;
     open_[id] = {.submitted_us = clock_.NowMicros()};
     const Adapter* adapter = request.adapter.get();
-    scheduler_.Enqueue(id, std::move(request), adapter ? images_.PagesOf(*adapter) : 0);
+    scheduler_.Enqueue(id, std::move(request), adapter ? images_.PagesOf(*adapter) : 0,
+                       adapter ? images_.SharedPagesOf(*adapter) : 0);
   }
 
   void Step() {
@@ -183,6 +194,7 @@ class Day {
   FakeClock clock_;
   FakeModel model_;
   std::vector<AdapterLease> adapters_;
+  std::shared_ptr<Adapter> shared_[4];  // what new versions may have in common
   std::discrete_distribution<int> popularity_;
   FakeImages images_{kPages};
   Scheduler scheduler_{Options()};
@@ -211,6 +223,7 @@ TEST(ADayOfChurn, PagesComeBackMemoryStaysAndNobodyIsForgotten) {
   // The day must have been a hard one, or it proves nothing.
   EXPECT_GT(day.requests, 50'000);
   EXPECT_GT(day.loads(), 20'000);
+  EXPECT_GT(day.loads_shared(), 1'000);
   EXPECT_GT(day.drops, 20'000);
   EXPECT_GT(day.preemptions, 50);
   EXPECT_GT(day.canceled, 500);

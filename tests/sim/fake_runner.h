@@ -55,6 +55,11 @@ class FakeImages final : public AdapterImages {
     return static_cast<int32_t>((adapter.bytes + page_bytes_ - 1) / page_bytes_);
   }
 
+  // Of what it has in common with others.
+  int32_t SharedPagesOf(const Adapter& adapter) const {
+    return adapter.shared != nullptr ? PagesOf(*adapter.shared) : 0;
+  }
+
   absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override { return PagesOf(adapter); }
   void SetWake(std::function<void()> wake) override {
     std::lock_guard lock(mutex_);
@@ -74,7 +79,8 @@ class FakeImages final : public AdapterImages {
         written_.push_back(page);
       }
       ++loads;
-      coming_.push_back({adapter.serial, steps_to_load()});
+      loads_shared += adapter.shared != nullptr && there_.contains(adapter.shared->serial);
+      coming_.push_back({adapter.serial, adapter.shared != nullptr ? adapter.shared->serial : 0, steps_to_load()});
     }
     Wake();
   }
@@ -82,10 +88,11 @@ class FakeImages final : public AdapterImages {
     std::vector<AdapterLoaded> loaded;
     for (Coming& coming : coming_) {
       if (coming.steps-- > 0) continue;
+      const bool failed = fail || !Known(coming.shared);
       loaded.push_back({coming.serial,
-                        fail ? absl::ResourceExhaustedError("no memory") : absl::OkStatus(), 1});
-      if (!fail) there_.insert(coming.serial);
-      if (fail) Forget(coming.serial);
+                        failed ? absl::ResourceExhaustedError("no memory") : absl::OkStatus(), 1});
+      if (!failed) there_.insert(coming.serial);
+      if (failed) Forget(coming.serial);
     }
     std::erase_if(coming_, [](const Coming& c) { return c.steps < 0; });
     if (!coming_.empty()) Wake();
@@ -96,6 +103,8 @@ class FakeImages final : public AdapterImages {
     for (const AdapterSegment& segment : batch.segments) {
       if (PagesOf(*segment.adapter) == 0) continue;
       EXPECT_TRUE(there_.contains(segment.adapter->serial)) << "a step before its adapter";
+      const Adapter* shared = segment.adapter->shared.get();
+      EXPECT_TRUE(shared == nullptr || there_.contains(shared->serial)) << "a step before what it shares";
     }
     for (const auto* pages : {&batch.pages, &batch.base_pages}) {
       for (const int32_t page : *pages) {
@@ -110,12 +119,20 @@ class FakeImages final : public AdapterImages {
   std::function<int32_t()> steps_to_load = [] { return 0; };
   bool fail = false;
   int64_t loads = 0;
+  int64_t loads_shared = 0;  // of them, those that found there what they have in common with others
 
  private:
   struct Coming {
     uint64_t serial;
+    uint64_t shared;  // Adapter::shared's; 0: none
     int32_t steps;
   };
+  // There or on its way.
+  bool Known(uint64_t serial) const {
+    return serial == 0 || there_.contains(serial) || std::ranges::any_of(coming_, [serial](const Coming& c) {
+             return c.serial == serial && c.steps >= 0;
+           });
+  }
   void Forget(uint64_t serial) {
     for (uint64_t& owner : owner_) owner = owner == serial ? 0 : owner;
   }

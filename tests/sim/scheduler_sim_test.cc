@@ -48,6 +48,7 @@ class Simulation {
       images_ = std::make_unique<FakeImages>(options_.pages);
       images_->steps_to_load = [this] { return Pick(0, 3); };
     }
+    std::shared_ptr<Adapter> shared;
     for (int i = Pick(0, 5); i >= 0; --i) {
       auto adapter = std::make_shared<Adapter>();
       adapter->version = "adapter " + std::to_string(i);
@@ -58,6 +59,15 @@ class Simulation {
       adapter->bytes = Pick(
           0, std::min(5, options_.pages - adapter->kv_sets() * options_.kv.pages_per_block));
       if (!with_images) adapter->bytes = 0;
+      // What it has in common with the one before, or nobody yet, takes of what its image leaves.
+      const int32_t left = options_.pages - adapter->kv_sets() * options_.kv.pages_per_block - adapter->bytes;
+      if (adapter->bytes > 0 && left > 0 && Pick(0, 1) == 0) {
+        if (!shared || shared->bytes > left || Pick(0, 2) == 0) {
+          shared = std::make_shared<Adapter>();
+          shared->bytes = Pick(1, std::min(4, left));
+        }
+        adapter->shared = shared;
+      }
       adapters_.push_back(i == 0 ? AdapterLease() : AdapterLease(adapter));
     }
     scheduler_ = std::make_unique<Scheduler>(options_);
@@ -89,6 +99,7 @@ class Simulation {
   int64_t cached_tokens() const { return cached_tokens_; }
   int64_t waits_for_images() const { return waits_for_images_; }
   int64_t images_loaded() const { return images_ ? images_->loads : 0; }
+  int64_t loads_shared() const { return images_ ? images_->loads_shared : 0; }
 
  private:
   int32_t Pick(int32_t low, int32_t high) {
@@ -128,7 +139,8 @@ class Simulation {
     }
     client.admissions_at_submit = admissions_;
     const Adapter* adapter = request.adapter.get();
-    scheduler_->Enqueue(id, request, adapter && images_ ? images_->PagesOf(*adapter) : 0);
+    scheduler_->Enqueue(id, request, adapter && images_ ? images_->PagesOf(*adapter) : 0,
+                        adapter && images_ ? images_->SharedPagesOf(*adapter) : 0);
   }
 
   static bool Waiting(const Client& client) { return !client.admitted && !client.finished; }
@@ -184,7 +196,8 @@ class Simulation {
   // Tokens that a request can come to.
   int32_t Context(const Request& request) const {
     const Adapter* adapter = request.adapter.get();
-    return ContextTokens(options_, adapter && images_ ? images_->PagesOf(*adapter) : 0,
+    const bool image = adapter && images_;
+    return ContextTokens(options_, image ? images_->PagesOf(*adapter) + images_->SharedPagesOf(*adapter) : 0,
                          adapter ? adapter->kv_sets() : 1);
   }
 
@@ -347,7 +360,7 @@ class Simulation {
 };
 
 TEST(SchedulerSimulation, RandomHistoriesKeepEveryPromise) {
-  int64_t preemptions = 0, cached = 0, waits = 0, loads = 0;
+  int64_t preemptions = 0, cached = 0, waits = 0, loads = 0, shared = 0;
   for (uint64_t seed = 1; seed <= 4000; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Simulation simulation(seed);
@@ -357,12 +370,14 @@ TEST(SchedulerSimulation, RandomHistoriesKeepEveryPromise) {
     cached += simulation.cached_tokens();
     waits += simulation.waits_for_images();
     loads += simulation.images_loaded();
+    shared += simulation.loads_shared();
   }
   // The histories must reach the hard cases, or they prove nothing.
   EXPECT_GT(preemptions, 1000);
   EXPECT_GT(cached, 10'000);
   EXPECT_GT(waits, 1000);
   EXPECT_GT(loads, 10'000);
+  EXPECT_GT(shared, 300);
 }
 
 }  // namespace

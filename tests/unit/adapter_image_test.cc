@@ -235,6 +235,64 @@ TEST(AdapterImage, SharedRowsLieThereOnce) {
   }
 }
 
+// The same rows in an image that other adapters use too: none of them in the adapter's own.
+TEST(AdapterImage, RowsInCommonWithOthersLieInAnImageOfTheirOwn) {
+  for (const int64_t page_bytes : {8192, 4096}) {
+    std::mt19937 rng(3);
+    const int32_t in = 64;
+    const std::vector<int32_t> outs = {96, 64};
+    const auto made = PairsAlone(in, outs, 20, rng, [](int32_t rank) { return rank == 20; });
+    RandomAdapter& random = *made;
+    random.Share(in, outs);
+    const auto shared = std::make_shared<Adapter>();
+    const LowRank& pair = random.adapter.modules[0].low_rank;
+    shared->shared_rows = {{pair.a, pair.dtype, pair.rank, pair.a_stride},
+                           {pair.b, pair.dtype, pair.rank, pair.b_stride}};
+    random.adapter.shared = shared;
+    std::vector<ModuleWidths> widths;
+    for (const int32_t out : outs) widths.push_back({in, out});
+    const auto plan = PlanImage(random.adapter, widths, {}, kType, page_bytes);
+    const auto in_common = PlanImage(*shared, widths, {}, kType, page_bytes);
+    ASSERT_TRUE(plan.ok() && in_common.ok()) << plan.status() << in_common.status();
+    EXPECT_EQ(plan->bytes, 0);
+    EXPECT_GT(in_common->bytes, 0);
+    const std::vector<std::byte> image = Image(*in_common, page_bytes);
+    std::vector<RankTile> tiles = plan->tiles;
+    for (RankTile& tile : tiles) {
+      for (const void** place : {&tile.a[0], &tile.a[1], &tile.b[0], &tile.b[1]}) {
+        const auto tagged = reinterpret_cast<uintptr_t>(*place);
+        if (tagged == 0) continue;
+        ASSERT_TRUE(tagged & kInShared);
+        *place = reinterpret_cast<const void*>(tagged & ~kInShared);
+      }
+    }
+    for (size_t m = 0; m < outs.size(); ++m) {
+      ExpectRanks(image, &tiles[m * plan->tiles_per_module], random, m, in, outs[m]);
+    }
+  }
+}
+
+// What has no room for a tile in a page each adapter keeps itself.
+TEST(AdapterImage, RowsTooWideForATileAreNotInCommon) {
+  std::mt19937 rng(3);
+  const auto made = PairsAlone(64, {96, 64}, 20, rng, [](int32_t rank) { return rank > 0; });
+  made->Share(64, {96, 64});
+  const auto shared = std::make_shared<Adapter>();
+  const LowRank& pair = made->adapter.modules[0].low_rank;
+  shared->shared_rows = {{pair.a, pair.dtype, pair.rank, pair.a_stride},
+                         {pair.b, pair.dtype, pair.rank, pair.b_stride}};
+  made->adapter.shared = shared;
+  const std::vector<ModuleWidths> widths = {{64, 96}, {64, 64}};
+  const auto in_common = PlanImage(*shared, widths, {}, kType, 1024);
+  const auto plan = PlanImage(made->adapter, widths, {}, kType, 1024);
+  ASSERT_TRUE(plan.ok() && in_common.ok()) << plan.status() << in_common.status();
+  EXPECT_EQ(in_common->bytes, 0);
+  const std::vector<std::byte> image = Image(*plan, 1024);
+  for (size_t m = 0; m < 2; ++m) {
+    ExpectRanks(image, &plan->tiles[m * plan->tiles_per_module], *made, m, 64, widths[m].out);
+  }
+}
+
 TEST(AdapterImage, ThePairOfVeraIsThereOnceWithItsScalesBeside) {
   std::mt19937 rng(5);
   const int32_t in = 64, rank = 32;

@@ -165,12 +165,59 @@ Columns NonZero(const Factor& factor, DType dtype, int32_t first, int32_t rows) 
   return {0, 1};  // rows of zeros
 }
 
+// A tile's rows of one factor, as they are kept.
+struct RowTile {
+  const void* places[2] = {};
+  int32_t first = 0;  // rows in the first place
+  int32_t ranks = 0;
+  Columns columns;
+};
+
+// By rows on the host, the rank a tile begins with, and its ranks.
+using RowTiles = std::map<std::tuple<const std::byte*, int32_t, int32_t>, RowTile>;
+
+// Rows that adapters have in common, whole: each adapter's linears use as much of them as they are wide. What
+// is so wide that a page has no room for a tile is left to the adapters.
+RowTiles PlanShared(const std::vector<SharedRows>& all, DType dtype, int64_t page_bytes, Planner* planner) {
+  RowTiles tiles;
+  for (const SharedRows& rows : all) {
+    const auto width = static_cast<int32_t>(rows.stride);
+    if (kTileRanks * ByteSize(dtype, RowPitch(width)) > page_bytes || width > UINT16_MAX * kUnit) continue;
+    for (int32_t first = 0; first < rows.rows; first += kTileRanks) {
+      RowTile tile{.ranks = std::min(kTileRanks, rows.rows - first), .columns = {0, DivideUp(width, kUnit)}};
+      const std::byte* from = rows.data + ByteSize(rows.dtype, first * rows.stride);
+      tile.first = planner->PlaceRanks({from, rows.dtype, tile.ranks, width, rows.stride}, tile.places);
+      tiles[{rows.data, first, tile.ranks}] = tile;
+    }
+  }
+  return tiles;
+}
+
+// The same as the adapter that has these rows in common with others sees them.
+RowTiles TilesInShared(const Adapter& adapter, DType dtype, int64_t page_bytes) {
+  if (adapter.shared == nullptr) return {};
+  ImagePlan plan;
+  Planner planner(dtype, page_bytes, &plan);
+  RowTiles tiles = PlanShared(adapter.shared->shared_rows, dtype, page_bytes, &planner);
+  for (auto& [key, tile] : tiles) {
+    for (const void*& place : tile.places) {
+      if (place != nullptr) place = reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(place) | kInShared);
+    }
+  }
+  return tiles;
+}
+
 // Lays out the rank rows of an adapter's linears.
 class TilePlanner {
  public:
   TilePlanner(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
               int64_t page_bytes, Planner* planner)
-      : adapter_(adapter), widths_(widths), dtype_(dtype), page_bytes_(page_bytes), planner_(planner) {}
+      : adapter_(adapter),
+        widths_(widths),
+        dtype_(dtype),
+        page_bytes_(page_bytes),
+        planner_(planner),
+        shared_(TilesInShared(adapter, dtype, page_bytes)) {}
 
   absl::Status Plan(ImagePlan* plan) {
     const size_t modules = adapter_.modules.size();
@@ -265,16 +312,9 @@ class TilePlanner {
     tiles[0].bias = planner_->PlaceVector(delta.bias, widths.out);
   }
 
-  // A tile's rows of one factor, as they are kept.
-  struct RowTile {
-    const void* places[2] = {};
-    int32_t first = 0;
-    Columns columns;
-  };
-
   RowTile PlaceTile(const LowRank& pair, const Factor& factor, int32_t first, int32_t ranks) {
     const auto place = [&](Columns columns, int32_t width) {
-      RowTile tile{.columns = columns};
+      RowTile tile{.ranks = ranks, .columns = columns};
       const std::byte* rows = factor.rows + ByteSize(pair.dtype, first * factor.stride + columns.begin * kUnit);
       tile.first = planner_->PlaceRanks({rows, pair.dtype, ranks, width, factor.stride}, tile.places);
       return tile;
@@ -299,7 +339,7 @@ class TilePlanner {
   const int64_t page_bytes_;
   Planner* const planner_;
   std::map<const std::byte*, int32_t> widest_;  // of linears that share a factor, by its rows
-  std::map<std::tuple<const std::byte*, int32_t, int32_t>, RowTile> shared_;  // by rows, first rank and ranks
+  RowTiles shared_;  // what linears share: of Adapter::shared, and what this one has placed itself
 };
 
 bool IsScaled(const ModuleDelta& delta) {
@@ -523,6 +563,12 @@ absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<Mo
                                     const ExpertModules& experts, DType dtype, int64_t page_bytes) {
   ImagePlan plan;
   Planner planner(dtype, page_bytes, &plan);
+  if (!adapter.shared_rows.empty()) {
+    PlanShared(adapter.shared_rows, dtype, page_bytes, &planner);
+    plan.tiles.resize(1);  // a table, as every image has one
+    plan.pages = planner.DivideUpPages();
+    return plan;
+  }
   LK_RETURN_IF_ERROR(CheckParts(adapter, widths));
   LK_RETURN_IF_ERROR(CheckExperts(adapter, experts));
   LK_RETURN_IF_ERROR(TilePlanner(adapter, widths, dtype, page_bytes, &planner).Plan(&plan));

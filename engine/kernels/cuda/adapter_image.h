@@ -65,6 +65,8 @@ struct PartTables {
 // fn(PagedRows&) for all that there are.
 void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn);
 
+inline constexpr uintptr_t kInShared = uintptr_t{1} << 62;
+
 // Where an adapter's parts go: pure arithmetic over page-relative offsets, no device.
 struct ImagePlan {
   struct Piece {  // rows that lie together
@@ -79,7 +81,9 @@ struct ImagePlan {
     int64_t to = 0;                   // byte offset in the image
   };
   std::vector<Piece> pieces;
-  std::vector<RankTile> tiles;        // [modules * tiles_per_module]; pointers are image offsets + 1
+  // [modules * tiles_per_module]; pointers are image offsets + 1, those into Adapter::shared's image with
+  // kInShared as well.
+  std::vector<RankTile> tiles;
   int32_t tiles_per_module = 0;
   PartTables parts;
   int64_t pages = 0;

@@ -125,8 +125,13 @@ void DeviceImages::Move(AdapterMoves moves) {
       LK_CHECK(found != resident_.end());
       cudaFreeAsync(found->second.tables, stream_);
       resident_.erase(found);
+      shared_pages_.erase(serial);
     }
-    for (AdapterLoad& load : moves.loads) queue_.push_back(std::move(load));
+    for (AdapterLoad& load : moves.loads) {
+      const Adapter& adapter = *load.adapter.get();
+      if (!adapter.shared_rows.empty()) shared_pages_[adapter.serial] = load.pages;
+      queue_.push_back(std::move(load));
+    }
   }
   work_.notify_one();
 }
@@ -174,17 +179,31 @@ DeviceImages::Copy DeviceImages::Begin(AdapterLoad load) {
   std::swap(copied_[0], copied_[1]);
   std::swap(tables_[0], tables_[1]);
   copy.resident = [&]() -> absl::StatusOr<Resident> {
-    LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(*copy.load.adapter.get()));
+    const Adapter& adapter = *copy.load.adapter.get();
+    LK_ASSIGN_OR_RETURN(const std::vector<int32_t> shared_pages, SharedPages(adapter));
+    LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(adapter));
     Resident resident{.bytes = packed->plan.bytes};
     cudaError_t error = CopyPages(*packed, copy.load.pages);
-    if (error == cudaSuccess) error = CopyTables(*packed, copy.load.pages, &resident);
+    if (error == cudaSuccess) error = CopyTables(*packed, copy.load.pages, shared_pages, &resident);
     if (error == cudaSuccess) error = cudaEventRecord(copy.done, stream_);
     if (error == cudaSuccess) return resident;
     cudaStreamSynchronize(stream_);  // the pages become others'
     cudaFreeAsync(resident.tables, stream_);
     return ToStatus(error, "the copy of an adapter");
   }();
+  if (!copy.resident.ok()) {  // before those that share it begin
+    std::lock_guard lock(mutex_);
+    shared_pages_.erase(copy.load.adapter.get()->serial);
+  }
   return copy;
+}
+
+absl::StatusOr<std::vector<int32_t>> DeviceImages::SharedPages(const Adapter& adapter) const {
+  if (adapter.shared == nullptr) return std::vector<int32_t>();
+  std::lock_guard lock(mutex_);
+  const auto found = shared_pages_.find(adapter.shared->serial);
+  if (found != shared_pages_.end()) return found->second;
+  return absl::FailedPreconditionError("what the adapter shares with others is not on the device");
 }
 
 void DeviceImages::End(Copy copy) {
@@ -290,14 +309,15 @@ cudaError_t DeviceImages::CopyPages(const Packed& packed, const std::vector<int3
 
 // The plan's tables with image offsets and pages turned into addresses.
 cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int32_t>& pages,
-                                     Resident* resident) {
+                                     const std::vector<int32_t>& shared_pages, Resident* resident) {
   const auto offset_of = [](const void* pointer) {
-    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)) - 1;
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer) & ~kInShared) - 1;
   };
   const auto place = [&](auto* pointer) {
     if (pointer == nullptr) return pointer;
     const int64_t offset = offset_of(pointer);
-    std::byte* address = pages_ + pages[offset / page_bytes_] * page_bytes_ + offset % page_bytes_;
+    const bool shared = (reinterpret_cast<uintptr_t>(pointer) & kInShared) != 0;
+    std::byte* address = pages_ + (shared ? shared_pages : pages)[offset / page_bytes_] * page_bytes_ + offset % page_bytes_;
     return reinterpret_cast<decltype(pointer)>(address);
   };
   std::vector<RankTile> tiles = packed.plan.tiles;

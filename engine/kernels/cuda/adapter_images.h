@@ -87,7 +87,8 @@ class DeviceImages final : public AdapterImages {
   cudaError_t Grow();
   cudaError_t CopyPages(const Packed& packed, const std::vector<int32_t>& pages);
   cudaError_t CopyTables(const Packed& packed, const std::vector<int32_t>& pages,
-                         Resident* resident);
+                         const std::vector<int32_t>& shared_pages, Resident* resident);
+  absl::StatusOr<std::vector<int32_t>> SharedPages(const Adapter& adapter) const;
 
   const DType dtype_;
   const ExpertModules experts_;
@@ -111,6 +112,8 @@ class DeviceImages final : public AdapterImages {
   std::deque<AdapterLoad> queue_;
   std::vector<AdapterLoaded> loaded_;
   std::unordered_map<uint64_t, Resident> resident_;  // by Adapter::serial
+  // Where what adapters have in common is, or will be when the copies given so far are done. By serial.
+  std::unordered_map<uint64_t, std::vector<int32_t>> shared_pages_;
   std::function<void()> wake_;
   bool stop_ = false;
   std::thread thread_;
