@@ -3,10 +3,10 @@
 // own, come at a rate.
 //   bench_loads [RATE...]   requests a second; 50 without
 // Each rate is run twice: over adapters that stay on the device, then over more than have room, all
-// of which the host has packed. The difference is what loading costs. Then as many requests as there are
-// streams, each followed by another: tokens a second while 20 of them a second have an adapter that is
-// not there, beside the same requests with adapters that are, in pairs. Last, bursts of requests for
-// adapters that are not there: bytes a second, beside a plain copy of pinned memory of the same size.
+// of which the host has packed. The difference is what loading costs. Then bursts of requests for
+// adapters that are not there: bytes a second, beside a plain copy of pinned memory of the same size. Last, as
+// many requests as there are streams, each followed by another: tokens a second while 20 of them a second have an
+// adapter that is not there, beside the same requests with adapters that are, in pairs.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -230,6 +230,7 @@ struct Loads {
                 kBursts, kBurst, static_cast<long>(loads), Median(there) / 1e9,
                 100 * Median(there) / pinned, pinned / 1e9, Median(answered) / 1e9,
                 100 * Median(answered) / pinned);
+    std::fflush(stdout);
   }
 };
 
@@ -274,8 +275,8 @@ int Run(const std::vector<double>& rates) {
       bench.Run(true, rate);
     }
   }
-  bench.RunPairs();
   bench.RunBursts(PinnedRate(each));
+  bench.RunPairs();
   return 0;
 }
 

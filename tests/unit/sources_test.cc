@@ -401,18 +401,21 @@ class Watching : public ::testing::Test {
         std::chrono::milliseconds(5));
   }
   // As careful people copy: elsewhere, then into place.
-  void Write(const std::string& name, uint32_t seed) {
-    TestAdapter::Lora(base_, {"q_proj"}, 2, seed).Write(root_ / ".copying");
+  void Write(const std::string& name, const TestAdapter& adapter) {
+    adapter.Write(root_ / ".copying");
     fs::remove_all(root_ / name);
     fs::rename(root_ / ".copying", root_ / name);
+  }
+  void Write(const std::string& name, uint32_t seed) {
+    Write(name, TestAdapter::Lora(base_, {"q_proj"}, 2, seed));
   }
   std::string VersionOf(const std::string& name) {
     const auto info = registry_->Get(name);
     return info.ok() ? info->version : "";
   }
-  size_t told() {
+  std::vector<absl::Status> told() {
     std::lock_guard lock(mutex_);
-    return told_.size();
+    return told_;
   }
 
   const TestBase base_ = TestBase::Random(1);
@@ -440,13 +443,13 @@ TEST_F(Watching, FoldersComeChangeAndGo) {
 TEST_F(Watching, WhatCannotBeLoadedIsToldOnceAndTriedAgainWhenItChanges) {
   TestAdapter broken = TestAdapter::Lora(base_, {"q_proj"}, 2, 1);
   broken.config["peft_type"] = "SOMETHING";
-  broken.Write(root_ / "a");
-  WaitFor([&] { return told() > 0; });
+  Write("a", broken);
+  WaitFor([&] { return !told().empty(); });
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  EXPECT_EQ(told(), 1u);
+  EXPECT_EQ(told().size(), 1u);
   Write("a", 1);
   WaitFor([&] { return VersionOf("a") != ""; });
-  EXPECT_TRUE(told_.back().ok());
+  WaitFor([&] { return told().back().ok(); });  // a moment later
 }
 
 TEST_F(Watching, AnUnreadableDirectoryUnloadsNothing) {
@@ -466,8 +469,8 @@ TEST_F(Watching, AClientsNameStaysTheClients) {
   const auto mine = registry_->Load("a", root_ / ".client", AdapterRegistry::Origin::kClient);
   ASSERT_TRUE(mine.ok()) << mine.status();
   Write("a", 1);
-  WaitFor([&] { return told() > 0; });
-  EXPECT_EQ(told_.front().code(), absl::StatusCode::kAlreadyExists);
+  WaitFor([&] { return !told().empty(); });
+  EXPECT_EQ(told().front().code(), absl::StatusCode::kAlreadyExists);
   fs::remove_all(root_ / "a");
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_EQ(VersionOf("a"), mine->version);
