@@ -33,8 +33,11 @@ ModelHarness::ModelHarness(const std::filesystem::path& model, Precision precisi
 void ModelHarness::LoadAdapters(const std::vector<Lane*>& lanes) {
   for (const Lane* lane : lanes) {
     const std::shared_ptr<const Adapter>& adapter = lane->adapter.share();
-    if (adapter == nullptr || !loaded_.emplace(adapter.get(), lane->adapter).second) continue;
-    next_page_ = LoadImages(backend_->images(), {&adapter, 1}, next_page_);
+    if (adapter == nullptr) continue;
+    for (const auto& image : {adapter->shared, adapter}) {
+      if (image == nullptr || !loaded_.emplace(image.get(), AdapterLease(image)).second) continue;
+      next_page_ = LoadImages(backend_->images(), {&image, 1}, next_page_);
+    }
   }
 }
 
