@@ -12,7 +12,7 @@ namespace {
 // One linear of [out, in], W[o, i] a small whole number, so that every sum is exact in float.
 class WideBase final : public BaseModel {
  public:
-  static constexpr int32_t kIn = 700, kOut = 2000;  // two panels and a part of one
+  static constexpr int32_t kIn = 701, kOut = 2003;  // two panels and a part of one
 
   static float At(int64_t o, int64_t i) { return static_cast<float>((o * 31 + i * 17) % 7 - 3); }
 
@@ -32,7 +32,7 @@ class ModuleTensorsTest : public ::testing::Test {
   static Matrix2 Small(int64_t rows, int64_t columns) {
     Matrix2 matrix(rows, columns);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) matrix.at(r, c) = static_cast<float>((r * 5 + c * 3) % 5 - 2);
+      for (int64_t c = 0; c < columns; ++c) matrix.at(r, c) = static_cast<float>((r * 7 + c * 3) % 5 - 1);
     }
     return matrix;
   }
@@ -48,6 +48,7 @@ class ModuleTensorsTest : public ::testing::Test {
 TEST_F(ModuleTensorsTest, ProductsInPanelsAreThoseWithTheWholeWeight) {
   const Matrix2 w = tensors_.Weight();
   const Matrix2 left = Small(3, WideBase::kOut), right = Small(WideBase::kIn, 4);
+  EXPECT_NE(Multiply(w, right).at(0, 0), Multiply(w, right).at(1, 0));
   EXPECT_EQ(tensors_.TimesWeight(left).values, Multiply(left, w).values);
   EXPECT_EQ(tensors_.WeightTimes(right).values, Multiply(w, right).values);
   EXPECT_EQ(tensors_.WeightColumns(5).values, ColumnsOf(w, 0, 5).values);
