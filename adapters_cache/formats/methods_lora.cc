@@ -74,9 +74,8 @@ absl::Status SubtractStart(const ModuleTensors& m, int64_t rank, double scale, L
   const int64_t most = std::min(m.in(), m.out());
   if (rank > most) return m.Invalid(absl::StrCat("rank ", rank, " of ", most));
   // Q's first columns are those of W's alone, and R's first rows what they make of W.
-  const Matrix2 w = m.Weight();
-  Matrix2 q = HouseholderQ(ColumnsOf(w, 0, rank));
-  Matrix2 r = Multiply(Transpose(q), w);
+  Matrix2 q = HouseholderQ(m.WeightColumns(rank));
+  Matrix2 r = m.TimesWeight(Transpose(q));
   Scale(-scale, &q);
   out->pairs.push_back({std::move(r), std::move(q)});
   return absl::OkStatus();

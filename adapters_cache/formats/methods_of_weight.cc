@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/methods.h"
@@ -50,7 +52,7 @@ absl::Status LowerDeft(const ModuleTensors& m, Lowered* out) {
   } else {
     return absl::UnimplementedError("decomposition_method '" + method + "' is unknown");
   }
-  Matrix2 a = Multiply(Transpose(n), m.Weight());
+  Matrix2 a = m.TimesWeight(Transpose(n));
   Scale(-1, &a);
   if (!para) {
     LK_ASSIGN_OR_RETURN(const Matrix2 residual, m.GetMatrix("deft_R", r, m.in()));
@@ -190,36 +192,39 @@ absl::Status LowerHira(const ModuleTensors& m, Lowered* out) {
 
 // HRA (Yuan et al. 2024): W times r Householder reflections, I − U T Uᵀ in compact form.
 absl::Status LowerHra(const ModuleTensors& m, Lowered* out) {
-  LK_ASSIGN_OR_RETURN(Matrix2 u, m.GetMatrix("hra_u", m.in(), -1));
-  const int64_t r = u.columns, n = u.rows;
+  LK_ASSIGN_OR_RETURN(const Matrix2 columns, m.GetMatrix("hra_u", m.in(), -1));
   const bool gram_schmidt = m.Flag("apply_GS", false);
   LK_RETURN_IF_ERROR(m.status());
+  Matrix2 u = Transpose(columns);  // [r, in]
+  const int64_t r = u.rows, n = u.columns;
   const auto dot = [&](int64_t x, int64_t y) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += double{u.at(i, x)} * u.at(i, y);
-    return sum;
+    return std::inner_product(u.row(x), u.row(x) + n, u.row(y), 0.0,
+                              std::plus<>(), [](float p, float q) { return double{p} * q; });
   };
   for (int64_t k = 0; k < r; ++k) {
     for (int64_t j = 0; gram_schmidt && j < k; ++j) {
       const double along = dot(j, k);
-      for (int64_t i = 0; i < n; ++i) u.at(i, k) -= static_cast<float>(along * u.at(i, j));
+      for (int64_t i = 0; i < n; ++i) u.at(k, i) -= static_cast<float>(along * u.at(j, i));
     }
     const double norm = std::sqrt(dot(k, k));
     if (norm == 0) return m.Invalid(absl::StrCat("column ", k, " of hra_u is zero"));
-    for (int64_t i = 0; i < n; ++i) u.at(i, k) = static_cast<float>(u.at(i, k) / norm);
+    for (int64_t i = 0; i < n; ++i) u.at(k, i) = static_cast<float>(u.at(k, i) / norm);
   }
   Matrix2 t(r, r);
+  std::vector<double> with(r);  // the columns before the k-th
   for (int64_t k = 0; k < r; ++k) {
     t.at(k, k) = 2;
-    for (int64_t j = 0; !gram_schmidt && j < k; ++j) {
+    if (gram_schmidt) continue;
+    for (int64_t l = 0; l < k; ++l) with[l] = dot(l, k);
+    for (int64_t j = 0; j < k; ++j) {
       double sum = 0;
-      for (int64_t l = j; l < k; ++l) sum += t.at(j, l) * dot(l, k);
+      for (int64_t l = j; l < k; ++l) sum += t.at(j, l) * with[l];
       t.at(j, k) = static_cast<float>(-2 * sum);
     }
   }
-  Matrix2 b = Multiply(Multiply(m.Weight(), u), t);
+  Matrix2 b = Multiply(m.WeightTimes(Transpose(u)), t);
   Scale(-1, &b);
-  out->pairs.push_back({Transpose(u), std::move(b)});
+  out->pairs.push_back({std::move(u), std::move(b)});
   return absl::OkStatus();
 }
 

@@ -169,6 +169,44 @@ Matrix2 ModuleTensors::Weight() const {
   return weight;
 }
 
+// Rows of the weight, as many at a time as stay in cache.
+void ModuleTensors::ForPanels(const std::function<void(int64_t first, const Matrix2& rows)>& fn) const {
+  constexpr int32_t kPanelElements = 1 << 19;
+  const int32_t most = std::min(out(), std::max(1, kPanelElements / in()));
+  Matrix2 panel(most, in());
+  for (int32_t first = 0; first < out(); first += most) {
+    panel.rows = std::min(most, out() - first);
+    base_.ReadRows(id_, first, static_cast<int32_t>(panel.rows), panel.values.data());
+    fn(first, panel);
+  }
+}
+
+Matrix2 ModuleTensors::TimesWeight(const Matrix2& left) const {
+  Matrix2 product(left.rows, in());
+  ForPanels([&](int64_t first, const Matrix2& rows) {
+    const Matrix2 factor = ColumnsOf(left, first, rows.rows);
+    AddProduct(1, factor.values.data(), rows.values.data(), {left.rows, rows.rows, in()},
+               product.values.data());
+  });
+  return product;
+}
+
+Matrix2 ModuleTensors::WeightTimes(const Matrix2& right) const {
+  Matrix2 product(out(), right.columns);
+  ForPanels([&](int64_t first, const Matrix2& rows) {
+    AddProduct(1, rows.values.data(), right.values.data(), {rows.rows, in(), right.columns}, product.row(first));
+  });
+  return product;
+}
+
+Matrix2 ModuleTensors::WeightColumns(int64_t count) const {
+  Matrix2 columns(out(), count);
+  ForPanels([&](int64_t first, const Matrix2& rows) {
+    for (int64_t r = 0; r < rows.rows; ++r) std::copy_n(rows.row(r), count, columns.row(first + r));
+  });
+  return columns;
+}
+
 std::vector<float> ModuleTensors::Bias() const {
   std::vector<float> bias(out());
   if (!base_.ReadBias(id_, bias.data())) bias.clear();

@@ -83,11 +83,16 @@ class ModuleTensors {
 
   // The base's weight [out, in] and bias (empty: none).
   Matrix2 Weight() const;
+  // Products with it, [., out] · W and W · [in, .], and its first columns, without a copy of the whole.
+  Matrix2 TimesWeight(const Matrix2& left) const;
+  Matrix2 WeightTimes(const Matrix2& right) const;
+  Matrix2 WeightColumns(int64_t count) const;
   std::vector<float> Bias() const;
 
   absl::Status Invalid(const std::string& why) const;
 
  private:
+  void ForPanels(const std::function<void(int64_t first, const Matrix2& rows)>& fn) const;
   absl::StatusOr<const RawTensor*> Find(std::string_view name) const;
   void WrongType(const char* key, const char* expected) const;
 
