@@ -189,7 +189,7 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extend
     DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
     const auto multiply = [&] {
       backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix, .x_room = room,
-                               .reader = split ? Reader::kAddRmsNorm : Reader::kAny});
+                               .split = split});
       return split ? AddedByNorm(backend.get(), dy.matrix) : dy.Read();
     };
     const std::vector<float> y = multiply();
