@@ -35,8 +35,8 @@ class AdapterImages {
  public:
   virtual ~AdapterImages() = default;
 
-  // Pages that the adapter's image takes, without those of Adapter::shared. Any thread. INVALID_ARGUMENT: a page is too small for one
-  // of its rank rows or vectors.
+  // Pages that the adapter's image takes, without those of Adapter::shared. Any thread. INVALID_ARGUMENT: a
+  // page is too small for one of its rank rows or vectors.
   virtual absl::StatusOr<int32_t> Pages(const Adapter& adapter) const = 0;
 
   // `wake` is called, on a thread of the images' own, whenever TakeLoaded has something new.

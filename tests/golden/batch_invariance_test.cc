@@ -95,7 +95,8 @@ void CheckBase(const std::string& base, Precision precision) {
 
 TEST(BatchInvariance, LogitsAreTheSameToTheBitInAnyCompany) {
   // Weights of every type that has products of its own, then models with experts.
-  for (const std::string base : {"llama", "llama3-bf16", "qwen2-f16", "llama-Q8_0.gguf", "llama-fp8", "mixtral", "qwen3-moe"}) {
+  for (const std::string base :
+       {"llama", "llama3-bf16", "qwen2-f16", "llama-Q8_0.gguf", "llama-fp8", "mixtral", "qwen3-moe"}) {
     CheckBase(base, Precision::kFast);
   }
   if (kTestDevice == std::string("cpu")) CheckBase("llama", Precision::kExact);
@@ -142,16 +143,10 @@ TEST(BatchInvariance, ASeedGivesTheSameAnswerInAnyCompany) {
     requests.push_back(SampledRequest(i, rng));
     if (i % 4 != 0) requests[i].adapter = adapters[rng() % 8];
   }
-  const auto submit = [&](const Request& request) {
-    auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
-    const auto id = server.engine()->Submit(request, sink);
-    LK_CHECK_MSG(id.ok(), id.status().ToString());
-    return sink;
-  };
   std::vector<std::vector<TokenEvent>> alone;
-  for (const Request& request : requests) alone.push_back(Drain(submit(request).get()));
+  for (const Request& request : requests) alone.push_back(Drain(Submit(&server, request).get()));
   std::vector<std::shared_ptr<TokenSink>> together;
-  for (const Request& request : requests) together.push_back(submit(request));
+  for (const Request& request : requests) together.push_back(Submit(&server, request));
   for (int32_t i = 0; i < kRequests; ++i) {
     SCOPED_TRACE(i);
     ExpectSame(alone[i], Drain(together[i].get()));

@@ -15,6 +15,13 @@
 
 namespace lorikeet {
 
+inline std::shared_ptr<TokenSink> Submit(VariantServer* server, Request request) {
+  auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
+  const auto id = server->engine()->Submit(std::move(request), sink);
+  LK_CHECK_MSG(id.ok(), id.status().ToString());
+  return sink;
+}
+
 inline std::shared_ptr<TokenSink> Submit(VariantServer* server, const VariantCase& c, const VariantPrompt& prompt) {
   Request request;
   request.prompt = prompt.tokens;
@@ -24,10 +31,7 @@ inline std::shared_ptr<TokenSink> Submit(VariantServer* server, const VariantCas
   request.ignore_eos = true;
   request.adapter = server->Lease(c.adapters);
   request.adapter_name = c.name;
-  auto sink = std::make_shared<TokenSink>(request.max_new_tokens + 2, [] {});
-  const auto id = server->engine()->Submit(std::move(request), sink);
-  LK_CHECK_MSG(id.ok(), id.status().ToString());
-  return sink;
+  return Submit(server, std::move(request));
 }
 
 // All events up to the end.

@@ -317,7 +317,8 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
     if (pointer == nullptr) return pointer;
     const int64_t offset = offset_of(pointer);
     const bool shared = (reinterpret_cast<uintptr_t>(pointer) & kInShared) != 0;
-    std::byte* address = pages_ + (shared ? shared_pages : pages)[offset / page_bytes_] * page_bytes_ + offset % page_bytes_;
+    const int64_t page = (shared ? shared_pages : pages)[offset / page_bytes_];
+    std::byte* address = pages_ + page * page_bytes_ + offset % page_bytes_;
     return reinterpret_cast<decltype(pointer)>(address);
   };
   std::vector<RankTile> tiles = packed.plan.tiles;

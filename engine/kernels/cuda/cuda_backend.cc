@@ -253,7 +253,8 @@ bool CudaBackend::GrowScratch() {
 int32_t CudaBackend::BeginStep(const StepInput& step) {
   const int32_t rows = static_cast<int32_t>(step.tokens.size());
   const bool decoding = step.sequence_begin.size() == step.tokens.size() + 1;
-  recordable_ = options_.record && !options_.batch_invariant && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
+  const bool records = options_.record && !options_.batch_invariant;
+  recordable_ = records && decoding && rows <= std::min(kMaxRecordedRows, options_.max_rows);
   rows_ = std::min(PaddedRows(rows), options_.max_rows);
   PlanAttention(step, layout_.kv_heads, options_.batch_invariant, &work_);
   PlanAdapters(step);
@@ -264,9 +265,9 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
 }
 
 bool CudaBackend::ExtendsProducts(std::span<const DeviceSegment> long_segments) const {
-  const bool alone = !options_.batch_invariant && !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
+  const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
                      !Has(Part::kScaledPairs);
-  return alone && rows_ > kMaxRecordedRows && ExtensionColumns(long_segments, 1) <= most_room_;
+  return alone && !options_.batch_invariant && rows_ > kMaxRecordedRows && ExtensionColumns(long_segments, 1) <= most_room_;
 }
 
 void CudaBackend::DropGraphs() {
@@ -412,8 +413,11 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
 }
 
 void CudaBackend::Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside) {
-  if (weight.is_coded) Note(LaunchCodedGemm(weight.coded, x, y, stream_, options_.batch_invariant), "a product of codes");
-  else gemm_.Multiply(weight.rows, x, y, stream_, beside);
+  if (weight.is_coded) {
+    Note(LaunchCodedGemm(weight.coded, x, y, stream_, options_.batch_invariant), "a product of codes");
+    return;
+  }
+  gemm_.Multiply(weight.rows, x, y, stream_, beside);
 }
 
 void CudaBackend::MultiplyApart(const LinearArgs& args, Segments segments) {
