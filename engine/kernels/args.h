@@ -92,6 +92,9 @@ class LinearWeight {
   }
 };
 
+// The operation that reads a product's y.
+enum class Reader : uint8_t { kAny, kRopeStore, kSwiGlu, kAddRmsNorm };
+
 // y = x Wᵀ + bias with the adapters' deltas on their rows.
 struct LinearArgs {
   const LinearWeight* weight = nullptr;
@@ -100,9 +103,9 @@ struct LinearArgs {
   int32_t x_room = 0;    // elements behind each row of x that the backend may write to: Backend::x_room
   RowSet rows = RowSet::kAll;
   int32_t first_row = 0;  // of the row set: x row 0 is its row `first_row`
-  // The next and only operation to read y is RopeStore, SwiGlu or AddRmsNorm, in the same Run: the
-  // backend may keep the adapters' part apart and leave it to that one to add.
-  bool split = false;
+  // Other than kAny: the next and only operation to read y, in the same Run. The backend may keep the adapters'
+  // part apart and leave it to that one to add, or leave it the product.
+  Reader reader = Reader::kAny;
 };
 
 // An expert of a layer, or a layer's only MLP: two linears.

@@ -169,27 +169,27 @@ void Model::RunLayer(int32_t index, int32_t rows) {
     backend_->Bottlenecks({.x = hidden_.First(rows), .delta = projected,
                            .block = NormIndex(index, attention)});
   };
-  const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y,
-                            bool split = true) {
+  const auto multiply = [&](const std::unique_ptr<LinearWeight>& weight, Matrix x, Matrix y, Reader reader) {
     backend_->LinearProducts({.weight = weight.get(), .x = x, .y = y, .x_room = backend_->x_room(x.width),
-                              .split = split});
+                              .reader = reader});
   };
   norm(index == 0 ? Matrix() : projected, layer.input_norm, false);
-  multiply(layer.qkv, normed, qkv_.First(rows));
+  multiply(layer.qkv, normed, qkv_.First(rows), Reader::kRopeStore);
   Attend(layer, index, rows);
-  multiply(layer.o, attended_.First(rows), projected);
+  multiply(layer.o, attended_.First(rows), projected, Reader::kAddRmsNorm);
   adapt(false);
   norm(projected, layer.attention_norm, true);
   if (layer.router) {
-    multiply(layer.router, normed, scores_.First(rows), false);
+    multiply(layer.router, normed, scores_.First(rows), Reader::kAny);
     backend_->Experts({.experts = layer.experts, .scores = scores_.First(rows),
                        .chosen = config_.experts_per_token,
                        .normalise = config_.normalise_experts, .x = normed, .out = projected});
   } else {
-    multiply(layer.gate_up, normed, gate_up_.First(rows));
+    multiply(layer.gate_up, normed, gate_up_.First(rows), Reader::kSwiGlu);
     backend_->SwiGlu(gate_up_.First(rows), gated_.First(rows));
     // The final norm, which reads the last layer's, is not among the operations given to Run.
-    multiply(layer.down, gated_.First(rows), projected, index + 1 < config_.layers);
+    multiply(layer.down, gated_.First(rows), projected,
+             index + 1 < config_.layers ? Reader::kAddRmsNorm : Reader::kAny);
     backend_->MlpMixtures({.mlp = {layer.gate_up.get(), layer.down.get()}, .x = normed,
                            .out = projected, .layer = index});
   }

@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "engine/kernels/cuda/tile_gemm.h"
 #include "tests/gpu/device_rows.h"
 #include "tests/support/load_images.h"
 #include "tests/support/random_adapter.h"
@@ -30,6 +31,7 @@ struct LinearShape {
   int32_t max_rank = 90;
   bool mixed = false;    // every other segment is a few rows
   int32_t in_unit = 8;   // which widths are multiples of
+  bool gated = false;    // two linears of one width, whole 64s or not
 };
 
 LinearCase RandomLinear(const LinearShape& shape, DType factors, std::mt19937& rng) {
@@ -40,6 +42,7 @@ LinearCase RandomLinear(const LinearShape& shape, DType factors, std::mt19937& r
   c.max_rank = 1 + rng() % shape.max_rank;
   c.outs.resize(1 + rng() % 3);
   for (int32_t& out : c.outs) out = 8 * (1 + rng() % (shape.widest / 16));
+  if (shape.gated) c.outs.assign(2, rng() % 4 == 0 ? c.outs[0] : (c.outs[0] + 63) / 64 * 64);
   for (int i = 0; i < 5; ++i) {
     c.adapters.push_back(std::make_unique<RandomAdapter>(c.in, c.outs, factors, c.max_rank, rng));
     c.adapters.back()->adapter.modules.resize(ModuleCount(1));
@@ -124,23 +127,74 @@ LinearShape ShapeFor(uint32_t seed, Weights weights, std::mt19937& rng) {
 }
 
 // Deltas of long segments extend the product (engine/kernels/cuda/extension.h), short ones do not.
-LinearShape ExtendedShape(std::mt19937& rng) {
+LinearShape ExtendedShape(bool mixed, std::mt19937& rng) {
   return {.rows = static_cast<int32_t>(600 + rng() % 200), .longest = 500, .widest = 4096, .max_rank = 16,
-          .mixed = true, .in_unit = 4096};
+          .mixed = mixed, .in_unit = 4096};
 }
 
-// `split`: what the product leaves to its reader is added by AddRmsNorm; an output scale would take
-// the result as a whole. `extended`: nothing keeps deltas from extending the product.
-void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extended = false) {
+// What `reader` makes of y: AddRmsNorm adds it to zeros.
+std::vector<float> ReadBy(Reader reader, Backend* backend, const DeviceRows& y) {
+  if (reader == Reader::kAny) return y.Read();
+  if (reader == Reader::kAddRmsNorm) return AddedByNorm(backend, y.matrix);
+  DeviceRows gated(backend, y.matrix.rows, y.matrix.width / 2, y.matrix.dtype);
+  backend->SwiGlu(y.matrix, gated.matrix);
+  return gated.Read();
+}
+
+// A value, and how far from it what the device computes may be.
+struct Wanted {
+  double value, tolerance;
+};
+
+// silu(gate) · up, with the step of its type: the slope of silu is at most 1.1.
+Wanted Gated(const Wanted& gate, const Wanted& up, double step) {
+  const double silu = gate.value / (1 + std::exp(-gate.value)), value = silu * up.value;
+  const double of_silu = 1.1 * gate.tolerance + 2e-6 * std::abs(silu);
+  return {value, of_silu * (std::abs(up.value) + up.tolerance) + std::abs(silu) * up.tolerance +
+                     step * std::abs(value) + 1e-6};
+}
+
+// Row r of the product, all linears' columns.
+std::vector<Wanted> WantedRow(const LinearCase& c, int32_t r, const float* x, const std::vector<std::vector<float>>& w,
+                              const std::vector<std::vector<float>>& bias, double step) {
+  std::vector<Wanted> row;
+  std::vector<double> expected, magnitude;
+  for (size_t m = 0; m < c.outs.size(); ++m) {
+    ReferenceRow(x, c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m, &expected, &magnitude);
+    for (int32_t n = 0; n < c.outs[m]; ++n) {
+      // Rounded to the type: the product, the rank's sums, the result of each of up to three
+      // steps, all about the size that random signs leave of the magnitude. Then float32 sums
+      // of n terms: n roundings, each of a partial sum of magnitude / sqrt(n), add up to about
+      // 2^-25 of the magnitude; eight times that holds over the ten million values here.
+      row.push_back({expected[n], step * (4 * std::abs(expected[n]) + 8 * magnitude[n] / std::sqrt(c.in)) +
+                                      0x1p-22 * magnitude[n]});
+    }
+  }
+  return row;
+}
+
+// Whether the row above or below is another segment's.
+bool IsEdge(const LinearCase& c, int32_t r) {
+  return std::any_of(c.segments.begin(), c.segments.end(), [r](const AdapterSegment& s) {
+    return r == s.row_begin - 1 || r == s.row_begin || r == s.row_end - 1 || r == s.row_end;
+  });
+}
+
+// What the product leaves to its reader is added by that; an output scale would take the result as a
+// whole. `extended`: nothing keeps deltas from extending the product.
+void CheckLinears(const TypeCase& type, Weights weights, Reader reader, bool extended = false) {
+  const bool gated = reader == Reader::kSwiGlu;
   const std::unique_ptr<Backend> backend =
       CudaBackendFor(type, /*record=*/true,
                      weights == Weights::kEncoded ? Quantization::kFp8 : Quantization::kNone);
   for (uint32_t seed = 0; seed < (extended ? 5 : 30); ++seed) {
     std::mt19937 rng(seed);
-    const LinearCase c = RandomLinear(extended ? ExtendedShape(rng) : ShapeFor(seed, weights, rng), type.dtype, rng);
+    LinearShape shape = extended ? ExtendedShape(!gated, rng) : ShapeFor(seed, weights, rng);
+    shape.gated = gated;
+    const LinearCase c = RandomLinear(shape, type.dtype, rng);
     for (const auto& random : c.adapters) {
       for (ModuleDelta& delta : random->adapter.modules) {
-        if (split) delta.out_scale = nullptr;
+        if (reader != Reader::kAny) delta.out_scale = nullptr;
         if (!extended) continue;
         delta.out_scale = delta.bias = nullptr;
         delta.low_rank.rank_scale = delta.low_rank.delta_scale = nullptr;
@@ -161,7 +215,7 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extend
     for (size_t m = 0; m < c.outs.size(); ++m) {
       const DType dtype = weights == Weights::kCodesOfFile ? DType::kScaledF8E4M3 : type.dtype;
       views[2 * m] = {dtype, {c.outs[m], c.in}, stored[m]};
-      if (rng() % 2) bias[m] = RandomFloats(c.outs[m], rng);
+      if (rng() % (gated ? 8 : 2) == 0) bias[m] = RandomFloats(c.outs[m], rng);
       views[2 * m + 1] = {DType::kF32, {c.outs[m]}, std::as_bytes(std::span(bias[m]))};
       sources.push_back({&views[2 * m], bias[m].empty() ? nullptr : &views[2 * m + 1]});
     }
@@ -174,6 +228,7 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extend
     }
     LoadImages(backend->images(), adapters, seed % 5);
     std::vector<float> x = RandomFloats(int64_t{c.rows} * c.in, rng);
+    for (float& v : x) v /= gated ? 64 : 1;  // float16 holds what one product by another is
     RoundTo(type.dtype, &x);
     const std::vector<int32_t> tokens(c.rows), positions(c.rows), begin = {0, c.rows};
     const std::vector<int32_t> page_begin = {0, 0};
@@ -189,37 +244,27 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extend
     DeviceRows dy(backend.get(), rows, weight->width(), type.dtype);
     const auto multiply = [&] {
       backend->LinearProducts({.weight = weight.get(), .x = dx.matrix, .y = dy.matrix, .x_room = room,
-                               .split = split});
-      return split ? AddedByNorm(backend.get(), dy.matrix) : dy.Read();
+                               .reader = reader});
+      return ReadBy(reader, backend.get(), dy);
     };
     const std::vector<float> y = multiply();
+    const int32_t width = weight->width() / (gated ? 2 : 1);
     // What runs beside the product must not meet it.
     for (int i = 0; extended && i < 30; ++i) {
       const std::vector<float> again = multiply();
-      ASSERT_TRUE(std::equal(y.begin(), y.begin() + int64_t{c.rows} * weight->width(), again.begin()))
+      ASSERT_TRUE(std::equal(y.begin(), y.begin() + int64_t{c.rows} * width, again.begin()))
           << "seed " << seed << " pass " << i;
     }
     ASSERT_TRUE(backend->status().ok()) << backend->status();
-    std::vector<double> expected, magnitude;
-    int32_t first_column = 0;
-    for (size_t m = 0; m < c.outs.size(); ++m) {
-      for (int32_t r = 0; r < c.rows; ++r) {
-        ReferenceRow(&x[int64_t{r} * c.in], c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m,
-                     &expected, &magnitude);
-        for (int32_t n = 0; n < c.outs[m]; ++n) {
-          // Rounded to the type: the product, the rank's sums, the result of each of up to three
-          // steps, all about the size that random signs leave of the magnitude. Then float32 sums
-          // of n terms: n roundings, each of a partial sum of magnitude / sqrt(n), add up to about
-          // 2^-25 of the magnitude; eight times that holds over the ten million values here.
-          const double tolerance = type.step * (4 * std::abs(expected[n]) +
-                                                8 * magnitude[n] / std::sqrt(c.in)) +
-                                   0x1p-22 * magnitude[n];
-          ASSERT_NEAR(y[int64_t{r} * weight->width() + first_column + n], expected[n], tolerance)
-              << Info(type.dtype).name << " seed " << seed << " in " << c.in << " rows " << c.rows
-              << " max rank " << c.max_rank << " part " << m << " row " << r << " column " << n;
-        }
+    for (int32_t r = 0; r < c.rows; ++r) {
+      if (extended && !IsEdge(c, r) && rng() % 8 > 0) continue;  // the definition takes long
+      const std::vector<Wanted> row = WantedRow(c, r, &x[int64_t{r} * c.in], w, bias, type.step);
+      for (int32_t n = 0; n < width; ++n) {
+        const Wanted wanted = gated ? Gated(row[n], row[width + n], type.step) : row[n];
+        ASSERT_NEAR(y[int64_t{r} * width + n], wanted.value, wanted.tolerance)
+            << Info(type.dtype).name << " seed " << seed << " in " << c.in << " rows " << c.rows
+            << " max rank " << c.max_rank << " row " << r << " column " << n;
       }
-      first_column += c.outs[m];
     }
     AdapterMoves end;
     for (const auto& adapter : adapters) end.drops.push_back(adapter->serial);
@@ -228,25 +273,69 @@ void CheckLinears(const TypeCase& type, Weights weights, bool split, bool extend
 }
 
 TEST(CudaLinear, RaggedSegmentsOfAnyRankMatchTheDefinition) {
-  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, false);
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, Reader::kAny);
 }
 
 TEST(CudaLinear, WhatIsLeftToTheReaderIsAdded) {
-  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, true);
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, Reader::kAddRmsNorm);
 }
 
 TEST(CudaLinear, DeltasOfLongSegmentsExtendTheProduct) {
-  for (const bool split : {false, true}) CheckLinears(kTypes[0], Weights::kPlain, split, true);
+  for (const Reader reader : {Reader::kAny, Reader::kAddRmsNorm, Reader::kSwiGlu}) {
+    CheckLinears(kTypes[0], Weights::kPlain, reader, true);
+  }
+}
+
+TEST(CudaLinear, WhatIsLeftToTheActivationIsItsProduct) {
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, Reader::kSwiGlu);
+}
+
+TEST(CudaLinear, GatedTilesMatchTheDefinition) {
+  std::mt19937 rng(11);
+  for (const TypeCase& type : {kTypes[0], kTypes[1]}) {
+    const std::unique_ptr<Backend> backend = CudaBackendFor(type);
+    for (const int32_t rows : {1, 33, 130, 200, 341, 700}) {
+      const int32_t in = 8 * (1 + rng() % 70), width = 64 * (1 + rng() % 7);
+      std::vector<float> w = RandomFloats(int64_t{2} * width * in, rng), x = RandomFloats(int64_t{rows} * in, rng);
+      RoundTo(type.dtype, &w);
+      RoundTo(type.dtype, &x);
+      DeviceRows dw(backend.get(), 2 * width, in, type.dtype, 8), dx(backend.get(), rows, in, type.dtype, 16);
+      DeviceRows dy(backend.get(), rows, width, type.dtype, 24);
+      dw.Write(w);
+      dx.Write(x);
+      if (!cuda::CanTileGated(dw.matrix, dx.matrix, dy.matrix)) GTEST_SKIP() << "not for this GPU";
+      ASSERT_EQ(cuda::LaunchGatedTileGemm(dw.matrix, dx.matrix, dy.matrix, nullptr), cudaSuccess);
+      const std::vector<float> y = dy.Read();
+      for (int32_t r = 0; r < rows; ++r) {
+        const auto product = [&](int32_t of) {
+          Wanted sum{};
+          double magnitude = 0;
+          for (int32_t k = 0; k < in; ++k) {
+            const double term = double{x[int64_t{r} * in + k]} * w[int64_t{of} * in + k];
+            sum.value += term, magnitude += std::abs(term);
+          }
+          sum.tolerance = 0x1p-22 * magnitude;
+          return sum;
+        };
+        for (int32_t n = 0; n < width; ++n) {
+          const Wanted wanted = Gated(product(n), product(width + n), type.step);
+          ASSERT_NEAR(y[int64_t{r} * width + n], wanted.value, wanted.tolerance)
+              << Info(type.dtype).name << " in " << in << " width " << width << " rows " << rows << " row " << r
+              << " column " << n;
+        }
+      }
+    }
+  }
 }
 
 TEST(CudaLinear, CodedWeightsMatchTheValuesOfTheirCodes) {
   for (const TypeCase& type : kTypes) {
-    if (type.dtype != DType::kF32) CheckLinears(type, Weights::kEncoded, false);
+    if (type.dtype != DType::kF32) CheckLinears(type, Weights::kEncoded, Reader::kAny);
   }
 }
 
 TEST(CudaLinear, CodesOfFilesAreKept) {
-  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kCodesOfFile, false);
+  for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kCodesOfFile, Reader::kAny);
 }
 
 // y and norms of `rows` rows of x from `first` on, [rows, width] and [rows, in], one behind the other.
@@ -317,8 +406,7 @@ TEST(CudaElementwise, NormAndActivationMatchTheirFormulas) {
   for (const TypeCase& type : kTypes) {
     std::mt19937 rng(3);
     const std::unique_ptr<Backend> backend = CudaBackendFor(type);
-    for (const int32_t width : {8, 72, 4096, 14336}) {
-      const int32_t rows = 5;
+    for (const auto& [rows, width] : {std::pair(5, 8), {5, 72}, {5, 4096}, {5, 14336}, {300, 4096}, {5, 20000}}) {
       const std::vector<float> x = RandomFloats(rows * width, rng), w = RandomFloats(width, rng);
       std::vector<float> delta = RandomFloats(rows * width, rng);
       RoundTo(type.dtype, &delta);

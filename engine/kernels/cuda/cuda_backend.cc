@@ -293,7 +293,7 @@ void CudaBackend::Run(const std::function<void()>& forward) {
   if (!errors_.status().ok()) return;
   const auto operations = [&] {
     forward();
-    LK_CHECK_MSG(pending_y_ == nullptr, "the adapters' part of a product was left behind");
+    LK_CHECK_MSG(pending_y_ == nullptr && held_.y.data == nullptr, "a product, or the adapters' part, was left behind");
   };
   if (!recordable_) return operations();
   if (graphs_.size() >= kMostGraphs) DropGraphs();
@@ -374,7 +374,7 @@ int32_t CudaBackend::ExtensionColumnsOf(const LinearArgs& args) const {
   return columns <= std::min<int64_t>(args.x_room, weight.rows.stride - weight.in) ? columns : 0;
 }
 
-void CudaBackend::MultiplyExtended(const LinearArgs& args, int32_t columns) {
+void CudaBackend::Extend(const LinearArgs& args, int32_t columns) {
   const auto& weight = static_cast<const CudaLinearWeight&>(*args.weight);
   LowRankArgs low_rank = LowRankOf(args, work_.prompts_low_rank, &arrays_.header()->prompts);
   low_rank.slots += SlotsOf(work_.rows);  // which are in use beside
@@ -384,7 +384,6 @@ void CudaBackend::MultiplyExtended(const LinearArgs& args, int32_t columns) {
                             .gathers = arrays_.gathers(),
                             .gather_count = static_cast<int32_t>(work_.extension.gathers.size())};
   Note(LaunchExtend(low_rank, extension, stream_), "an extension");
-  gemm_.MultiplyExtended(weight.rows, args.x, args.y, columns, stream_);
 }
 
 // Long segments extend the product where it can be. Other low-rank products read what the base product
@@ -398,10 +397,17 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
   const int32_t extension = adapted && !whole ? ExtensionColumnsOf(args) : 0;
   const Segments left = extension > 0 ? Segments::kShort : Segments::kAll;
-  const bool apart = adapted && args.split && !whole && dtype_ != DType::kF32 && !options_.batch_invariant;
+  const bool can_be_apart = !whole && dtype_ != DType::kF32 && !options_.batch_invariant;
+  const bool apart = adapted && args.reader != Reader::kAny && can_be_apart;
   if (apart) MultiplyApart(args, left);
+  if (extension > 0) Extend(args, extension);
+  const bool plain = !rotated && !weight.is_coded && weight.bias == nullptr && pending_y_ == nullptr;
+  if (args.reader == Reader::kSwiGlu && plain && (!adapted || apart)) {
+    held_ = {weight.rows, args.x, args.y, extension};
+    return;
+  }
   if (rotated) MultiplyRotated(args);
-  else if (extension > 0) MultiplyExtended(args, extension);
+  else if (extension > 0) gemm_.MultiplyExtended(weight.rows, args.x, args.y, extension, stream_);
   else Multiply(weight, args.x, args.y, apart);
   if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, left, stream_);
@@ -474,6 +480,12 @@ void CudaBackend::Attention(const AttentionArgs& args) {
 }
 
 void CudaBackend::SwiGlu(Matrix gate_up, Matrix out) {
+  if (held_.y.data != nullptr) {
+    LK_CHECK_MSG(held_.y.data == gate_up.data, "a product was not read");
+    gemm_.MultiplyGated(held_.weight, held_.x, held_.y, out, held_.more, stream_);
+    held_ = {};
+    return;
+  }
   Note(LaunchSwiGlu(gate_up, TakeBeside(gate_up.data), out, stream_), "activation");
 }
 

@@ -114,7 +114,8 @@ class CudaBackend final : public Backend {
   bool ExtendsProducts(std::span<const DeviceSegment> long_segments) const;
   // Columns of the product's extension; 0: it has none.
   int32_t ExtensionColumnsOf(const LinearArgs& args) const;
-  void MultiplyExtended(const LinearArgs& args, int32_t columns);
+  // Makes the extension: x and the weight then have `columns` more.
+  void Extend(const LinearArgs& args, int32_t columns);
   bool Has(Part part) const { return (part_set_ & Bit(part)) != 0; }
   // Of the step's adapters and this product's linears.
   bool Has(LinearPart part, const LinearArgs& args) const;
@@ -169,6 +170,10 @@ class CudaBackend final : public Backend {
   std::map<const void*, DeviceMemory> deltas_;  // room for what is kept apart of the y there
   Beside pending_;                              // of deltas_: not yet added
   const void* pending_y_ = nullptr;             // to the y there
+  struct {
+    Matrix weight, x, y;
+    int32_t more = 0;  // columns
+  } held_;  // the product that SwiGlu is to make; y.data is nullptr: none
   DeviceMemory rotated_;  // [max_rows, widest_input_] once an adapter rotates inputs
   DeviceMemory inner_;    // [max_rows, D] float32 once one has bottlenecks
   DeviceMemory routing_;  // of max_rows rows: what RoutingOf points into

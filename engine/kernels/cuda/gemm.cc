@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/stream_gemm.h"
 #include "engine/kernels/cuda/tile_gemm.h"
 
@@ -58,6 +59,12 @@ uint32_t Alignment(const Matrix& weight, const Matrix& x, const Matrix& y) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(weight.data) | reinterpret_cast<uintptr_t>(x.data) |
                          reinterpret_cast<uintptr_t>(y.data) | kMost;
   return static_cast<uint32_t>(bits & -bits);
+}
+
+bool IsRecording(cudaStream_t stream) {
+  cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(stream, &recording);
+  return recording != cudaStreamCaptureStatusNone;
 }
 
 }  // namespace
@@ -161,9 +168,7 @@ bool Gemm::Serves(const Choice& choice, const Plan& plan) {
 Gemm::Choice Gemm::Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, const Plan& plan) {
   const Proposals proposals = Propose(plan, weight, x, y);
   Choice choice{.algorithm = proposals.of[0].algo};
-  cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
-  cudaStreamIsCapturing(stream, &recording);
-  if (recording != cudaStreamCaptureStatusNone || !errors_->status().ok()) return choice;
+  if (IsRecording(stream) || !errors_->status().ok()) return choice;
   std::vector<std::pair<float, int>> timed;  // milliseconds, proposal
   // Overwriting the workspace pushes the weight out of the second-level cache.
   const auto flush = [&] { cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream); };
@@ -240,6 +245,37 @@ void Gemm::MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cud
     if (!Serves(plan.choice, plan)) plan.choice.algorithm = Propose(plan, weight, x, y).of[0].algo;
   }
   Run(plan, weight, x, y, stream);
+}
+
+bool Gemm::InOneIsFaster(Matrix weight, Matrix x, Matrix gate_up, Matrix out, cudaStream_t stream) {
+  if (batch_invariant_ || x.rows <= kFewRows || !CanTileGated(weight, x, out)) return false;
+  Matrix padded = x;
+  padded.rows = PaddedRows(x.rows);
+  const Key key = KeyOf(weight, padded, gate_up);
+  if (const auto found = in_one_.find(key); found != in_one_.end()) return found->second;
+  if (IsRecording(stream) || !errors_->status().ok()) return false;
+  Multiply(weight, x, gate_up, stream);  // which chooses
+  const auto flush = [&] { cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream); };
+  const float apart_ms = FastestOf(kRuns, stream, flush, [&] {
+    Multiply(weight, x, gate_up, stream);
+    errors_->Note(LaunchSwiGlu(gate_up, {}, out, stream), "activation");
+  });
+  const float in_one_ms = FastestOf(kRuns, stream, flush, [&] {
+    errors_->Note(LaunchGatedTileGemm(weight, x, out, stream), "a gated product");
+  });
+  return in_one_.emplace(key, in_one_ms < apart_ms).first->second;
+}
+
+void Gemm::MultiplyGated(Matrix weight, Matrix x, Matrix gate_up, Matrix out, int32_t more, cudaStream_t stream) {
+  if (!InOneIsFaster(weight, x, gate_up, out, stream)) {
+    if (more > 0) MultiplyExtended(weight, x, gate_up, more, stream);
+    else Multiply(weight, x, gate_up, stream);
+    errors_->Note(LaunchSwiGlu(gate_up, {}, out, stream), "activation");
+    return;
+  }
+  weight.width += more;
+  x.width += more;
+  errors_->Note(LaunchGatedTileGemm(weight, x, out, stream), "a gated product");
 }
 
 }  // namespace lorikeet::cuda

@@ -34,6 +34,9 @@ class Gemm {
   void MultiplyByLibrary(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
   // Over `more` columns behind those of weight and x, as well; what is fastest without them serves.
   void MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cudaStream_t stream);
+  // out = silu(gate) ∘ up, the halves of what Multiply or, with `more`, MultiplyExtended would make of gate_up:
+  // by way of that, or in one without rounding it, whichever takes less time.
+  void MultiplyGated(Matrix weight, Matrix x, Matrix gate_up, Matrix out, int32_t more, cudaStream_t stream);
 
  private:
   struct Choice {
@@ -58,6 +61,7 @@ class Gemm {
   Proposals Propose(const Plan& plan, Matrix weight, Matrix x, Matrix y);
   Choice Choose(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, const Plan& plan);
   bool Serves(const Choice& choice, const Plan& plan);
+  bool InOneIsFaster(Matrix weight, Matrix x, Matrix gate_up, Matrix out, cudaStream_t stream);
   void Run(const Plan& plan, Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
   void Note(cublasStatus_t status, const char* what);
 
@@ -66,6 +70,7 @@ class Gemm {
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
   std::map<Key, Choice> choices_;  // by padded rows
+  std::map<Key, bool> in_one_;     // likewise: of gated products
   std::map<Key, Plan> plans_;
 };
 

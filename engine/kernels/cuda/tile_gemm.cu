@@ -9,22 +9,25 @@
 namespace lorikeet::cuda {
 namespace {
 
-// A tile is kTileRows rows of the weight, which are columns of y, by kColumns * 8 rows of x. The two
+// A tile is kTileRows rows of the weight, which are columns of y, by kColumns * 8 rows of x. Gated, one half of
+// them are gate's rows and the other up's of the same columns, so that a thread has both of what it combines. The two
 // blocks of a cluster have the same rows of x, of which each brings half to both: the second-level
 // cache could not keep up with twice as much.
 constexpr int32_t kTileRows = 128;
 constexpr int32_t kCluster = 2;
 constexpr int32_t kMultiplying = 2;  // warp groups; one more brings what they read
 constexpr int32_t kWeightBytes = kTileRows * kBoxRowBytes;
-// A row of a finished tile: lanes that store columns of eight rows find other banks.
-constexpr int32_t kStagedStride = kTileRows + 8;
 constexpr int32_t kSharedBytes = 226 << 10;  // of a multiprocessor, but for barriers
 constexpr int32_t kMaxStages = 8;
 // What is brought before the kernel before has ended are columns of W, not of what that puts behind them.
 static_assert(kMaxStages * kBoxWidth <= kLeastExtendedWidth);
 
-template <int kColumns>
+template <int kColumns, bool kGated>
 struct Tile {
+  static constexpr int32_t kYColumns = kGated ? kGroupRows : kTileRows;
+  static constexpr int32_t kBoxRows = kYColumns;  // of the weight
+  // A row of a finished tile: lanes that store columns of eight rows find other banks.
+  static constexpr int32_t kStagedStride = kYColumns + 8;
   static constexpr int32_t kXRows = kColumns * 8;
   static constexpr int32_t kXBytes = kXRows * kBoxRowBytes;
   static constexpr int32_t kStageBytes = kWeightBytes + kXBytes;
@@ -37,15 +40,16 @@ struct TileArgs {
   int32_t units = 0;     // stages' worth of columns of x
   int32_t x_blocks = 0;  // of rows of x
   int32_t groups = 0;    // clusters' worth of tiles
+  int32_t up_row = 0;    // of the weight: where up's begin, if gated
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 constexpr int32_t kHalves = kTileRows / kGroupRows;  // products side by side of a warp group
 
-template <int kColumns>
+template <int kColumns, bool kGated>
 struct TileRing {
-  using S = Tile<kColumns>;
+  using S = Tile<kColumns, kGated>;
   std::byte* memory = nullptr;     // 1024-byte aligned
   PhaseBarrier* full = nullptr;    // [kStages]
   PhaseBarrier* empty = nullptr;   // [kStages] of both blocks: each brings half of x to both
@@ -86,17 +90,20 @@ struct Cursor {
 };
 
 // One thread's: brings the tiles' rows of the weight and this block's half of those of x.
-template <int kColumns>
-__device__ void Bring(const TileRing<kColumns>& ring, const CUtensorMap& weight, const CUtensorMap& x,
+template <int kColumns, bool kGated>
+__device__ void Bring(const TileRing<kColumns, kGated>& ring, const CUtensorMap& weight, const CUtensorMap& x,
                       const TileArgs& args) {
-  using S = Tile<kColumns>;
+  using S = Tile<kColumns, kGated>;
   constexpr int32_t kXPart = S::kXRows / kCluster;
   Cursor<S::kXRows> at_weight(args), at_x(args);
   const auto bring_weight = [&](int32_t unit) {
     const int32_t s = unit % S::kStages;
     ring.full[s].ArriveExpecting(S::kStageBytes);
-    BringBox(ring.weight(s), weight, at_weight.unit * kBoxWidth, at_weight.place.block * kTileRows,
-             ring.full[s]);
+    const int32_t row = at_weight.place.block * S::kBoxRows, column = at_weight.unit * kBoxWidth;
+    BringBox(ring.weight(s), weight, column, row, ring.full[s]);
+    if constexpr (kGated) {
+      BringBox(ring.weight(s) + S::kBoxRows * kBoxRowBytes, weight, column, args.up_row + row, ring.full[s]);
+    }
     at_weight.Advance();
   };
   const auto bring_x = [&](int32_t unit) {
@@ -111,10 +118,10 @@ __device__ void Bring(const TileRing<kColumns>& ring, const CUtensorMap& weight,
 
 // Adds to a warp group's sums of one tile; `count` stages came before it. Both blocks that bring what it
 // reads hear of an empty stage.
-template <typename T, int kColumns>
-__device__ void MultiplyTile(const TileRing<kColumns>& ring, int32_t count, int32_t units,
+template <typename T, int kColumns, bool kGated>
+__device__ void MultiplyTile(const TileRing<kColumns, kGated>& ring, int32_t count, int32_t units,
                              float (&sums)[kHalves][kColumns * 4]) {
-  using S = Tile<kColumns>;
+  using S = Tile<kColumns, kGated>;
   const auto release = [&](int32_t unit) {
     const uint32_t thread = threadIdx.x % 128;
     if (thread < kCluster) ring.empty[(count + unit) % S::kStages].ArriveIn(thread);
@@ -146,37 +153,44 @@ __device__ void WaitForGroup(int32_t group) {
 }
 
 // Columns of y by rows: [rows of x, kStagedStride].
-template <typename T, int kColumns>
+template <typename T, int kColumns, bool kGated>
 __device__ void StageTile(std::byte* staged, const float (&sums)[kHalves][kColumns * 4]) {
+  constexpr int32_t kStride = Tile<kColumns, kGated>::kStagedStride;
   const int32_t lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
   const int32_t row = lane / 16 * 8 + lane % 8;  // of the four squares that a warp stores at a time
   const int32_t column = warp * 16 + lane / 8 % 2 * 8;
 #pragma unroll
-  for (int half = 0; half < kHalves; ++half) {
-    const uint32_t to = SharedAddress(staged) + (row * kStagedStride + half * kGroupRows + column) * 2;
+  for (int half = 0; half < (kGated ? 1 : kHalves); ++half) {
+    const uint32_t to = SharedAddress(staged) + (row * kStride + half * kGroupRows + column) * 2;
 #pragma unroll
     for (int j = 0; j < kColumns; j += 2) {
-      const float* const d = &sums[half][j * 4];
-      StoreTransposed(to + j * 8 * kStagedStride * 2, Pack2<T>(d[0], d[1]), Pack2<T>(d[2], d[3]),
-                      Pack2<T>(d[4], d[5]), Pack2<T>(d[6], d[7]));
+      float d[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        d[e] = sums[half][j * 4 + e];
+        if constexpr (kGated) d[e] = d[e] / (1.0f + expf(-d[e])) * sums[1][j * 4 + e];
+      }
+      StoreTransposed(to + j * 8 * kStride * 2, Pack2<T>(d[0], d[1]), Pack2<T>(d[2], d[3]), Pack2<T>(d[4], d[5]),
+                      Pack2<T>(d[6], d[7]));
     }
   }
 }
 
-template <typename T, int kColumns>
+template <typename T, int kColumns, bool kGated>
 __device__ void StoreTile(const std::byte* staged, const Matrix& y, const Place& place) {
-  constexpr int32_t kVectors = kTileRows / 8;
+  using S = Tile<kColumns, kGated>;
+  constexpr int32_t kVectors = S::kYColumns / 8;
   const int32_t rows = min(kColumns * 8, y.rows - place.x_row);
   for (int32_t i = threadIdx.x % 128; i < rows * kVectors; i += 128) {
-    const int32_t row = i / kVectors, vector = i % kVectors * 8, column = place.block * kTileRows + vector;
+    const int32_t row = i / kVectors, vector = i % kVectors * 8, column = place.block * S::kYColumns + vector;
     if (column >= y.width) continue;
-    const T* const from = reinterpret_cast<const T*>(staged) + row * kStagedStride + vector;
+    const T* const from = reinterpret_cast<const T*>(staged) + row * S::kStagedStride + vector;
     StoreVec(y.row<T>(place.x_row + row) + column, LoadVec(from));
   }
 }
 
-template <typename T, int kColumns>
-__device__ void MultiplyTiles(const TileRing<kColumns>& ring, const TileArgs& args) {
+template <typename T, int kColumns, bool kGated>
+__device__ void MultiplyTiles(const TileRing<kColumns, kGated>& ring, const TileArgs& args) {
   const int32_t group = threadIdx.x / 128;
   const bool speaks = threadIdx.x % 128 == 0;
   for (int32_t i = group; FirstGroup() + i * Clusters() < args.groups; i += kMultiplying) {
@@ -186,9 +200,9 @@ __device__ void MultiplyTiles(const TileRing<kColumns>& ring, const TileArgs& ar
     MultiplyTile<T>(ring, i * args.units, args.units, sums);
     if (speaks) ring.turn[kMultiplying - 1 - group].Arrive();
     if (i > 0) ring.stored->Wait((i - 1) % 2);
-    StageTile<T, kColumns>(ring.staged(), sums);
+    StageTile<T, kColumns, kGated>(ring.staged(), sums);
     WaitForGroup(group);
-    StoreTile<T, kColumns>(ring.staged(), args.y, place);
+    StoreTile<T, kColumns, kGated>(ring.staged(), args.y, place);
     WaitForGroup(group);
     if (speaks) ring.stored->Arrive();
   }
@@ -196,15 +210,15 @@ __device__ void MultiplyTiles(const TileRing<kColumns>& ring, const TileArgs& ar
 
 #endif
 
-template <typename T, int kColumns>
+template <typename T, int kColumns, bool kGated>
 __global__ void __launch_bounds__((kMultiplying + 1) * 128, 1)
     TileGemm(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap x,
              const __grid_constant__ TileArgs args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using S = Tile<kColumns>;
+  using S = Tile<kColumns, kGated>;
   extern __shared__ __align__(1024) std::byte shared[];
   __shared__ PhaseBarrier full[S::kStages], empty[S::kStages], turn[kMultiplying], stored;
-  const TileRing<kColumns> ring{shared, full, empty, turn, &stored};
+  const TileRing<kColumns, kGated> ring{shared, full, empty, turn, &stored};
   const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   if (threadIdx.x == 0) {
     for (int32_t s = 0; s < S::kStages; ++s) full[s].Init(1), empty[s].Init(kCluster);
@@ -215,10 +229,10 @@ __global__ void __launch_bounds__((kMultiplying + 1) * 128, 1)
   cluster.sync();
   if (threadIdx.x < kMultiplying * 128) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    MultiplyTiles<T, kColumns>(ring, args);
+    MultiplyTiles<T>(ring, args);
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x == kMultiplying * 128) Bring<kColumns>(ring, weight, x, args);
+    if (threadIdx.x == kMultiplying * 128) Bring(ring, weight, x, args);
     __syncwarp();
   }
   cluster.sync();  // the other block may still write here
@@ -238,17 +252,17 @@ int32_t ColumnsFor(int32_t rows, int32_t blocks) {
   return best;
 }
 
-template <typename T, int kColumns>
+template <typename T, int kColumns, bool kGated>
 cudaError_t LaunchFor(Matrix weight, Matrix x, TileArgs args, int32_t blocks, cudaStream_t stream) {
-  using S = Tile<kColumns>;
-  const auto kernel = TileGemm<T, kColumns>;
+  using S = Tile<kColumns, kGated>;
+  const auto kernel = TileGemm<T, kColumns, kGated>;
   constexpr int32_t kShared = S::kStages * S::kStageBytes + S::kStagedBytes;
   static const cudaError_t raised =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (raised != cudaSuccess) return raised;
   CUtensorMap weight_map, x_map;
   cudaError_t error =
-      MakeBoxMap(weight.data, x.dtype, args.y.width, x.width, weight.stride, kTileRows, &weight_map);
+      MakeBoxMap(weight.data, x.dtype, weight.rows, x.width, weight.stride, S::kBoxRows, &weight_map);
   if (error != cudaSuccess) return error;
   error = MakeBoxMap(x.data, x.dtype, x.rows, x.width, x.stride, S::kXRows / kCluster, &x_map);
   if (error != cudaSuccess) return error;
@@ -262,6 +276,24 @@ cudaError_t LaunchFor(Matrix weight, Matrix x, TileArgs args, int32_t blocks, cu
                 stream, weight_map, x_map, args);
 }
 
+template <bool kGated>
+cudaError_t LaunchAny(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+  const int32_t blocks = DivideUp(y.width, Tile<16, kGated>::kYColumns);
+  const TileArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth), .up_row = kGated ? y.width : 0};
+  return WithType(x.dtype, [&]<typename T>(T) {
+    if constexpr (!std::is_same_v<T, float>) {
+      switch (ColumnsFor(x.rows, blocks)) {
+        case 24: return LaunchFor<T, 24, kGated>(weight, x, args, blocks, stream);
+        case 22: return LaunchFor<T, 22, kGated>(weight, x, args, blocks, stream);
+        case 20: return LaunchFor<T, 20, kGated>(weight, x, args, blocks, stream);
+        case 18: return LaunchFor<T, 18, kGated>(weight, x, args, blocks, stream);
+        case 16: return LaunchFor<T, 16, kGated>(weight, x, args, blocks, stream);
+      }
+    }
+    return cudaErrorInvalidValue;
+  });
+}
+
 }  // namespace
 
 // y is stored as it could be brought: by sixteen bytes.
@@ -270,21 +302,14 @@ bool CanTile(Matrix weight, Matrix x, Matrix y) {
          CanMakeBoxMap(x.data, x.dtype, x.stride) && CanMakeBoxMap(y.data, y.dtype, y.stride);
 }
 
+bool CanTileGated(Matrix weight, Matrix x, Matrix y) { return y.width % kGroupRows == 0 && CanTile(weight, x, y); }
+
 cudaError_t LaunchTileGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
-  const int32_t blocks = DivideUp(y.width, kTileRows);
-  const TileArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth)};
-  return WithType(x.dtype, [&]<typename T>(T) {
-    if constexpr (!std::is_same_v<T, float>) {
-      switch (ColumnsFor(x.rows, blocks)) {
-        case 24: return LaunchFor<T, 24>(weight, x, args, blocks, stream);
-        case 22: return LaunchFor<T, 22>(weight, x, args, blocks, stream);
-        case 20: return LaunchFor<T, 20>(weight, x, args, blocks, stream);
-        case 18: return LaunchFor<T, 18>(weight, x, args, blocks, stream);
-        case 16: return LaunchFor<T, 16>(weight, x, args, blocks, stream);
-      }
-    }
-    return cudaErrorInvalidValue;
-  });
+  return LaunchAny<false>(weight, x, y, stream);
+}
+
+cudaError_t LaunchGatedTileGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+  return LaunchAny<true>(weight, x, y, stream);
 }
 
 }  // namespace lorikeet::cuda

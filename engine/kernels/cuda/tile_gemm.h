@@ -19,4 +19,9 @@ bool CanTile(Matrix weight, Matrix x, Matrix y);
 // while the other stores, by turns.
 cudaError_t LaunchTileGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
 
+// y = silu(x Gᵀ) ∘ (x Uᵀ) (Shazeer 2020, SwiGLU), neither product rounded before. weight: [2 · y.width, x.width],
+// G's rows, then U's. CanTileGated: CanTile, and y.width in whole units of 64.
+bool CanTileGated(Matrix weight, Matrix x, Matrix y);
+cudaError_t LaunchGatedTileGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
+
 }  // namespace lorikeet::cuda
