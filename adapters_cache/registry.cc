@@ -234,13 +234,13 @@ void AdapterRegistry::PrefetchAsync(std::string_view name,
                                     std::function<void(absl::Status)> done) {
   core_->Prefetch(name, std::move(done));
 }
-absl::StatusOr<AdapterInfo> AdapterRegistry::SetPinned(std::string_view name, bool pinned) {
-  return core_->SetPinned(name, pinned);
+void AdapterRegistry::SetPinnedAsync(std::string_view name, bool pinned, LoadDone done) {
+  core_->SetPinned(name, pinned, std::move(done));
 }
-absl::StatusOr<AdapterInfo> AdapterRegistry::SetAlias(const std::string& alias,
-                                                      const std::vector<AdapterTarget>& targets,
-                                                      const std::string& tenant) {
-  return core_->SetAlias(alias, targets, tenant);
+void AdapterRegistry::SetAliasAsync(const std::string& alias,
+                                    const std::vector<AdapterTarget>& targets,
+                                    const std::string& tenant, LoadDone done) {
+  core_->SetAlias(alias, targets, tenant, std::move(done));
 }
 void AdapterRegistry::TellIfUnused(const std::string& directory) {
   core_->TellIfUnused(directory);
@@ -301,6 +301,16 @@ absl::StatusOr<AdapterLease> AdapterRegistry::Acquire(std::string_view name) {
 absl::Status AdapterRegistry::Prefetch(std::string_view name) {
   return Await<absl::Status>(
       [&](std::function<void(absl::Status)> done) { PrefetchAsync(name, std::move(done)); });
+}
+absl::StatusOr<AdapterInfo> AdapterRegistry::SetPinned(std::string_view name, bool pinned) {
+  return Await<absl::StatusOr<AdapterInfo>>(
+      [&](LoadDone done) { SetPinnedAsync(name, pinned, std::move(done)); });
+}
+absl::StatusOr<AdapterInfo> AdapterRegistry::SetAlias(const std::string& alias,
+                                                      const std::vector<AdapterTarget>& targets,
+                                                      const std::string& tenant) {
+  return Await<absl::StatusOr<AdapterInfo>>(
+      [&](LoadDone done) { SetAliasAsync(alias, targets, tenant, std::move(done)); });
 }
 
 }  // namespace lorikeet

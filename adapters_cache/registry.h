@@ -12,7 +12,8 @@
 // do, what was asked for most often is read ahead: after a restart, and when others have gone.
 //
 // Threads: files are read and adapters built on loader threads; adapters are freed on a thread of
-// their own. Everything else holds a mutex for a few look-ups and never waits for a load; the
+// their own, and the state file is written on another. Everything else holds a mutex for a few
+// look-ups and never waits for a disk; the
 // thread that drops the last lease (often the engine's) frees nothing, it only signals.
 #pragma once
 
@@ -179,8 +180,8 @@ class AdapterRegistry final : public AdapterStore {
   ~AdapterRegistry() override;
 
   // Registers the adapter directory `path`, or a URL of the sources, as `name` and calls `done` once,
-  // on a loader's or a source's thread (or at once, on this one, when the request is refused at the
-  // door). A relative path is looked for below each root in turn, then in the working directory.
+  // on a thread of the registry or of the sources (or at once, on this one, when the request is refused
+  // at the door). A relative path is looked for below each root in turn, then in the working directory.
   // Already loaded with the same bytes: OK, and only where a reload reads from changes. A failing
   // load changes nothing. When `done` is called the name survives a crash.
   //
@@ -198,8 +199,8 @@ class AdapterRegistry final : public AdapterStore {
 
   // Takes the name away at once, so that new requests get NOT_FOUND, waits until requests that hold
   // what it alone led to are gone, frees host memory and the pages on the device, and calls `done`
-  // once, on the registry's own thread (or at once, on this one, when there is nothing to wait for).
-  // NOT_FOUND: no such name; DEADLINE_EXCEEDED: still leased after `drain` (the name is gone all the
+  // once, on the registry's own thread (or at once, on this one, when it is refused), when the name is
+  // gone from the state file as well. NOT_FOUND: no such name; DEADLINE_EXCEEDED: still leased after `drain` (the name is gone all the
   // same, and the memory follows its last lease).
   void UnloadAsync(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
 
@@ -214,15 +215,15 @@ class AdapterRegistry final : public AdapterStore {
   // Reads the versions of `name` into host memory, if they are not there, and calls `done`.
   void PrefetchAsync(std::string_view name, std::function<void(absl::Status)> done);
 
-  // Keeps the versions of `name` in host memory once they are there, or lets them go. NOT_FOUND.
-  absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
+  // Keeps the versions of `name` in host memory once they are there, or lets them go. `done` as
+  // LoadAsync's. NOT_FOUND.
+  void SetPinnedAsync(std::string_view name, bool pinned, LoadDone done);
 
   // Leads `alias`, new or not, to targets that are names or versions, each with a share of the
-  // requests. In one step: no request sees half of it. INVALID_ARGUMENT: no targets, more than
-  // kMaxTargets, a weight that is not positive; NOT_FOUND: a target, named.
-  absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
-                                       const std::vector<AdapterTarget>& targets,
-                                       const std::string& tenant = {});
+  // requests. In one step: no request sees half of it. `done` as LoadAsync's. INVALID_ARGUMENT: no
+  // targets, more than kMaxTargets, a weight that is not positive; NOT_FOUND: a target, named.
+  void SetAliasAsync(const std::string& alias, const std::vector<AdapterTarget>& targets,
+                     const std::string& tenant, LoadDone done);
 
   // Has Options::on_unused called if nothing uses the directory.
   void TellIfUnused(const std::string& directory);
@@ -247,6 +248,10 @@ class AdapterRegistry final : public AdapterStore {
   absl::StatusOr<UnloadResult> Unload(std::string_view name, std::chrono::microseconds drain);
   absl::StatusOr<AdapterLease> Acquire(std::string_view name);
   absl::Status Prefetch(std::string_view name);
+  absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
+  absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
+                                       const std::vector<AdapterTarget>& targets,
+                                       const std::string& tenant = {});
 
   static constexpr int kMaxPendingLoads = 1024;
   static constexpr int kMaxWaitingRequests = 4096;

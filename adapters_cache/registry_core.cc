@@ -43,45 +43,12 @@ absl::Status TooManyWaiting(int64_t requests) {
 
 // ---- start and stop
 
-absl::Status AdapterRegistry::Core::Restore() {
-  if (options_.state_file.empty()) return absl::OkStatus();
-  LK_ASSIGN_OR_RETURN(const RegistryRecords records, ReadRegistryFile(options_.state_file));
-  RestoreNames(records);
-  std::lock_guard saving(save_mutex_);
-  return SaveAll();  // what a crash left at the log's end is not built upon
-}
-
-void AdapterRegistry::Core::RestoreNames(const RegistryRecords& records) {
-  std::lock_guard lock(mutex_);
-  room_came_ = true;
-  for (const auto& [id, record] : records.versions) {
-    versions_[id] = std::make_shared<Version>();
-    versions_[id]->record = record;
-  }
-  for (const auto& [name, record] : records.names) {
-    std::vector<Target> targets;
-    for (const auto& [id, weight] : record.targets) targets.push_back({versions_.at(id), weight});
-    for (const Target& target : targets) {
-      if (target.version->names == 0) target.version->tenant = record.tenant;
-    }
-    PointName(name, std::move(targets), record.location,
-              record.any_path ? Origin::kOperator : Origin::kClient, /*kept=*/true, record.tenant);
-    Name& entry = names_[name];
-    entry.pinned = record.pinned;
-    entry.loaded_at_unix_us = record.loaded_at_unix_us;
-    entry.hits = record.hits;
-    for (const Target& target : entry.targets) {
-      if (entry.pinned) AddPins(target.version, 1);
-    }
-  }
-  changed_names_.clear();
-}
-
 void AdapterRegistry::Core::Start() {
   for (int i = 0; i < std::max(1, options_.loader_threads); ++i) {
     threads_.emplace_back([this] { RunLoader(); });
   }
   threads_.emplace_back([this] { RunReaper(); });
+  threads_.emplace_back([this] { RunSaver(); });
 }
 
 void AdapterRegistry::Core::Stop() {
@@ -91,10 +58,11 @@ void AdapterRegistry::Core::Stop() {
   }
   jobs_changed_.notify_all();
   reaper_wakes_.notify_all();
+  saver_wakes_.notify_all();
   for (std::thread& thread : threads_) thread.join();
-  if (!options_.state_file.empty()) {
-    std::lock_guard saving(save_mutex_);
-    SaveAll().IgnoreError();  // for the hits: what was changed was saved when it was
+  {
+    std::unique_lock lock(mutex_);
+    Save(lock, /*all=*/!options_.state_file.empty());  // for the hits as well
   }
   std::deque<Job> jobs;
   std::vector<LeaseDone> waiting;
@@ -242,9 +210,10 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
   }
   const std::string location_before = std::exchange(entry.location, std::move(location));
   entry.origin = origin;
+  const bool was_kept = !fresh && entry.kept;
   entry.kept = kept;
   entry.loaded_at_unix_us = UnixMicros();
-  Changed(name);
+  if (kept || was_kept) Changed(name);
   Emit(AdapterEvent::Kind::kRegistered, name, entry.targets.front().version->record.id);
   DropTargets(before, entry.pinned, nullptr);
   Left(location_before);
@@ -271,8 +240,6 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
                                                      std::chrono::hours(24));
   auto drain = std::make_shared<Drain>();
   drain->name = name;
-  drain->deadline = SteadyTime::max();
-  drain->leaving = 1;  // this call, until the change is on disk
   absl::Status refused;
   {
     std::lock_guard lock(mutex_);
@@ -285,50 +252,41 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
       const Name entry = std::move(it->second);
       names_.erase(it);
       --tenants_[entry.tenant].names;
-      Changed(drain->name);
+      if (entry.kept) Changed(drain->name);
       drain->done = std::move(done);
       drain->result.version = entry.targets.front().version->record.id;
       drains_.push_back(drain);
       Emit(AdapterEvent::Kind::kUnloaded, drain->name, drain->result.version);
       DropTargets(entry.targets, entry.pinned, drain);
       Left(entry.location);
+      return WhenSaved([this, drain, drain_time](const absl::Status& saved) {
+        std::lock_guard lock(mutex_);
+        drain->saved = saved;
+        --drain->leaving;
+        drain->deadline = std::chrono::steady_clock::now() + drain_time;
+        reaper_wakes_.notify_one();
+      });
     }
   }
-  if (!refused.ok()) return done(refused);
-  const absl::Status saved = Save();
-  {
-    std::lock_guard lock(mutex_);
-    if (--drain->leaving > 0 || drain->in_use > 0) {
-      drain->deadline = std::chrono::steady_clock::now() + drain_time;
-      reaper_wakes_.notify_one();
-      return;
-    }
-    std::erase(drains_, drain);
-    done = std::exchange(drain->done, nullptr);
-  }
-  if (!done) return;  // the registry stops
-  if (!saved.ok()) return done(saved);
-  done(drain->result);
+  done(refused);
 }
 
-absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetPinned(std::string_view name, bool pinned) {
-  absl::StatusOr<AdapterInfo> info = AdapterNotLoaded(name);
-  {
-    std::lock_guard lock(mutex_);
-    const auto it = names_.find(name);
-    if (it == names_.end()) return info;
-    Name& entry = it->second;
-    if (entry.pinned != pinned) {
-      entry.pinned = pinned;
-      Changed(it->first);
-      for (const Target& target : entry.targets) {
-        AddPins(target.version, pinned ? 1 : -1);
-      }
+void AdapterRegistry::Core::SetPinned(std::string_view name, bool pinned, LoadDone done) {
+  Change([&] { return Pin(name, pinned); }, std::move(done));
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Pin(std::string_view name, bool pinned) {
+  const auto it = names_.find(name);
+  if (it == names_.end()) return AdapterNotLoaded(name);
+  Name& entry = it->second;
+  if (entry.pinned != pinned) {
+    entry.pinned = pinned;
+    if (entry.kept) Changed(it->first);
+    for (const Target& target : entry.targets) {
+      AddPins(target.version, pinned ? 1 : -1);
     }
-    info = Describe(it->first, entry);
   }
-  LK_RETURN_IF_ERROR(Save());
-  return info;
+  return Describe(it->first, entry);
 }
 
 // Whether one more name is allowed.
@@ -347,7 +305,13 @@ absl::Status AdapterRegistry::Core::CheckNames(const std::string& tenant) const 
                                                    options_.tenant_max_adapters, " are allowed"));
 }
 
-absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
+void AdapterRegistry::Core::SetAlias(const std::string& alias,
+                                     const std::vector<AdapterTarget>& targets,
+                                     const std::string& tenant, LoadDone done) {
+  Change([&] { return PointAlias(alias, targets, tenant); }, std::move(done));
+}
+
+absl::StatusOr<AdapterInfo> AdapterRegistry::Core::PointAlias(
     const std::string& alias, const std::vector<AdapterTarget>& targets,
     const std::string& tenant) {
   LK_RETURN_IF_ERROR(ValidateAdapterName(alias, options_.base_name));
@@ -355,37 +319,30 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::SetAlias(
     return absl::InvalidArgumentError(absl::StrCat("alias ", QuotedName(alias), " has ",
                                                    targets.size(), " targets; 1 to ", kMaxTargets));
   }
-  AdapterInfo info;
-  {
-    std::lock_guard lock(mutex_);
-    if (stopping_) return RegistryShuttingDown();
-    std::vector<Target> resolved;
-    for (const AdapterTarget& target : targets) {
-      if (target.weight < 1 || target.weight > kMaxTargetWeight) {
-        return absl::InvalidArgumentError(absl::StrCat("the weight of ", QuotedName(target.version),
-                                                       " is ", target.weight, "; 1 to ",
-                                                       kMaxTargetWeight));
-      }
-      const auto version = versions_.find(target.version);
-      if (version != versions_.end() && version->second->names > 0) {
-        resolved.push_back({version->second, target.weight});
-        continue;
-      }
-      LK_ASSIGN_OR_RETURN(const Name* name, FindName(target.version));
-      if (name->targets.size() > 1) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("target ", QuotedName(target.version), " has several targets itself"));
-      }
-      resolved.push_back({name->targets.front().version, target.weight});
+  std::vector<Target> resolved;
+  for (const AdapterTarget& target : targets) {
+    if (target.weight < 1 || target.weight > kMaxTargetWeight) {
+      return absl::InvalidArgumentError(absl::StrCat("the weight of ", QuotedName(target.version),
+                                                     " is ", target.weight, "; 1 to ",
+                                                     kMaxTargetWeight));
     }
-    if (!names_.contains(alias)) LK_RETURN_IF_ERROR(CheckNames(tenant));
-    std::string location = resolved.front().version->record.location();
-    PointName(alias, std::move(resolved), std::move(location), Origin::kClient, /*kept=*/true,
-              tenant);
-    info = Describe(alias, names_.find(alias)->second);
+    const auto version = versions_.find(target.version);
+    if (version != versions_.end() && version->second->names > 0) {
+      resolved.push_back({version->second, target.weight});
+      continue;
+    }
+    LK_ASSIGN_OR_RETURN(const Name* name, FindName(target.version));
+    if (name->targets.size() > 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("target ", QuotedName(target.version), " has several targets itself"));
+    }
+    resolved.push_back({name->targets.front().version, target.weight});
   }
-  LK_RETURN_IF_ERROR(Save());
-  return info;
+  if (!names_.contains(alias)) LK_RETURN_IF_ERROR(CheckNames(tenant));
+  std::string location = resolved.front().version->record.location();
+  PointName(alias, std::move(resolved), std::move(location), Origin::kClient, /*kept=*/true,
+            tenant);
+  return Describe(alias, names_.find(alias)->second);
 }
 
 absl::StatusOr<const AdapterRegistry::Core::Name*> AdapterRegistry::Core::FindName(
@@ -473,7 +430,7 @@ bool AdapterRegistry::Core::Uses(const std::string& directory) const {
 
 void AdapterRegistry::Core::Left(const std::string& directory) {
   if (!options_.on_unused || fs::path(directory).parent_path() != options_.owned) return;
-  left_.insert(directory);
+  left_[directory] = generation_;
   left_more_ = true;
   reaper_wakes_.notify_one();
 }
@@ -496,35 +453,6 @@ RegistryStats AdapterRegistry::Core::stats() const {
   stats.versions = static_cast<int64_t>(versions_.size());
   stats.host_bytes = HostBytes();
   return stats;
-}
-
-void AdapterRegistry::Core::Changed(const std::string& name) {
-  ++generation_;
-  if (!options_.state_file.empty()) changed_names_.insert(name);
-}
-
-void AdapterRegistry::Core::Record(const std::string& name, const Name& entry,
-                                   RegistryRecords* records) const {
-  NameRecord& record = records->names[name];
-  record.location = entry.location;
-  record.any_path = entry.origin == Origin::kOperator;
-  record.pinned = entry.pinned;
-  record.loaded_at_unix_us = entry.loaded_at_unix_us;
-  record.hits = entry.hits;
-  record.tenant = entry.tenant;
-  for (const Target& target : entry.targets) {
-    record.targets.emplace_back(target.version->record.id, target.weight);
-    records->versions[target.version->record.id] = target.version->record;
-  }
-}
-
-// What clients loaded: the operator's names come from the configuration again.
-RegistryRecords AdapterRegistry::Core::Records() const {
-  RegistryRecords records;
-  for (const auto& [name, entry] : names_) {
-    if (entry.kept) Record(name, entry, &records);
-  }
-  return records;
 }
 
 }  // namespace lorikeet

@@ -28,7 +28,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
  public:
   Core(const BaseModel& base, Options options) : base_(base), options_(std::move(options)) {}
 
-  absl::Status Restore();  // from the state file; before Start
+  absl::Status Restore();  // from the state file, before Start
   void Start();
   void Stop();
 
@@ -37,10 +37,9 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void Unload(std::string_view name, std::chrono::microseconds drain, UnloadDone done);
   void Acquire(std::string_view name, LeaseDone done);
   void Prefetch(std::string_view name, std::function<void(absl::Status)> done);
-  absl::StatusOr<AdapterInfo> SetPinned(std::string_view name, bool pinned);
-  absl::StatusOr<AdapterInfo> SetAlias(const std::string& alias,
-                                       const std::vector<AdapterTarget>& targets,
-                                       const std::string& tenant);
+  void SetPinned(std::string_view name, bool pinned, LoadDone done);
+  void SetAlias(const std::string& alias, const std::vector<AdapterTarget>& targets,
+                const std::string& tenant, LoadDone done);
   void TellIfUnused(const std::string& directory);
   void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
@@ -61,8 +60,10 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     SteadyTime deadline;
     UnloadDone done;  // empty once called
     UnloadResult result;
+    absl::Status saved;
     int32_t in_use = 0;   // versions that requests hold
-    int32_t leaving = 0;  // versions on their way out of host memory or of the device
+    int32_t leaving = 1;  // versions on their way out of host memory or of the device, the name on its
+                          // way out of the state file
 
     SteadyTime End() const {  // when `done` is due
       if (leaving > 0) return SteadyTime::max();
@@ -155,16 +156,29 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   absl::StatusOr<std::filesystem::path> ResolveDirectory(const std::filesystem::path& path,
                                                          Origin origin) const;
   std::filesystem::path FindRelative(const std::filesystem::path& path) const;
-  absl::Status Save();
-  void RestoreNames(const RegistryRecords& records);
-  absl::Status SaveAll();  // REQUIRES save_mutex_ is held
+
+  // ---- registry_state.cc: the saver's thread
+  void RunSaver();
+  void Save(std::unique_lock<std::mutex>& lock, bool all);
+  absl::Status SaveAll(std::unique_lock<std::mutex>& lock);
+  absl::Status LogChanges(std::unique_lock<std::mutex>& lock);
+  void Change(const std::function<absl::StatusOr<AdapterInfo>()>& change, LoadDone done);
 
   // ---- all below: REQUIRES mutex_ is held
+  void RestoreNames(const RegistryRecords& records);
+  // Calls `done` on the saver's thread once what changed until now is in the state file, or when it
+  // cannot be written. REQUIRES: it is not stopping_.
+  void WhenSaved(std::function<void(const absl::Status&)> done);
+  void OnSaved(const absl::Status& saved, int64_t generation, const std::set<std::string>& names);
   absl::StatusOr<bool> AlreadyNamed(const Job& job, const std::string& version) const;
   absl::StatusOr<AdapterInfo> Publish(const Job& job, Loaded loaded);
   void PointName(const std::string& name, std::vector<Target> targets, std::string location,
                  Origin origin, bool kept, const std::string& tenant);
   absl::Status CheckNames(const std::string& tenant) const;
+  absl::StatusOr<AdapterInfo> Pin(std::string_view name, bool pinned);
+  absl::StatusOr<AdapterInfo> PointAlias(const std::string& alias,
+                                         const std::vector<AdapterTarget>& targets,
+                                         const std::string& tenant);
   void DropTargets(const std::vector<Target>& targets, bool pinned,
                    const std::shared_ptr<Drain>& drain);
   // Something uses the directory no more.
@@ -207,19 +221,19 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   const BaseModel& base_;
   const Options options_;
 
-  std::mutex save_mutex_;        // of writing the state file; taken before mutex_
-  int64_t saved_generation_ = 0;  // under save_mutex_
-  int64_t logged_ = 0;            // names in the state file's log, under save_mutex_
-
   std::mutex device_mutex_;        // of calls to device_ without mutex_; taken before it
   DeviceTier* device_ = nullptr;   // changed under both
 
   mutable std::mutex mutex_;  // everything below
   std::condition_variable jobs_changed_;
   std::condition_variable reaper_wakes_;
+  std::condition_variable saver_wakes_;
   bool stopping_ = false;
-  int64_t generation_ = 0;  // of what the state file holds
+  int64_t generation_ = 0;               // of what is to be in the state file
+  int64_t saved_generation_ = 0;         // of what is in it
+  int64_t logged_ = 0;                   // names in its log
   std::set<std::string> changed_names_;  // since it was saved
+  std::vector<std::function<void(const absl::Status&)>> unsaved_;  // who waits for that
   std::deque<Job> jobs_;
   size_t fetching_ = 0;  // loads whose files are on their way
   std::vector<std::weak_ptr<Version>> read_ahead_;  // asked for most often last
@@ -237,7 +251,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   int64_t pinned_bytes_ = 0;    // of versions with pins, there or not
   bool read_waits_ = false;     // for room
   std::multiset<std::string> loading_;  // directories that loads and reads read now
-  std::set<std::string> left_;          // owned directories, for the reaper
+  std::map<std::string, int64_t> left_;  // owned directories, for the reaper, and generation_ then
   bool left_more_ = false;              // since it looked
   std::string clearing_;                // that on_unused is called for
   std::vector<VersionPtr> retired_;                       // for the reaper

@@ -68,13 +68,9 @@ void AdapterRegistry::Core::RunLoad(Job job) {
   const absl::StatusOr<fs::path> directory = ResolveDirectory(job.path, origin);
   if (!directory.ok()) return job.done(directory.status());
   BeginUse(*directory);
-  absl::StatusOr<AdapterInfo> info = LoadNow(job, *directory, origin);
-  if (info.ok() && job.options.pin) info = SetPinned(job.name, true);
-  if (info.ok()) {
-    const absl::Status saved = Save();
-    if (!saved.ok()) info = saved;
-  }
-  job.done(std::move(info));
+  const absl::StatusOr<AdapterInfo> info = LoadNow(job, *directory, origin);
+  Change([&] { return info.ok() && job.options.pin ? Pin(job.name, true) : info; },
+         std::move(job.done));
   EndUse(*directory);
 }
 
@@ -120,7 +116,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job,
       Left(entry.location);
       entry.location = record.location();
       entry.origin = job.options.origin;
-      Changed(job.name);
+      if (entry.kept) Changed(job.name);
       return Describe(job.name, entry);
     }
   }
@@ -316,60 +312,6 @@ fs::path AdapterRegistry::Core::FindRelative(const fs::path& path) const {
   const fs::path here = fs::weakly_canonical(path, error);
   const bool allowed = IsUnder(here, options_.allowed_roots) && fs::is_directory(here, error);
   return allowed ? here : real;
-}
-
-// One line of the log covers every change made before it is written; now and then a new file takes
-// the log's place.
-absl::Status AdapterRegistry::Core::Save() {
-  if (options_.state_file.empty()) return absl::OkStatus();
-  constexpr int64_t kMostLogged = 1000;  // besides twice the names there are
-  int64_t wanted = 0;
-  {
-    std::lock_guard lock(mutex_);
-    wanted = generation_;
-  }
-  std::lock_guard saving(save_mutex_);
-  if (saved_generation_ >= wanted) return absl::OkStatus();
-  RegistryRecords changed;
-  std::vector<std::string> gone;
-  std::set<std::string> names;
-  bool log_is_long = false;
-  {
-    std::lock_guard lock(mutex_);
-    names.swap(changed_names_);
-    wanted = generation_;
-    logged_ += static_cast<int64_t>(names.size());
-    log_is_long = logged_ > 2 * static_cast<int64_t>(names_.size()) + kMostLogged;
-    for (const std::string& name : names) {
-      const auto it = names_.find(name);
-      const bool there = it != names_.end() && it->second.kept;
-      if (there) Record(name, it->second, &changed);
-      if (!there) gone.push_back(name);
-    }
-  }
-  const absl::Status status =
-      log_is_long ? SaveAll() : AppendToRegistryLog(options_.state_file, changed, gone);
-  if (status.ok()) {
-    saved_generation_ = std::max(saved_generation_, wanted);
-    return status;
-  }
-  std::lock_guard lock(mutex_);
-  changed_names_.merge(names);  // for the next time
-  return status;
-}
-
-absl::Status AdapterRegistry::Core::SaveAll() {
-  RegistryRecords records;
-  int64_t generation = 0;
-  {
-    std::lock_guard lock(mutex_);
-    records = Records();
-    generation = generation_;
-  }
-  LK_RETURN_IF_ERROR(WriteRegistryFile(options_.state_file, records));
-  saved_generation_ = generation;
-  logged_ = 0;
-  return absl::OkStatus();
 }
 
 }  // namespace lorikeet

@@ -72,26 +72,28 @@ void AdapterRegistry::Core::EndDrains(std::unique_lock<std::mutex>& lock) {
   std::vector<absl::StatusOr<UnloadResult>> results;
   for (const auto& drain : ended) {
     results.push_back(drain->result);
-    if (drain->in_use == 0) continue;
-    results.back() = absl::DeadlineExceededError(
-        absl::StrCat("adapter ", QuotedName(drain->name),
-                     " is still in use; its name is gone and its memory follows"));
+    if (drain->in_use > 0) {
+      results.back() = absl::DeadlineExceededError(
+          absl::StrCat("adapter ", QuotedName(drain->name),
+                       " is still in use; its name is gone and its memory follows"));
+    } else if (!drain->saved.ok()) {
+      results.back() = drain->saved;
+    }
   }
   lock.unlock();
   for (size_t i = 0; i < done.size(); ++i) done[i](std::move(results[i]));
 }
 
-// A name's files go when the state file has it no more, so that no crash leaves a name without files:
-// a directory that was left again since it was saved has its turn the next time.
+// A name's files go when the state file has it no more, so that no crash leaves a name without files.
 void AdapterRegistry::Core::ClearLeft(std::unique_lock<std::mutex>& lock) {
   left_more_ = false;
-  std::set<std::string> left = std::exchange(left_, {});
-  lock.unlock();
-  const absl::Status saved = Save();
-  lock.lock();
-  if (!saved.ok()) return left_.merge(left);  // for the next time
-  for (const std::string& directory : left) {
-    if (left_.contains(directory) || Uses(directory)) continue;
+  const auto is_saved = [this](const auto& left) { return left.second <= saved_generation_; };
+  while (true) {
+    const auto it = std::find_if(left_.begin(), left_.end(), is_saved);
+    if (it == left_.end()) return;
+    const std::string directory = it->first;
+    left_.erase(it);
+    if (Uses(directory)) continue;
     clearing_ = directory;
     lock.unlock();
     options_.on_unused(directory);

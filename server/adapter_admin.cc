@@ -165,13 +165,16 @@ void AdapterAdmin::Prefetch(const Client& client, const v1::PrefetchAdapterReque
   registry_->PrefetchAsync(request.name(), finish);
 }
 
-absl::StatusOr<v1::PinAdapterResponse> AdapterAdmin::Pin(const Client& client,
-                                                         const v1::PinAdapterRequest& request) {
+void AdapterAdmin::Pin(const Client& client, const v1::PinAdapterRequest& request,
+                       Done<v1::PinAdapterResponse> done) {
+  const auto finish = [this, client, name = request.name(),
+                       done = std::move(done)](const absl::StatusOr<AdapterInfo>& info) {
+    Note(client, "PinAdapter", name, info.status());
+    done(WithAdapter<v1::PinAdapterResponse>(info));
+  };
   const absl::Status seen = CheckSees(*client.caller, request.name());
-  const absl::StatusOr<AdapterInfo> info =
-      seen.ok() ? registry_->SetPinned(request.name(), request.pinned()) : seen;
-  Note(client, "PinAdapter", request.name(), info.status());
-  return WithAdapter<v1::PinAdapterResponse>(info);
+  if (!seen.ok()) return finish(seen);
+  registry_->SetPinnedAsync(request.name(), request.pinned(), finish);
 }
 
 // A version stands for the adapters that lead to it: the caller must see one of them.
@@ -182,22 +185,29 @@ absl::Status AdapterAdmin::CheckTarget(const Identity& caller, const std::string
   return registry_->List(filter).empty() ? AdapterNotLoaded(target) : absl::OkStatus();
 }
 
-absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::TrySetAlias(
-    const Identity& caller, const v1::SetAliasRequest& request) {
+absl::Status AdapterAdmin::CheckAlias(const Identity& caller,
+                                      const v1::SetAliasRequest& request) const {
   LK_RETURN_IF_ERROR(CheckMayName(caller, request.alias()));
-  std::vector<AdapterTarget> targets;
   for (const v1::AdapterTarget& target : request.targets()) {
     LK_RETURN_IF_ERROR(CheckTarget(caller, target.target()));
-    targets.push_back({target.target(), target.weight()});
   }
-  return WithAdapter<v1::SetAliasResponse>(registry_->SetAlias(request.alias(), targets, caller.tenant));
+  return absl::OkStatus();
 }
 
-absl::StatusOr<v1::SetAliasResponse> AdapterAdmin::SetAlias(const Client& client,
-                                                            const v1::SetAliasRequest& request) {
-  absl::StatusOr<v1::SetAliasResponse> reply = TrySetAlias(*client.caller, request);
-  Note(client, "SetAlias", request.alias(), reply.status());
-  return reply;
+void AdapterAdmin::SetAlias(const Client& client, const v1::SetAliasRequest& request,
+                            Done<v1::SetAliasResponse> done) {
+  const auto finish = [this, client, alias = request.alias(),
+                       done = std::move(done)](const absl::StatusOr<AdapterInfo>& info) {
+    Note(client, "SetAlias", alias, info.status());
+    done(WithAdapter<v1::SetAliasResponse>(info));
+  };
+  const absl::Status allowed = CheckAlias(*client.caller, request);
+  if (!allowed.ok()) return finish(allowed);
+  std::vector<AdapterTarget> targets;
+  for (const v1::AdapterTarget& target : request.targets()) {
+    targets.push_back({target.target(), target.weight()});
+  }
+  registry_->SetAliasAsync(request.alias(), targets, client.caller->tenant, finish);
 }
 
 absl::StatusOr<v1::GetAdapterResponse> AdapterAdmin::Get(

@@ -63,10 +63,10 @@ class AdapterAdmin {
   void Prefetch(const Client& client, const v1::PrefetchAdapterRequest& request,
                 Done<v1::PrefetchAdapterResponse> done);
 
-  absl::StatusOr<v1::PinAdapterResponse> Pin(const Client& client,
-                                             const v1::PinAdapterRequest& request);
-  absl::StatusOr<v1::SetAliasResponse> SetAlias(const Client& client,
-                                                const v1::SetAliasRequest& request);
+  void Pin(const Client& client, const v1::PinAdapterRequest& request,
+           Done<v1::PinAdapterResponse> done);
+  void SetAlias(const Client& client, const v1::SetAliasRequest& request,
+                Done<v1::SetAliasResponse> done);
   absl::StatusOr<v1::GetAdapterResponse> Get(const Identity& caller,
                                              const v1::GetAdapterRequest& request) const;
   absl::StatusOr<v1::ListAdaptersResponse> List(const Identity& caller,
@@ -95,8 +95,7 @@ class AdapterAdmin {
                                        std::string name, std::string path,
                                        Done<v1::LoadAdapterResponse> done) const;
   absl::Status CheckTarget(const Identity& caller, const std::string& target) const;
-  absl::StatusOr<v1::SetAliasResponse> TrySetAlias(const Identity& caller,
-                                                   const v1::SetAliasRequest& request);
+  absl::Status CheckAlias(const Identity& caller, const v1::SetAliasRequest& request) const;
 
   AdapterRegistry* const registry_;
   Uploads* const uploads_;

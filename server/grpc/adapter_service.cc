@@ -101,8 +101,8 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::PinAdapter(Call* call, const Bytes
                                                          Bytes* response) {
   return Answer<v1::PinAdapterRequest, v1::PinAdapterResponse>(
       *access_, Role::kAdaptersWrite, "PinAdapter", call, bytes, response,
-      [&](const Client& client, const v1::PinAdapterRequest& request, const auto& done) {
-        done(admin_->Pin(client, request));
+      [&](const Client& client, const v1::PinAdapterRequest& request, auto done) {
+        admin_->Pin(client, request, std::move(done));
       });
 }
 
@@ -119,8 +119,8 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::SetAlias(Call* call, const Bytes* 
                                                        Bytes* response) {
   return Answer<v1::SetAliasRequest, v1::SetAliasResponse>(
       *access_, Role::kAdaptersWrite, "SetAlias", call, bytes, response,
-      [&](const Client& client, const v1::SetAliasRequest& request, const auto& done) {
-        done(admin_->SetAlias(client, request));
+      [&](const Client& client, const v1::SetAliasRequest& request, auto done) {
+        admin_->SetAlias(client, request, std::move(done));
       });
 }
 

@@ -92,7 +92,8 @@ HttpOutcome ReloadAdapter(AdapterAdmin& admin, const HttpCall& call) {
 
 HttpOutcome PinAdapter(AdapterAdmin& admin, const HttpCall& call) {
   LK_ASSIGN_OR_RETURN(const auto request, FromBody<v1::PinAdapterRequest>(call, "name"));
-  return Now(admin.Pin(call.client, request));
+  return Later<v1::PinAdapterResponse>(
+      call, [&](auto done) { admin.Pin(call.client, request, std::move(done)); });
 }
 
 HttpOutcome PrefetchAdapter(AdapterAdmin& admin, const HttpCall& call) {
@@ -103,7 +104,8 @@ HttpOutcome PrefetchAdapter(AdapterAdmin& admin, const HttpCall& call) {
 
 HttpOutcome SetAlias(AdapterAdmin& admin, const HttpCall& call) {
   LK_ASSIGN_OR_RETURN(const auto request, FromBody<v1::SetAliasRequest>(call, "alias"));
-  return Now(admin.SetAlias(call.client, request));
+  return Later<v1::SetAliasResponse>(
+      call, [&](auto done) { admin.SetAlias(call.client, request, std::move(done)); });
 }
 
 HttpOutcome PlanCapacity(AdapterAdmin& admin, const HttpCall& call) {

@@ -4,7 +4,7 @@ if(TARGET lorikeet_server)
   target_link_libraries(service_fixture PUBLIC lorikeet_server OpenSSL::SSL GTest::gmock
                         GTest::gtest)
   foreach(test generation mixed adapters adapter_text bad_input lifecycle openai embeddings http form auth tls rest metrics
-          tools inference tracing)
+          tools inference tracing slow_disk)
     lorikeet_test(e2e_${test}_test ${CMAKE_CURRENT_LIST_DIR}/${test}_test.cc
                   LIBS service_fixture LABELS e2e)
   endforeach()
