@@ -7,6 +7,12 @@
 #include "engine/base/check.h"
 
 namespace lorikeet {
+namespace {
+
+// Runs that are looked at: all that are short in a pool of holes would take longer than they are worth.
+constexpr int64_t kRunsAPage = 4, kMostRuns = 4096;
+
+}  // namespace
 
 PagePool::PagePool(int32_t pages)
     : total_(pages), free_count_(pages), free_((pages + 63) / 64, ~uint64_t{0}) {}
@@ -34,36 +40,25 @@ void PagePool::Take(Run run, std::vector<int32_t>* out) {
   free_count_ -= run.size();
 }
 
+// The shortest run that has room for all, or else the longest, and so on with the rest.
 bool PagePool::Alloc(int32_t count, std::vector<int32_t>* out) {
   LK_CHECK(count >= 0);
   if (count > free()) return false;
-  while (count > 0) {
-    Run run = NextRun(lowest_);
-    run.end = std::min(run.end, run.begin + count);
-    Take(run, out);
-    lowest_ = run.end;
-    count -= run.size();
-  }
-  return true;
-}
-
-// The shortest run that has room for all, or else the longest ones.
-bool PagePool::AllocRuns(int32_t count, std::vector<int32_t>* out) {
-  LK_CHECK(count >= 0);
-  if (count > free()) return false;
-  std::vector<Run> runs;
-  Run best{0, total_ + 1};
+  const int64_t most_runs = std::min(kRunsAPage * count, kMostRuns);
+  runs_.clear();
+  lowest_ = Next(lowest_, true);
+  int32_t room = 0;
   for (Run run = NextRun(lowest_); run.size() > 0; run = NextRun(run.end)) {
-    if (run.size() < count) runs.push_back(run);
-    else if (run.size() < best.size()) best = run;
+    runs_.push_back(run);
+    room += run.size();
+    if (room >= count && (run.size() == count || std::ssize(runs_) >= most_runs)) break;
   }
-  if (best.size() <= total_) runs = {best};
-  const auto shorter = [](const Run& a, const Run& b) { return a.size() < b.size(); };
-  std::make_heap(runs.begin(), runs.end(), shorter);
-  while (count > 0) {
-    std::pop_heap(runs.begin(), runs.end(), shorter);
-    Run run = runs.back();
-    runs.pop_back();
+  std::ranges::sort(runs_, [](const Run& a, const Run& b) {
+    return a.size() != b.size() ? a.size() > b.size() : a.begin > b.begin;
+  });
+  for (size_t i = 0; count > 0; ++i) {
+    while (i + 1 < runs_.size() && runs_[i + 1].size() >= count) ++i;
+    Run run = runs_[i];
     run.end = std::min(run.end, run.begin + count);
     Take(run, out);
     count -= run.size();

@@ -11,12 +11,10 @@ class PagePool {
  public:
   explicit PagePool(int32_t pages);  // ids [0, pages)
 
-  // Both append `count` page ids to `out`, or change nothing and return false if fewer are free.
-  // The lowest ids, so that what is together stays free together.
+  // Appends `count` page ids to `out`, or changes nothing and returns false if fewer are free. In few runs
+  // of consecutive ids: images are copied run by run, and keys and values that fill the short ones leave
+  // the long ones to them.
   bool Alloc(int32_t count, std::vector<int32_t>* out);
-  // In as few runs of consecutive ids as there are, as what is copied run by run wants them. Looks
-  // through the whole pool.
-  bool AllocRuns(int32_t count, std::vector<int32_t>* out);
   // REQUIRES: every id is allocated; a page given back twice stops the program.
   void Free(std::span<const int32_t> ids);
 
@@ -41,6 +39,7 @@ class PagePool {
   int32_t free_count_;
   int32_t lowest_ = 0;          // no page before it is free
   std::vector<uint64_t> free_;  // a bit a page
+  std::vector<Run> runs_;       // Alloc's alone
 };
 
 }  // namespace lorikeet

@@ -150,7 +150,7 @@ void Scheduler::DropUnloaded() {
 }
 
 void Scheduler::StartLoad(Group* group, AdapterLease adapter) {
-  LK_CHECK(pool_.AllocRuns(group->image_pages, &group->pages));
+  LK_CHECK(pool_.Alloc(group->image_pages, &group->pages));
   if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { ++shared->users; });
   Change(group, [group] { group->image = ImageState::kLoading; });
   ++loading_;

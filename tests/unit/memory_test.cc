@@ -35,43 +35,54 @@ TEST(PagePool, AnAllocationThatDoesNotFitChangesNothing) {
   EXPECT_EQ(pool.free(), 3);
 }
 
-TEST(PagePool, TakesTheLowestPages) {
-  PagePool pool(200);
-  std::vector<int32_t> all, ids;
-  ASSERT_TRUE(pool.Alloc(200, &all));
-  pool.Free(std::vector<int32_t>{130, 199, 3, 64, 63});
-  ASSERT_TRUE(pool.Alloc(4, &ids));
-  EXPECT_EQ(ids, (std::vector<int32_t>{3, 63, 64, 130}));
-  pool.Free(std::vector<int32_t>{0});
-  ASSERT_TRUE(pool.Alloc(2, &ids));
-  EXPECT_EQ(ids, (std::vector<int32_t>{3, 63, 64, 130, 0, 199}));
-}
+class PagePoolRuns : public ::testing::Test {
+ protected:
+  PagePoolRuns() { EXPECT_TRUE(pool_.Alloc(300, &all_)); }
 
-TEST(PagePool, RunsAreTheShortestWithRoomOrElseTheLongest) {
-  PagePool pool(300);
-  std::vector<int32_t> all;
-  ASSERT_TRUE(pool.Alloc(300, &all));
-  const auto free = [&](int32_t begin, int32_t end) {
-    pool.Free(std::span(all).subspan(begin, end - begin));
-  };
-  const auto runs = [&](int32_t count) {
+  void Free(int32_t begin, int32_t end) {
+    pool_.Free(std::span(all_).subspan(begin, end - begin));
+  }
+  std::vector<int32_t> Alloc(int32_t count) {
     std::vector<int32_t> ids;
-    EXPECT_TRUE(pool.AllocRuns(count, &ids));
+    EXPECT_TRUE(pool_.Alloc(count, &ids));
     return ids;
-  };
-  const auto from = [](int32_t first, int32_t count) {
+  }
+  static std::vector<int32_t> From(int32_t first, int32_t count) {
     std::vector<int32_t> ids(count);
     std::iota(ids.begin(), ids.end(), first);
     return ids;
-  };
-  free(0, 3), free(60, 70), free(100, 230), free(299, 300);
-  EXPECT_EQ(runs(8), from(60, 8));
-  EXPECT_EQ(runs(1), from(299, 1));
-  EXPECT_EQ(runs(20), from(100, 20));
-  std::vector<int32_t> both = from(120, 110);
-  both.insert(both.end(), {0, 1});
-  EXPECT_EQ(runs(112), both);
-  EXPECT_EQ(pool.free(), 3);
+  }
+
+  PagePool pool_{300};
+  std::vector<int32_t> all_;
+};
+
+TEST_F(PagePoolRuns, AreTheShortestWithRoomOrElseTheLongest) {
+  Free(0, 3), Free(60, 70), Free(100, 230), Free(299, 300);
+  EXPECT_EQ(Alloc(8), From(60, 8));
+  EXPECT_EQ(Alloc(1), From(299, 1));
+  EXPECT_EQ(Alloc(20), From(100, 20));
+  std::vector<int32_t> both = From(120, 110);
+  both.insert(both.end(), {68, 69});
+  EXPECT_EQ(Alloc(112), both);
+  EXPECT_EQ(Alloc(3), From(0, 3));
+  EXPECT_EQ(pool_.free(), 0);
+}
+
+TEST_F(PagePoolRuns, AFewPagesFillHolesAndLeaveTheLongRun) {
+  Free(10, 60);
+  for (int32_t hole = 100; hole < 300; hole += 20) Free(hole, hole + 4);
+  for (int32_t hole = 100; hole < 300; hole += 20) EXPECT_EQ(Alloc(4), From(hole, 4));
+  EXPECT_EQ(Alloc(50), From(10, 50));
+}
+
+// More holes than are looked at for so few pages; those behind them are found when it must be.
+TEST_F(PagePoolRuns, PagesBehindManyHolesAreFound) {
+  for (int32_t hole = 0; hole < 200; hole += 2) Free(hole, hole + 1);
+  Free(250, 280);
+  EXPECT_EQ(Alloc(1), From(0, 1));
+  EXPECT_EQ(Alloc(128).size(), 128u);
+  EXPECT_EQ(pool_.free(), 1);
 }
 
 // Any history against a set of ids.
@@ -91,7 +102,7 @@ TEST(PagePool, NeverGivesAPageTwiceAndLosesNone) {
         const int32_t count = static_cast<int32_t>(rng() % (total / 4 + 1));
         std::vector<int32_t> ids;
         const bool fits = count <= total - static_cast<int32_t>(taken.size());
-        ASSERT_EQ(rng() % 2 == 0 ? pool.Alloc(count, &ids) : pool.AllocRuns(count, &ids), fits);
+        ASSERT_EQ(pool.Alloc(count, &ids), fits);
         ASSERT_EQ(ids.size(), fits ? count : 0);
         for (const int32_t id : ids) {
           ASSERT_TRUE(id >= 0 && id < total && taken.insert(id).second) << id << " of " << total;
