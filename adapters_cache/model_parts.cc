@@ -43,7 +43,6 @@ class PartsPacker {
   }
 
   absl::Status Norm(const std::string& path, const RawTensor& tensor) {
-    LK_ASSIGN_OR_RETURN(const Matrix2 weight, ReadTensor(tensor, {base_.hidden()}));
     int at = path == "model.norm.weight" ? FinalNorm(base_.layers()) : -1;
     for (int layer = 0; at < 0 && layer < base_.layers(); ++layer) {
       const std::string prefix = absl::StrCat("model.layers.", layer, ".");
@@ -54,6 +53,7 @@ class PartsPacker {
       return absl::UnimplementedError(
           absl::StrCat(tensor.name, " replaces a norm that is not served per adapter"));
     }
+    LK_ASSIGN_OR_RETURN(const Matrix2 weight, ReadTensor(tensor, {base_.hidden()}));
     adapter_->norms.resize(FinalNorm(base_.layers()) + 1);
     adapter_->norms[at] = packer_->Floats(weight.values);
     return absl::OkStatus();

@@ -13,11 +13,12 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/arrow.h"
-#include "adapters_cache/dora.h"
 #include "adapters_cache/expert_parameters.h"
-#include "adapters_cache/gated.h"
+#include "adapters_cache/formats/dora.h"
 #include "adapters_cache/formats/module_tensors.h"
 #include "adapters_cache/formats/problems.h"
+#include "adapters_cache/gated.h"
+#include "adapters_cache/lowered_embedding.h"
 #include "adapters_cache/mlp_mixture.h"
 #include "adapters_cache/model_parts.h"
 #include "adapters_cache/pack.h"
@@ -128,7 +129,8 @@ class Normaliser {
   absl::Status MatchModules() {
     std::set<std::string_view> unknown;
     for (const auto& [path, module] : raw_.modules) {
-      if (path != kEmbeddingPath || raw_.lower != nullptr) unknown.insert(path);
+      const bool is_table = path == kEmbeddingPath && (module.tensors.empty() || raw_.lower_embedding != nullptr);
+      if (!is_table) unknown.insert(path);
     }
     std::vector<std::string> missing;
     for (const ModuleId id : base_.modules()) {
@@ -145,6 +147,9 @@ class Normaliser {
       const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (!has_factors && raw_.targets && raw_.targets(path)) missing.push_back(path);
     }
+    const auto table = raw_.modules.find(kEmbeddingPath);
+    const bool has_table = table != raw_.modules.end() && table->second.has_delta();
+    if (!has_table && raw_.targets && raw_.targets(kEmbeddingPath)) missing.push_back(kEmbeddingPath);
     if (!unknown.empty()) {
       return absl::NotFoundError(
           absl::StrCat("the base model (", base_.layers(), " layers) has no ",
@@ -297,21 +302,49 @@ class Normaliser {
       if (module.raw->has_delta()) lowered.push_back(&module);
     }
     std::vector<absl::Status> statuses(lowered.size());
-    std::vector<UsedTensors> used(lowered.size());
+    std::vector<UsedTensors> used(lowered.size() + 1);
     ModuleTensors::SharedFactors shared_factors;
+    // The table comes before all linears.
+    const RawModule* table = FindTable();
+    const int before = table == nullptr ? 0 : 1, count = static_cast<int>(lowered.size()) + before;
+    if (table != nullptr) {
+      const EmbeddingAsLinear base(base_);
+      const ModuleTensors tensors(base, 0, {0, count}, table->tensors, raw_.shared, raw_.config, &used.back(),
+                                  &shared_factors);
+      LK_RETURN_IF_ERROR(LowerTable(tensors, packer, adapter));
+    }
     std::atomic<int64_t> failed{static_cast<int64_t>(lowered.size())};  // the first that did
     InParallel(static_cast<int64_t>(lowered.size()), [&](int64_t i) {
       if (i > failed) return;
       const Matched& module = *lowered[i];
-      const ModuleTensors tensors(base_, module.id, {static_cast<int>(i), static_cast<int>(lowered.size())},
-                                  module.raw->tensors, raw_.shared, raw_.config, &used[i], &shared_factors);
+      const ModuleTensors tensors(base_, module.id, {static_cast<int>(i) + before, count}, module.raw->tensors,
+                                  raw_.shared, raw_.config, &used[i], &shared_factors);
       statuses[i] = Lower(module, tensors, packer, &adapter->modules[module.id]);
       if (statuses[i].ok()) return;
       for (int64_t first = failed; i < first && !failed.compare_exchange_weak(first, i);) {
       }
     });
     for (const absl::Status& status : statuses) LK_RETURN_IF_ERROR(status);
-    return CheckAllUsed(lowered, used);
+    std::vector<const RawModule*> modules;
+    for (const Matched* module : lowered) modules.push_back(module->raw);
+    if (table != nullptr) modules.push_back(table);
+    return CheckAllUsed(modules, used);
+  }
+
+  // The input embedding, where it has tensors of a method's own; nullptr: it has none.
+  const RawModule* FindTable() const {
+    const auto it = raw_.modules.find(kEmbeddingPath);
+    return it == raw_.modules.end() || it->second.tensors.empty() ? nullptr : &it->second;
+  }
+
+  absl::Status LowerTable(const ModuleTensors& tensors, Packer* packer, Adapter* adapter) const {
+    if (vocab_ != base_.vocab_size()) {
+      return absl::UnimplementedError(absl::StrCat(raw_.variant, " on ", kEmbeddingPath, " is not served with a vocabulary of ",
+                                                   vocab_, " tokens; the base model has ", base_.vocab_size()));
+    }
+    Lowered lowered;
+    LK_RETURN_IF_ERROR(raw_.lower_embedding(tensors, &lowered));
+    return PackLoweredEmbedding(base_, std::move(lowered), packer, adapter);
   }
 
   absl::Status Lower(const Matched& module, const ModuleTensors& tensors, Packer* packer,
@@ -333,13 +366,13 @@ class Normaliser {
     return absl::OkStatus();
   }
 
-  absl::Status CheckAllUsed(const std::vector<const Matched*>& modules,
+  absl::Status CheckAllUsed(const std::vector<const RawModule*>& modules,
                             const std::vector<UsedTensors>& used) const {
     std::set<std::string> used_shared;
     std::vector<std::string> unused;
     for (size_t i = 0; i < modules.size(); ++i) {
       used_shared.insert(used[i].shared.begin(), used[i].shared.end());
-      for (const auto& [name, tensor] : modules[i]->raw->tensors) {
+      for (const auto& [name, tensor] : modules[i]->tensors) {
         if (!used[i].own.contains(name)) unused.push_back(tensor.name);
       }
     }

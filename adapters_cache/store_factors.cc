@@ -20,6 +20,45 @@ namespace {
 // Rows that are transposed together: few enough to stay in the nearest cache, enough for whole lines.
 constexpr int64_t kRowsAtOnce = 64;
 
+// Magnitudes below float16's normal ones, k · 2^-24, in bfloat16.
+__m128i NarrowSmall(__m128i magnitudes) {
+  const auto narrow = [](__m128i k) {
+    const __m128i bits = _mm_castps_si128(_mm_mul_ps(_mm_cvtepi32_ps(k), _mm_set1_ps(0x1p-24f)));
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+    return _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd), 16);
+  };
+  const __m128i zero = _mm_setzero_si128();
+  return _mm_packs_epi32(narrow(_mm_unpacklo_epi16(magnitudes, zero)), narrow(_mm_unpackhi_epi16(magnitudes, zero)));
+}
+
+// Eight finite float16 to the nearest bfloat16, which all have: three bits of the fraction fewer, and 112 more in
+// the exponent.
+__m128i NarrowHalves(__m128i halves) {
+  const __m128i sign = _mm_and_si128(halves, _mm_set1_epi16(INT16_MIN));
+  const __m128i magnitude = _mm_xor_si128(halves, sign);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi16(magnitude, 3), _mm_set1_epi16(1));
+  const __m128i rounded = _mm_srli_epi16(_mm_add_epi16(_mm_add_epi16(magnitude, _mm_set1_epi16(3)), odd), 3);
+  __m128i narrow = _mm_add_epi16(rounded, _mm_set1_epi16(112 << 7));
+  const __m128i is_small = _mm_cmplt_epi16(magnitude, _mm_set1_epi16(1 << 10));
+  if (_mm_movemask_epi8(is_small) != 0) {
+    narrow = _mm_or_si128(_mm_andnot_si128(is_small, narrow), _mm_and_si128(is_small, NarrowSmall(magnitude)));
+  }
+  return _mm_or_si128(sign, narrow);
+}
+
+void NarrowHalves(const std::byte* from, int64_t count, std::byte* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i), NarrowHalves(halves));
+  }
+  alignas(16) uint16_t last[8] = {};
+  std::memcpy(last, from + 2 * i, 2 * (count - i));
+  const __m128i narrow = NarrowHalves(*reinterpret_cast<const __m128i*>(last));
+  _mm_store_si128(reinterpret_cast<__m128i*>(last), narrow);
+  std::memcpy(to + 2 * i, last, 2 * (count - i));
+}
+
 // Rows of a tensor in the type they are stored in.
 class StoredRows {
  public:
@@ -30,9 +69,13 @@ class StoredRows {
     const TensorView& view = tensor_.view;
     if (view.dtype == dtype_) return view.row(first);
     const int64_t count = rows * view.row_elements();
+    stored_.resize(ByteSize(dtype_, count));
+    if (view.dtype == DType::kF16 && dtype_ == DType::kBF16) {
+      NarrowHalves(view.row(first), count, stored_.data());
+      return stored_.data();
+    }
     floats_.resize(count);
     Dequantize(view.dtype, view.row(first), count, floats_.data());
-    stored_.resize(ByteSize(dtype_, count));
     const int64_t bad = StoreFloats(floats_.data(), count, dtype_, stored_.data());
     if (bad == count) return stored_.data();
     return absl::InvalidArgumentError(

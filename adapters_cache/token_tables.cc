@@ -44,6 +44,7 @@ class Rows {
     return it == rows_.end() ? nullptr : it->second;
   }
   void TakeAll(const Rows& other) { rows_ = other.rows_; }  // `other` outlives this
+  bool empty() const { return rows_.empty(); }
   bool has_all(int32_t vocab) const { return static_cast<int32_t>(rows_.size()) == vocab; }
 
   absl::Status Pack(const std::string& name, int64_t width, int32_t vocab, Packer* packer,
@@ -86,6 +87,10 @@ class Tables {
     LK_RETURN_IF_ERROR(CheckAdded(kHeadPath, head_));
     if (const RawModule* module = FindModule(raw_, kEmbeddingPath)) {
       LK_RETURN_IF_ERROR(AdaptEmbedding(*module));
+    }
+    if (adapter_->embedding.rows.rows.data != nullptr && !embedding_.empty()) {
+      return absl::UnimplementedError(absl::StrCat(raw_.variant, " on ", kEmbeddingPath,
+                                                   " beside rows of the adapter's own is not served"));
     }
     LK_RETURN_IF_ERROR(embedding_.Pack(kEmbeddingPath, base_.hidden(), vocab_, packer_,
                                        &adapter_->embedding.rows));

@@ -13,10 +13,6 @@
 
 namespace lorikeet {
 
-// The input embedding's path, and a LoRA's path on it; the head's.
-inline constexpr char kEmbeddingPath[] = "model.embed_tokens";
-inline constexpr char kHeadPath[] = "lm_head";
-
 // How many tokens the adapter's tables have, the base's where it has none. INVALID_ARGUMENT: they do
 // not agree; RESOURCE_EXHAUSTED: more than Limits::kMaxAddedTokens beyond the base's.
 absl::StatusOr<int32_t> VocabularyOf(const RawAdapter& raw, const BaseModel& base);

@@ -87,6 +87,9 @@ CommonParts::CommonParts(const Json& config, const std::string& method, RawAdapt
     }
   }
   ReadTokenIndices(config, problems);
+  // A tied head then follows the saved embedding, and PEFT stores it beside that without naming it.
+  const auto tied = config.find("ensure_weight_tying");
+  if (tied != config.end() && *tied == true && Saves(kEmbeddingPath)) saved_.emplace_back(kHeadPath);
   if (config.contains("layer_replication") && IsSet(config["layer_replication"])) {
     problems->Unserved(
         "layer_replication is not served: its rows would pass layers more often than others do. Save the "
@@ -118,11 +121,14 @@ bool CommonParts::PlaceSaved(std::string_view canonical, const std::string& name
   constexpr std::string_view kInfix = ".modules_to_save";
   if (const size_t at = path.find(kInfix); at != std::string::npos) path.erase(at, kInfix.size());
   const std::string module = path.substr(0, path.rfind('.'));
-  const bool named = std::any_of(saved_.begin(), saved_.end(), [&](const std::string& saved) {
-    return module.ends_with(saved);  // PEFT's rule: "norm" is every norm
-  });
-  if (named) raw_->parts.saved.emplace(path, RawTensor{name, view});
-  return named;
+  if (!Saves(module)) return false;
+  raw_->parts.saved.emplace(path, RawTensor{name, view});
+  return true;
+}
+
+// PEFT's rule: "norm" is every norm.
+bool CommonParts::Saves(std::string_view module) const {
+  return std::ranges::any_of(saved_, [module](const std::string& name) { return module.ends_with(name); });
 }
 
 bool CommonParts::PlaceCopy(const std::string& name, const TensorView& view,

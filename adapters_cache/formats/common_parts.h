@@ -24,6 +24,7 @@ class CommonParts {
   bool Place(std::string_view canonical, const std::string& name, const TensorView& view);
 
  private:
+  bool Saves(std::string_view module) const;
   bool PlaceSaved(std::string_view canonical, const std::string& name, const TensorView& view);
   static bool PlaceCopy(const std::string& name, const TensorView& view,
                         std::optional<RawTensor>* copy);

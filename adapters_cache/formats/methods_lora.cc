@@ -81,6 +81,24 @@ absl::Status SubtractStart(const ModuleTensors& m, int64_t rank, double scale, L
   return absl::OkStatus();
 }
 
+// DoRA: the norms are those of W with all that the pairs add.
+absl::Status ScaleOutputs(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const auto magnitude, m.Get("lora_magnitude_vector", {m.out()}));
+  Matrix2 a(0, m.in());
+  for (const LoweredPair& pair : out->pairs) {
+    a.rows += pair.a.rows;
+    a.values.insert(a.values.end(), pair.a.values.begin(), pair.a.values.end());
+  }
+  Matrix2 b(m.out(), a.rows);
+  int64_t first = 0;
+  for (const LoweredPair& pair : out->pairs) {
+    for (int64_t o = 0; o < m.out(); ++o) std::copy_n(pair.b.row(o), pair.b.columns, b.row(o) + first);
+    first += pair.b.columns;
+  }
+  LK_ASSIGN_OR_RETURN(out->out_scale, m.DoraScale(a, b, magnitude));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out) {
@@ -113,7 +131,8 @@ absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out) {
     Scale(scale, &b);
     out->pairs.push_back({.a = std::move(a), .b = std::move(b), .blocks = blocks});
   }
-  return SubtractStart(m, rank, scale, out);
+  LK_RETURN_IF_ERROR(SubtractStart(m, rank, scale, out));
+  return m.Has("lora_magnitude_vector") ? ScaleOutputs(m, out) : absl::OkStatus();
 }
 
 }  // namespace lorikeet

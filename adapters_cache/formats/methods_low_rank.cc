@@ -191,39 +191,81 @@ absl::Status LowerMiss(const ModuleTensors& m, Lowered* out) {
   return absl::OkStatus();
 }
 
-// RandLoRA (Albert et al. 2025): a full-rank sum of fixed random bases with trained diagonals.
-absl::Status LowerRandLora(const ModuleTensors& m, Lowered* out) {
+namespace {
+
+// What a linear of RandLoRA has: the bases [r, 1, ≥ low] and [≥ high, ≥ n, r] of all adapters, n of them used,
+// and scales of its own.
+struct RandLora {
+  Matrix2 lambda;             // [r, n]
+  Matrix2 gamma;              // [n, low]
+  std::vector<int64_t> a, b;  // shapes of the bases
+  double scale = 1;
+
+  int64_t rank() const { return lambda.rows * lambda.columns; }
+};
+
+absl::StatusOr<RandLora> ReadRandLora(const ModuleTensors& m) {
+  RandLora out;
   const int64_t low = std::min(m.in(), m.out()), high = std::max(m.in(), m.out());
-  LK_ASSIGN_OR_RETURN(const Matrix2 lambda, m.GetMatrix("randlora_lambda", -1, -1));
-  const int64_t r = lambda.rows, bases = lambda.columns;
-  LK_ASSIGN_OR_RETURN(const Matrix2 gamma, m.GetMatrix("randlora_gamma", bases, low));
+  LK_ASSIGN_OR_RETURN(out.lambda, m.GetMatrix("randlora_lambda", -1, -1));
+  const int64_t r = out.lambda.rows, bases = out.lambda.columns;
+  LK_ASSIGN_OR_RETURN(out.gamma, m.GetMatrix("randlora_gamma", bases, low));
+  if (r == 0 || bases == 0) return m.Invalid("randlora_lambda is empty");
   if (!m.Has("randlora_A") && !m.HasShared("randlora_A")) {
     return m.Invalid("the file has no projections (save_projection: false), and they cannot be "
                      "made again; save the adapter with save_projection=True");
   }
-  LK_ASSIGN_OR_RETURN(const auto a_shape, m.ShapeOf("randlora_A", 3));
-  LK_ASSIGN_OR_RETURN(const auto b_shape, m.ShapeOf("randlora_B", 3));
-  LK_ASSIGN_OR_RETURN(const auto a, m.Get("randlora_A", {r, 1, -1}));
-  LK_ASSIGN_OR_RETURN(const auto b, m.Get("randlora_B", {-1, -1, r}));
-  if (a_shape[2] < low || b_shape[0] < high || b_shape[1] < bases) {
+  LK_ASSIGN_OR_RETURN(out.a, m.ShapeOf("randlora_A", 3));
+  LK_ASSIGN_OR_RETURN(out.b, m.ShapeOf("randlora_B", 3));
+  if (out.a[0] != r || out.a[1] != 1 || out.b[2] != r) {
+    return m.Invalid(absl::StrCat("randlora_A and randlora_B are not of rank ", r));
+  }
+  if (out.a[2] < low || out.b[0] < high || out.b[1] < bases) {
     return m.Invalid("randlora_A or randlora_B is too small for this linear");
   }
-  Matrix2 u(r * bases, low), full(high, bases * r);
-  for (int64_t p = 0; p < r; ++p) {
-    for (int64_t q = 0; q < bases; ++q) {
-      for (int64_t i = 0; i < low; ++i) {
-        u.at(p * bases + q, i) = lambda.at(p, q) * a[p * a_shape[2] + i] * gamma.at(q, i);
-      }
+  out.scale = m.Number("randlora_alpha", 640) / static_cast<double>(r);
+  LK_RETURN_IF_ERROR(m.status());
+  return out;
+}
+
+// Bases of B side by side, base · r + column: [high, rank], as many rows as are stored.
+absl::StatusOr<Matrix2> BasesOfB(const ModuleTensors& m, const RandLora& of) {
+  LK_ASSIGN_OR_RETURN(const auto b, m.Get("randlora_B", of.b));
+  Matrix2 all(of.b[0], of.rank());
+  for (int64_t h = 0; h < all.rows; ++h) std::copy_n(&b[h * of.b[1] * of.b[2]], all.columns, all.row(h));
+  return all;
+}
+
+}  // namespace
+
+// RandLoRA (Albert et al. 2025): s · B U, a full-rank sum of fixed random bases with trained diagonals. U is the
+// adapter's own, B all adapters'; for linears that narrow, the transpose of it.
+absl::Status LowerRandLora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const RandLora of, ReadRandLora(m));
+  LK_ASSIGN_OR_RETURN(const auto a, m.Get("randlora_A", of.a));
+  const int64_t bases = of.lambda.columns;
+  Matrix2 u(of.rank(), of.gamma.columns);
+  for (int64_t k = 0; k < u.rows; ++k) {  // rank by rank of A, unlike B's: PEFT flattens them so
+    const int64_t p = k / bases, q = k % bases;
+    const double weight = of.scale * of.lambda.at(p, q);
+    for (int64_t i = 0; i < u.columns; ++i) {
+      u.at(k, i) = static_cast<float>(weight * a[p * of.a[2] + i] * of.gamma.at(q, i));
     }
   }
-  for (int64_t h = 0; h < high; ++h) {
-    for (int64_t k = 0; k < bases * r; ++k) full.at(h, k) = b[h * b_shape[1] * r + k];
+  const bool widens = m.in() <= m.out();
+  if (of.rank() > Limits::kMaxAdapterRank) {
+    LK_ASSIGN_OR_RETURN(const Matrix2 b, BasesOfB(m, of));
+    out->dense = Multiply(RowsOf(b, 0, std::max(m.in(), m.out())), u);
+    if (!widens) out->dense = Transpose(out->dense);
+    return absl::OkStatus();
   }
-  const double alpha = m.Number("randlora_alpha", 640);
-  LK_RETURN_IF_ERROR(m.status());
-  out->dense = Multiply(full, u);  // [high, low]
-  Scale(alpha / static_cast<double>(r), &out->dense);
-  if (m.in() != low) out->dense = Transpose(out->dense);
+  const std::string which = absl::StrCat(bases, widens ? " of " : " turned of ", m.HashOf("randlora_B"));
+  LK_ASSIGN_OR_RETURN(auto b, m.SharedFactor(which, [&]() -> absl::StatusOr<Matrix2> {
+    LK_ASSIGN_OR_RETURN(Matrix2 all, BasesOfB(m, of));
+    return widens ? std::move(all) : Transpose(all);
+  }));
+  if (widens) out->pairs.push_back({.a = std::move(u), .shared_b = std::move(b)});
+  else out->pairs.push_back({.b = Transpose(u), .shared_a = std::move(b)});
   return absl::OkStatus();
 }
 

@@ -182,8 +182,16 @@ absl::Status LowerGlora(const ModuleTensors& m, Lowered* out) {
 
 // HiRA (Huang et al. 2025): ΔW = W ∘ (B·A).
 absl::Status LowerHira(const ModuleTensors& m, Lowered* out) {
-  LK_ASSIGN_OR_RETURN(const Matrix2 a, m.GetMatrix("hira_A", -1, m.in()));
-  LK_ASSIGN_OR_RETURN(const Matrix2 b, m.GetMatrix("hira_B", m.out(), a.rows));
+  Matrix2 a, b;
+  if (m.Has("hira_embedding_A")) {
+    LK_ASSIGN_OR_RETURN(b, m.GetMatrix("hira_embedding_A", -1, m.out()));
+    LK_ASSIGN_OR_RETURN(a, m.GetMatrix("hira_embedding_B", m.in(), b.rows));
+    a = Transpose(a);
+    b = Transpose(b);
+  } else {
+    LK_ASSIGN_OR_RETURN(a, m.GetMatrix("hira_A", -1, m.in()));
+    LK_ASSIGN_OR_RETURN(b, m.GetMatrix("hira_B", m.out(), a.rows));
+  }
   const Matrix2 w = m.Weight();
   out->dense = Multiply(b, a);
   for (size_t i = 0; i < w.values.size(); ++i) out->dense.values[i] *= w.values[i];

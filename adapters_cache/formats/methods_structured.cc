@@ -1,4 +1,5 @@
 // Methods of vectors, rotations and structured products.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -31,7 +32,8 @@ absl::StatusOr<Matrix2> Cayley(const Matrix2& q) {
   return SolveRight(minus, plus);
 }
 
-// I + 2Q + … + 2Q^{t−2} + Q^{t−1}, the first terms of (I + Q)(I − Q)⁻¹; two terms are I + 2Q.
+// I + 2Q + … + 2Q^{t−2} + Q^{t−1}, the first terms of (I + Q)(I − Q)⁻¹; two terms are I + 2Q, and three are
+// PEFT's four.
 Matrix2 CayleyNeumann(const Matrix2& q, int64_t terms) {
   Matrix2 r = Identity(q.rows);
   if (terms <= 1) return r;
@@ -43,7 +45,7 @@ Matrix2 CayleyNeumann(const Matrix2& q, int64_t terms) {
   add(q, 2);
   if (terms == 2) return r;
   Matrix2 power = q;
-  for (int64_t k = 2; k + 1 < terms; ++k) {
+  for (int64_t k = 2; k + 1 < std::max<int64_t>(terms, 4); ++k) {
     power = Multiply(power, q);
     add(power, 2);
   }
@@ -174,15 +176,16 @@ absl::Status LowerOft(const ModuleTensors& m, Lowered* out) {
   if (m.Has("oft_r")) {
     return absl::UnimplementedError("oft_r is the layout of PEFT before 0.14; train or convert anew");
   }
-  LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("oft_R.weight", 2));
+  const char* name = m.Has("oft_embedding_R.weight") ? "oft_embedding_R.weight" : "oft_R.weight";
+  LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf(name, 2));
   const int64_t stored = shape[0];
   const double b_exact = (1 + std::sqrt(1 + 8.0 * static_cast<double>(shape[1]))) / 2;
   const int64_t b = std::llround(b_exact);
   if (b * (b - 1) / 2 != shape[1] || m.in() % b || (stored != 1 && stored * b != m.in())) {
-    return m.Invalid(absl::StrCat("oft_R.weight [", stored, ", ", shape[1],
+    return m.Invalid(absl::StrCat(name, " [", stored, ", ", shape[1],
                                   "] does not divide the ", m.in(), " inputs into blocks"));
   }
-  LK_ASSIGN_OR_RETURN(const auto upper, m.Get("oft_R.weight", shape));
+  LK_ASSIGN_OR_RETURN(const auto upper, m.Get(name, shape));
   const bool neumann = m.Flag("use_cayley_neumann", true);
   const double terms = m.Number("num_cayley_neumann_terms", 5);
   const bool bounded = m.Flag("coft", false);

@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/dora.h"
 #include "adapters_cache/formats/problems.h"
+#include "adapters_cache/sha256.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/dequantize.h"
 
@@ -120,6 +122,15 @@ absl::StatusOr<std::shared_ptr<const Matrix2>> ModuleTensors::SharedFactor(
   return factor;
 }
 
+std::string ModuleTensors::HashOf(std::string_view name) const {
+  const TensorView& view = (*Find(name))->view;
+  Sha256 hash;
+  hash.Add(Info(view.dtype).name);
+  hash.Add(ShapeString(view.shape));
+  hash.Add(view.bytes.data(), view.bytes.size());
+  return hash.Hex();
+}
+
 void ModuleTensors::Ignore(std::string_view name) const {
   if (own_.contains(name)) used_->own.insert(std::string(name));
 }
@@ -205,6 +216,14 @@ Matrix2 ModuleTensors::WeightColumns(int64_t count) const {
     for (int64_t r = 0; r < rows.rows; ++r) std::copy_n(rows.row(r), count, columns.row(first + r));
   });
   return columns;
+}
+
+absl::StatusOr<std::vector<float>> ModuleTensors::DoraScale(const Matrix2& a, const Matrix2& b,
+                                                            const std::vector<float>& magnitude) const {
+  std::vector<float> scale(out());
+  LK_RETURN_IF_ERROR(DoraOutScale(base_, id_, a.values, b.values, static_cast<int32_t>(a.rows), 1, magnitude,
+                                  scale.data()));
+  return scale;
 }
 
 std::vector<float> ModuleTensors::Bias() const {

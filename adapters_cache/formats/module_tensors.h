@@ -66,6 +66,8 @@ class ModuleTensors {
   // The shape of a tensor of `dimensions` dimensions.
   absl::StatusOr<std::vector<int64_t>> ShapeOf(std::string_view name, size_t dimensions) const;
   size_t Dimensions(std::string_view name) const;  // of an own tensor; 0: absent
+  // SHA-256 of type, shape and bytes. REQUIRES: the tensor was read.
+  std::string HashOf(std::string_view name) const;
   // Marks a tensor that changes nothing at inference.
   void Ignore(std::string_view name) const;
 
@@ -88,6 +90,9 @@ class ModuleTensors {
   Matrix2 WeightTimes(const Matrix2& right) const;
   Matrix2 WeightColumns(int64_t count) const;
   std::vector<float> Bias() const;
+  // DoraOutScale of W + b · a.
+  absl::StatusOr<std::vector<float>> DoraScale(const Matrix2& a, const Matrix2& b,
+                                               const std::vector<float>& magnitude) const;
 
   absl::Status Invalid(const std::string& why) const;
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -279,23 +280,25 @@ class LoraReader {
     const auto set = [&config](const char* key) {
       return config.contains(key) && IsSet(config[key]);
     };
-    relative_ = relative_ || set("use_qalora") || set("use_bdlora") || set("kasa_config");
+    const bool shaped = relative_ || set("use_qalora") || set("use_bdlora") || set("kasa_config");
+    bool started = false;
     if (config.contains("init_lora_weights") && config["init_lora_weights"].is_string()) {
       const std::string init = absl::AsciiStrToLower(config["init_lora_weights"].get<std::string>());
-      relative_ = relative_ || init == "pissa" || init == "olora";
+      started = init == "pissa" || init == "olora";
     }
-    if (!relative_) return;
-    if (options_.dora || options_.lora_bias) {
-      problems_->Unserved("use_dora or lora_bias together with " + raw_->variant +
-                          "'s other settings is not served");
+    if (!shaped && !started) return;
+    if (options_.lora_bias || (options_.dora && shaped)) {
+      problems_->Unserved(
+          "use_dora or lora_bias together with use_qalora, use_bdlora, kasa_config or LoRA-XS, and lora_bias "
+          "together with PiSSA or OLoRA, are not served");
     }
     raw_->lower = LowerLoraRelative;
     for (auto& [path, module] : raw_->modules) {
-      if (!module.a || !module.b) continue;
-      module.tensors.emplace("lora_A.weight", *module.a);
-      module.tensors.emplace("lora_B.weight", *module.b);
-      module.a.reset();
-      module.b.reset();
+      if (!module.a || !module.b || path == kEmbeddingPath) continue;
+      module.tensors.emplace("lora_A.weight", *std::exchange(module.a, std::nullopt));
+      module.tensors.emplace("lora_B.weight", *std::exchange(module.b, std::nullopt));
+      if (!module.magnitude) continue;
+      module.tensors.emplace("lora_magnitude_vector", *std::exchange(module.magnitude, std::nullopt));
     }
   }
 
@@ -397,7 +400,7 @@ class LoraReader {
   LoraOptions options_;
   std::vector<std::string> unused_;
   CommonParts common_;
-  bool relative_ = false;  // see FindRelative
+  bool relative_ = false;  // a tensor said so; see FindRelative
 };
 
 }  // namespace

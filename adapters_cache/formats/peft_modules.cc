@@ -30,7 +30,7 @@ constexpr ModuleMethod kMethods[] = {
      "runtime_offload_base_weight", LowerFrod},
     {"GLORA", "glora", "glora_", "r config_A_B config_C config_D_E", LowerGlora},
     {"GRALORA", "gralora", "gralora_", "r hybrid_r alpha gralora_k gralora_dropout", LowerGralora},
-    {"HIRA", "hira", "hira_", "r rank_pattern hira_dropout", LowerHira},
+    {"HIRA", "hira", "hira_", "r rank_pattern hira_dropout", LowerHira, true},
     {"HRA", "hra", "hra_", "r apply_GS", LowerHra},
     {"IA3", "ia3", "ia3_", "feedforward_modules init_ia3_weights", LowerIa3},
     {"LOHA", "loha", "hada_", "r alpha rank_pattern alpha_pattern rank_dropout use_effective_conv2d",
@@ -40,7 +40,7 @@ constexpr ModuleMethod kMethods[] = {
      "decompose_factor rank_dropout_scale", LowerLokr},
     {"MISS", "miss", "miss_", "r mini_r miss_dropout", LowerMiss},
     {"OFT", "oft", "oft_",
-     "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms", LowerOft},
+     "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms", LowerOft, true},
     {"OSF", "osf", "osf_", "effective_rank rank_pattern target_svd_config", LowerOsf},
     {"PEANUT", "peanut", "peanut_", "r depth act_fn scaling", LowerPeanut},
     {"PVERA", "pvera", "pvera_",
@@ -53,7 +53,7 @@ constexpr ModuleMethod kMethods[] = {
     {"SUPERTUNING", "supertuning", "supertuning_",
      "sparsity select_top lora_alpha lora_dropout r save_precomputed_indices", LowerSuperTuning},
     {"TINYLORA", "tinylora", "tinylora_", "r u weight_tying projection_seed save_projection init_v_bound tinylora_dropout",
-     LowerTinyLora},
+     LowerTinyLora, true},
     {"UNILORA", "unilora", "unilora_", "r theta_d_length proj_seed save_indices init_theta_d_bound unilora_dropout",
      LowerUniLora},
     {"VBLORA", "vblora", "vblora_",
@@ -80,6 +80,7 @@ class ModulesReader {
   void Read() {
     raw_->variant = std::string(method_.variant);
     raw_->lower = method_.lower;
+    if (method_.embeddings) raw_->lower_embedding = method_.lower;
     WarnOfUnknownKeys(files_.config, method_.keys, raw_);
     auto targets = PeftTargets::Parse(files_.config, problems_);
     std::vector<std::string> unused;

@@ -16,6 +16,7 @@ struct ModuleMethod {
   std::string_view prefix;   // of parameters: "M.<prefix>..."
   std::string_view keys;     // of its configuration, separated by spaces
   LowerFn lower;
+  bool embeddings = false;   // takes the input embedding too, as a linear from D to the tokens
 };
 
 // nullptr: no such method.

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstdint>
 
+#include "adapters_cache/formats/raw_adapter.h"
 #include "engine/base/check.h"
 #include "re2/re2.h"
 
@@ -163,7 +164,7 @@ bool PeftTargets::LayerSelected(std::string_view path) const {
 
 bool PeftTargets::Match(std::string_view path) const {
   if (Full(exclude_.pattern, path) || exclude_.Exact(path) || exclude_.Suffix(path)) return false;
-  if (all_linear_) return path != "lm_head";
+  if (all_linear_) return path != kHeadPath && path != kEmbeddingPath;
   if (target_.pattern != nullptr) return Full(target_.pattern, path);
   if (target_.Exact(path)) return true;
   return target_.Suffix(path) && (layers_.empty() || LayerSelected(path));

@@ -17,6 +17,10 @@
 
 namespace lorikeet {
 
+// The input embedding's path, and a LoRA's path on it; the head's.
+inline constexpr char kEmbeddingPath[] = "model.embed_tokens";
+inline constexpr char kHeadPath[] = "lm_head";
+
 // A tensor with the name it has in the file, for messages.
 struct RawTensor {
   std::string name;
@@ -84,6 +88,7 @@ struct RawAdapter {
   RawModelParts parts;
   RawParameters parameters;
   LowerFn lower = nullptr;                              // of variants other than LoRA's own
+  LowerFn lower_embedding = nullptr;                    // of those that take the input embedding as well
   std::map<std::string, RawTensor, std::less<>> shared;  // of all modules, for `lower`
   nlohmann::ordered_json config;
   // Of prompt methods and the like: what the whole file comes to.

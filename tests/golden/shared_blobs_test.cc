@@ -136,6 +136,11 @@ TEST_F(SharedBlobsTest, OnADeviceAdaptersHaveOneObjectInCommon) {
   EXPECT_EQ(one->shared, other->shared);
   EXPECT_EQ(one->shared->shared_rows.size(), 2u);  // vera_A, vera_B
   EXPECT_NE(load("miss")->shared, one->shared);
+  auto random = load("randlora");
+  ASSERT_NE(random->shared, nullptr);
+  EXPECT_EQ(random->shared->shared_rows.size(), 1u);  // its bases
+  EXPECT_EQ(random->shared, load("randlora")->shared);
+  random.reset();
   const std::weak_ptr<const Adapter> shared = one->shared;
   one.reset();
   EXPECT_FALSE(shared.expired());
@@ -152,6 +157,27 @@ TEST_F(SharedBlobsTest, WhatSumsInputsIsThereOnce) {
   EXPECT_GT(shared, 0);
   EXPECT_EQ(Load("miss", "b"), own);
   EXPECT_EQ(host_bytes(), 2 * own + shared);
+}
+
+// RandLoRA's second factor is its bases, of rank 16 x 4 on 64 x 64; what an adapter trains is in the first.
+TEST_F(SharedBlobsTest, RandomBasesAreThereOnce) {
+  Open(1 << 20);
+  constexpr int64_t kFactor = 64 * 64 * sizeof(float);
+  EXPECT_EQ(Load("randlora", "a"), 2 * kFactor);  // q of two layers
+  EXPECT_EQ(host_bytes(), 3 * kFactor);
+  EXPECT_EQ(Load("randlora", "b"), 2 * kFactor);
+  EXPECT_EQ(host_bytes(), 5 * kFactor);
+}
+
+// VB-LoRA's vectors are mixed into factors of the adapter's rank, 2 on q and v of two layers, and not kept.
+TEST_F(SharedBlobsTest, ABankOfVectorsIsNotKept) {
+  Open(1 << 20);
+  constexpr int64_t kFactors = 4 * 2 * (64 + 64) * sizeof(float);
+  for (const char* golden : {"vblora", "vblora_topk"}) {
+    EXPECT_EQ(Load(golden, golden), kFactors);
+    EXPECT_EQ(host_bytes(), kFactors);
+    ASSERT_TRUE(registry_->Unload(golden, kDrain).ok());
+  }
 }
 
 // Rank 4 (LoRA-XS) and 2 on q, o and down of two layers: an adapter's own is what lies between the

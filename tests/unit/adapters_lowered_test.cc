@@ -31,5 +31,19 @@ TEST_F(LoweredAdapter, OfLinearsThatDoNotFitTheFirstIsNamed) {
   }
 }
 
+// Which `all-linear` does not ask for.
+TEST_F(LoweredAdapter, AnEmbeddingThatIsAskedForMustBeThere) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  adapter_.config = {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"r", 2},
+                     {"target_modules", {"layers.0.self_attn.q_proj", "embed_tokens"}}};
+  PutQ("0", "lora_A", {2, in});
+  PutQ("0", "lora_B", {out, 2});
+  ExpectRefused(absl::StatusCode::kNotFound, {"target_modules asks for", "model.embed_tokens"});
+  adapter_.config["target_modules"] = "all-linear";
+  const absl::Status status = Load().status();
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("layers.0.self_attn.k_proj"));
+  EXPECT_THAT(std::string(status.message()), ::testing::Not(::testing::HasSubstr("embed_tokens")));
+}
+
 }  // namespace
 }  // namespace lorikeet

@@ -67,6 +67,20 @@ TEST(StoreFactors, EveryValueIsWhereItBelongs) {
   }
 }
 
+TEST(StoreFactors, EveryFiniteHalfBecomesTheNearestBfloat16) {
+  std::vector<uint16_t> halves;
+  for (uint32_t bits = 0; bits <= UINT16_MAX; ++bits) {
+    if ((bits & 0x7c00) != 0x7c00) halves.push_back(static_cast<uint16_t>(bits));
+  }
+  const auto count = static_cast<int64_t>(halves.size());
+  const RawTensor tensor{"t", {DType::kF16, {1, count}, std::as_bytes(std::span(halves))}};
+  std::vector<uint16_t> stored(count);
+  ASSERT_TRUE(StoreRows(tensor, DType::kBF16, count, reinterpret_cast<std::byte*>(stored.data())).ok());
+  for (int64_t i = 0; i < count; ++i) {
+    ASSERT_EQ(stored[i], FloatToBF16(F16ToFloat(halves[i]))) << std::hex << halves[i];
+  }
+}
+
 TEST(StoreFactors, NamesTheFirstValueThatIsTooLarge) {
   std::vector<float> values(70 * 3, 1);
   values[3 * 66 + 2] = values[3 * 67] = 3.4e38f;

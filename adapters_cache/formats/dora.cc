@@ -1,4 +1,4 @@
-#include "adapters_cache/dora.h"
+#include "adapters_cache/formats/dora.h"
 
 #include <algorithm>
 #include <cmath>
