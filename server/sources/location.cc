@@ -98,8 +98,8 @@ absl::StatusOr<RemoteAdapter> ParseLocation(std::string_view location,
   return Invalid(location, "has a scheme that is none of http, https, s3, hf");
 }
 
-bool IsAllowed(std::string_view location, const std::vector<std::string>& allowed) {
-  return std::ranges::any_of(allowed, [location](std::string_view prefix) {
+size_t SourceOf(std::string_view location, const std::vector<std::string>& allowed) {
+  const auto source = std::ranges::find_if(allowed, [location](std::string_view prefix) {
     const bool whole_scheme = prefix.ends_with("://");
     while (!whole_scheme && prefix.ends_with('/')) prefix.remove_suffix(1);
     if (!location.starts_with(prefix)) return false;
@@ -107,6 +107,7 @@ bool IsAllowed(std::string_view location, const std::vector<std::string>& allowe
     return whole_scheme || rest.empty() || rest.starts_with('/') ||
            (prefix.starts_with("hf://") && rest.starts_with('@'));
   });
+  return source - allowed.begin();
 }
 
 }  // namespace lorikeet

@@ -2,6 +2,7 @@
 // hf://ORGANISATION/REPOSITORY[@REVISION], as one URL per file.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,7 +37,7 @@ struct RemoteAdapter {
 absl::StatusOr<RemoteAdapter> ParseLocation(std::string_view location,
                                             const SourceEndpoints& endpoints);
 
-// Whether `location` is one of `allowed` or lies below one.
-bool IsAllowed(std::string_view location, const std::vector<std::string>& allowed);
+// The first of `allowed` that `location` is or lies below; their number if there is none.
+size_t SourceOf(std::string_view location, const std::vector<std::string>& allowed);
 
 }  // namespace lorikeet

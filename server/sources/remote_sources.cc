@@ -48,8 +48,9 @@ absl::StatusOr<std::unique_ptr<RemoteSources>> RemoteSources::Create(Options opt
 }
 
 RemoteSources::RemoteSources(Options options, std::unique_ptr<DiskCache> cache)
-    : options_(std::move(options)), cache_(std::move(cache)) {
-  for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { Loop(); });
+    : options_(std::move(options)), cache_(std::move(cache)), busy_(options_.allowed.size() + 1) {
+  const size_t threads = options_.threads * options_.allowed.size();
+  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Loop(); });
 }
 
 RemoteSources::~RemoteSources() {
@@ -71,26 +72,35 @@ void RemoteSources::Cancel() {
 }
 
 void RemoteSources::FetchAsync(std::string location, fs::path kept, Done done) {
+  const size_t source = SourceOf(location, options_.allowed);
   {
     std::lock_guard lock(mutex_);
     Key key(std::move(location), std::move(kept));
     std::vector<Done>& asked = asked_[key];
     asked.push_back(std::move(done));
-    if (asked.size() == 1) queue_.push_back(std::move(key));
+    if (asked.size() == 1) queue_.push_back({std::move(key), source});
   }
   work_.notify_one();
+}
+
+std::deque<RemoteSources::Wanted>::iterator RemoteSources::Next() {
+  return std::ranges::find_if(
+      queue_, [this](const Wanted& wanted) { return busy_[wanted.source] < options_.threads; });
 }
 
 void RemoteSources::Loop() {
   std::unique_lock lock(mutex_);
   while (true) {
-    work_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-    if (queue_.empty()) return;
-    const Key key = std::move(queue_.front());
-    queue_.pop_front();
+    auto next = queue_.end();
+    work_.wait(lock, [&] { return (next = Next()) != queue_.end() || stopping_; });
+    if (next == queue_.end()) return;
+    const auto [key, source] = std::move(*next);
+    queue_.erase(next);
+    ++busy_[source];
     lock.unlock();
     absl::StatusOr<FetchedAdapter> fetched = Fetch(key);
     lock.lock();
+    --busy_[source];
     ++(fetched.ok() ? stats_.fetches : stats_.failures);
     const std::vector<Done> asked = std::move(asked_.extract(key).mapped());
     lock.unlock();
@@ -105,7 +115,7 @@ absl::StatusOr<FetchedAdapter> RemoteSources::Fetch(const Key& key) {
   if (cancelled_) return absl::CancelledError("the server is shutting down");
   if (std::optional<FetchedAdapter> there = cache_->Find(kept)) return *there;
   LK_ASSIGN_OR_RETURN(const RemoteAdapter adapter, ParseLocation(location, options_.endpoints));
-  if (!IsAllowed(location, options_.allowed)) {
+  if (SourceOf(location, options_.allowed) == options_.allowed.size()) {
     return absl::PermissionDeniedError(absl::StrCat(
         location, " is outside the allowed sources: ", Join(options_.allowed)));
   }

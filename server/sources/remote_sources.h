@@ -2,8 +2,9 @@
 // a disk cache.
 //
 // An adapter is adapter_config.json and adapter_model.safetensors (or adapter.safetensors) below its
-// location. Fetches run on threads of their own, one for all who ask for the same. Each file has a
-// few attempts where another might succeed.
+// location. Fetches run on threads of their own, one for all who ask for the same, so many for each
+// source that others never wait for one that stalls. Each file has a few attempts where another might
+// succeed.
 #pragma once
 
 #include <atomic>
@@ -37,7 +38,7 @@ class RemoteSources final : public AdapterSources {
     int64_t disk_bytes = 0;
     SourceEndpoints endpoints;
     SourceCredentials credentials;
-    int32_t threads = 4;
+    int32_t threads = 4;  // of each of `allowed`
     int32_t attempts = 3;
     std::chrono::milliseconds retry_after{500};  // doubled each time
     int32_t stall_s = 20;
@@ -64,7 +65,13 @@ class RemoteSources final : public AdapterSources {
 
   RemoteSources(Options options, std::unique_ptr<DiskCache> cache);
 
+  struct Wanted {
+    Key key;
+    size_t source = 0;  // in `allowed`; behind them: none, and it is refused
+  };
+
   void Loop();
+  std::deque<Wanted>::iterator Next();  // whose source has a thread left
   absl::StatusOr<FetchedAdapter> Fetch(const Key& key);
   absl::StatusOr<std::string> FetchFiles(const RemoteAdapter& adapter,
                                          const std::filesystem::path& to);
@@ -80,7 +87,8 @@ class RemoteSources final : public AdapterSources {
   std::condition_variable work_;
   std::condition_variable cancel_wakes_;
   bool stopping_ = false;
-  std::deque<Key> queue_;
+  std::deque<Wanted> queue_;
+  std::vector<int32_t> busy_;           // threads, by source
   std::map<Key, std::vector<Done>> asked_;  // waiting or under way
   Stats stats_;
   std::vector<std::thread> threads_;

@@ -70,12 +70,16 @@ TEST(Locations, AreOneUrlPerService) {
   EXPECT_THAT(url("https://user:secret@h/a"), AllOf(HasSubstr("password"), Not(HasSubstr("secret"))));
 }
 
-TEST(Locations, AreAllowedByWholeParts) {
-  const std::vector<std::string> allowed = {"https://h/a/", "hf://org", "s3://"};
-  const auto is = [&](const char* location) { return IsAllowed(location, allowed); };
-  EXPECT_TRUE(is("https://h/a") && is("https://h/a/b") && is("hf://org/x@main") && is("s3://b/c"));
-  EXPECT_FALSE(is("https://h/ab") || is("https://h.evil/a") || is("http://h/a") ||
-               is("hf://organisation/x") || IsAllowed("s3://b", {}));
+TEST(Locations, AreOfTheFirstSourceByWholeParts) {
+  const std::vector<std::string> allowed = {"https://h/a/", "hf://org", "s3://", "https://h/a/b"};
+  const auto source = [&](const char* location) { return SourceOf(location, allowed); };
+  for (const char* below : {"https://h/a", "https://h/a/b"}) EXPECT_EQ(source(below), 0u) << below;
+  EXPECT_EQ(source("hf://org/x@main"), 1u);
+  EXPECT_EQ(source("s3://b/c"), 2u);
+  for (const char* none : {"https://h/ab", "https://h.evil/a", "http://h/a", "hf://organisation/x"}) {
+    EXPECT_EQ(source(none), allowed.size()) << none;
+  }
+  EXPECT_EQ(SourceOf("s3://b", {}), 0u);
 }
 
 // A registry over sources over a peer that serves `files_` by path.
@@ -314,23 +318,30 @@ TEST_F(Sources, ACacheThatCannotBeWrittenIsSaidAndTriedAgain) {
   EXPECT_EQ(Directories(), 2);
 }
 
+// However many of its adapters are asked for.
 TEST_F(Sources, AStalledSourceHoldsUpNobodyElse) {
-  std::promise<void> asked;
-  special_["/stalled/adapter_config.json"] = [&] {
-    asked.set_value();
-    return "STALL";
-  };
+  std::counting_semaphore<> asked(0), ended(0);
+  options_.allowed = {peer_.url() + "/stalled", peer_.url()};
   options_.stall_s = 3600;
   Open();
-  std::promise<absl::Status> ended;
-  registry_->LoadAsync("stalled", peer_.url() + "/stalled", {},
-                       [&](const absl::StatusOr<AdapterInfo>& info) {
-                         ended.set_value(info.status());
-                       });
-  asked.get_future().wait();
+  const int loads = 2 * options_.threads;
+  for (int i = 0; i < loads; ++i) {
+    const std::string path = absl::StrCat("/stalled/", i);
+    special_[path + "/adapter_config.json"] = [&] {
+      asked.release();
+      return "STALL";
+    };
+    registry_->LoadAsync(absl::StrCat("stalled", i), peer_.url() + path, {},
+                         [&](const absl::StatusOr<AdapterInfo>& info) {
+                           EXPECT_EQ(info.status().code(), absl::StatusCode::kCancelled);
+                           ended.release();
+                         });
+  }
+  for (int i = 0; i < options_.threads; ++i) asked.acquire();
   EXPECT_TRUE(Load("a", peer_.url() + "/a").ok());
+  EXPECT_FALSE(asked.try_acquire()) << "more of it at a time than others have threads";
   sources_->Cancel();
-  EXPECT_EQ(ended.get_future().get().code(), absl::StatusCode::kCancelled);
+  for (int i = 0; i < loads; ++i) ended.acquire();
   EXPECT_EQ(Status(peer_.url() + "/a").code(), absl::StatusCode::kCancelled);
 }
 
