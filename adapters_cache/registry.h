@@ -190,7 +190,8 @@ class AdapterRegistry final : public AdapterStore {
   // (path and roots are named); NOT_FOUND: no such directory or file; DATA_LOSS: truncated or
   // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
   // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters or tenant_max_adapters names
-  // are taken, or it alone has more than host_bytes or tenant_host_bytes; and what AdapterSources::FetchAsync says of URLs.
+  // are taken, or it alone, or if it is to be pinned with all that is, has more than host_bytes or
+  // tenant_host_bytes; and what AdapterSources::FetchAsync says of URLs.
   void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
   // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has
@@ -216,7 +217,7 @@ class AdapterRegistry final : public AdapterStore {
   void PrefetchAsync(std::string_view name, std::function<void(absl::Status)> done);
 
   // Keeps the versions of `name` in host memory once they are there, or lets them go. `done` as
-  // LoadAsync's. NOT_FOUND.
+  // LoadAsync's. NOT_FOUND; RESOURCE_EXHAUSTED: they have no room beside what else is pinned.
   void SetPinnedAsync(std::string_view name, bool pinned, LoadDone done);
 
   // Leads `alias`, new or not, to targets that are names or versions, each with a share of the

@@ -279,13 +279,17 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Pin(std::string_view name, bo
   const auto it = names_.find(name);
   if (it == names_.end()) return AdapterNotLoaded(name);
   Name& entry = it->second;
-  if (entry.pinned != pinned) {
-    entry.pinned = pinned;
-    if (entry.kept) Changed(it->first);
-    for (const Target& target : entry.targets) {
-      AddPins(target.version, pinned ? 1 : -1);
+  if (entry.pinned == pinned) return Describe(it->first, entry);
+  for (auto target = entry.targets.begin(); target != entry.targets.end(); ++target) {
+    const absl::Status fits = pinned ? CheckFits(*target->version) : absl::OkStatus();
+    if (!fits.ok()) {
+      while (target != entry.targets.begin()) AddPins((--target)->version, -1);
+      return fits;
     }
+    AddPins(target->version, pinned ? 1 : -1);
   }
+  entry.pinned = pinned;
+  if (entry.kept) Changed(it->first);
   return Describe(it->first, entry);
 }
 

@@ -188,7 +188,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   bool ReadElsewhere(const VersionPtr& version);
   bool QueueReadAhead();
   void ListReadAhead();
-  bool CanEverFit(const Version& version) const;
+  absl::Status CheckFits(const VersionRecord& record, const std::string& tenant, bool pinned) const;
+  absl::Status CheckFits(const Version& version) const;
   bool MakeRoom(int64_t bytes);
   bool MakeTenantRoom(const Version& version);
   int64_t HostBytesOf(const std::string& tenant) const;

@@ -3,6 +3,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "adapters_cache/registry_core.h"
 #include "engine/base/check.h"
 
@@ -39,13 +40,23 @@ bool AdapterRegistry::Core::MakeRoom(int64_t bytes) {
 }
 
 // Beside what others have pinned.
-bool AdapterRegistry::Core::CanEverFit(const Version& version) const {
-  const int64_t bytes = version.record.bytes;
-  const int64_t own = version.pins > 0 ? bytes : 0;
-  const auto tenant = tenants_.find(version.tenant);
-  const int64_t tenant_pinned = tenant == tenants_.end() ? 0 : tenant->second.pinned_bytes - own;
-  return bytes <= options_.host_bytes - (pinned_bytes_ - own) &&
-         bytes <= HostBytesOf(version.tenant) - tenant_pinned;
+absl::Status AdapterRegistry::Core::CheckFits(const VersionRecord& record,
+                                              const std::string& tenant, bool pinned) const {
+  const int64_t own = pinned ? record.bytes : 0;
+  const auto found = tenants_.find(tenant);
+  const int64_t tenant_pinned = found == tenants_.end() ? 0 : found->second.pinned_bytes - own;
+  if (record.bytes <= options_.host_bytes - (pinned_bytes_ - own) &&
+      record.bytes <= HostBytesOf(tenant) - tenant_pinned) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the adapter has ", record.bytes, " bytes; host memory for adapters has ",
+      options_.host_bytes, ", of which ", pinned_bytes_ - own, " are pinned, and for its tenant ",
+      HostBytesOf(tenant), ", of which ", tenant_pinned, " are pinned"));
+}
+
+absl::Status AdapterRegistry::Core::CheckFits(const Version& version) const {
+  return CheckFits(version.record, version.tenant, version.pins > 0);
 }
 
 void AdapterRegistry::Core::AddPins(const VersionPtr& version, int32_t pins) {

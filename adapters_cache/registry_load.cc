@@ -40,7 +40,7 @@ bool AdapterRegistry::Core::TakeJob(Job* job) {
       if (it->version != nullptr) {
         const Version& version = *it->version;
         const VersionRecord& record = version.record;
-        if (CanEverFit(version)) {
+        if (CheckFits(version).ok()) {
           const bool tenant_full =
               full_tenants.contains(version.tenant) || !MakeTenantRoom(version);
           if (tenant_full) full_tenants.insert(version.tenant);
@@ -69,8 +69,7 @@ void AdapterRegistry::Core::RunLoad(Job job) {
   if (!directory.ok()) return job.done(directory.status());
   BeginUse(*directory);
   const absl::StatusOr<AdapterInfo> info = LoadNow(job, *directory, origin);
-  Change([&] { return info.ok() && job.options.pin ? Pin(job.name, true) : info; },
-         std::move(job.done));
+  Change([&] { return info; }, std::move(job.done));
   EndUse(*directory);
 }
 
@@ -117,7 +116,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job,
       entry.location = record.location();
       entry.origin = job.options.origin;
       if (entry.kept) Changed(job.name);
-      return Describe(job.name, entry);
+      return job.options.pin ? Pin(job.name, true) : Describe(job.name, entry);
     }
   }
   LK_ASSIGN_OR_RETURN(Loaded loaded, Build(std::move(files), origin));
@@ -196,6 +195,12 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
   LK_ASSIGN_OR_RETURN(const bool named, AlreadyNamed(job, loaded.record.id));
   if (!named) {
     std::string location = loaded.record.location();
+    const auto known = versions_.find(loaded.record.id);
+    if (job.options.pin) {
+      LK_RETURN_IF_ERROR(known != versions_.end()
+                             ? CheckFits(*known->second)
+                             : CheckFits(loaded.record, job.options.tenant, /*pinned=*/false));
+    }
     VersionPtr& version = versions_[loaded.record.id];
     if (version == nullptr) {
       version = std::make_shared<Version>();
@@ -212,19 +217,15 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
   }
   if (loaded.adapter != nullptr) graveyard_.push_back(std::move(loaded.adapter));
   reaper_wakes_.notify_one();
-  return Describe(job.name, names_.find(job.name)->second);
+  return job.options.pin ? Pin(job.name, true)
+                         : Describe(job.name, names_.find(job.name)->second);
 }
 
 absl::StatusOr<AdapterFiles> AdapterRegistry::Core::ReadAgain(const Job& job) const {
   const VersionRecord& record = job.version->record;
   {
     std::lock_guard lock(mutex_);
-    if (!CanEverFit(*job.version)) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "the adapter has ", record.bytes, " bytes; host memory for adapters has ",
-          options_.host_bytes, ", for its tenant ", HostBytesOf(job.version->tenant), ", of which ",
-          pinned_bytes_, " are pinned"));
-    }
+    LK_RETURN_IF_ERROR(CheckFits(*job.version));
   }
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadFiles(job.path, job.options.origin));
   if (files.version == record.id) return files;

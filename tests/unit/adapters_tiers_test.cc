@@ -135,9 +135,17 @@ TEST_F(Tiers, PinnedOnesStayAndWhatCannotFitBesideThemSaysSo) {
   ASSERT_TRUE(registry_->Acquire("a2").ok());
   EXPECT_TRUE(InHost("a1"));
   ASSERT_TRUE(registry_->SetPinned("a2", true).ok());
-  const absl::Status full = registry_->Acquire("a0").status();
-  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(full.message()), HasSubstr("pinned"));
+  ASSERT_TRUE(registry_->SetAlias("both", {{"a1", 1}, {"a0", 1}}).ok());
+  Write("b", 7);
+  for (const absl::Status& full :
+       {registry_->Acquire("a0").status(), registry_->SetPinned("a0", true).status(),
+        registry_->SetPinned("both", true).status(), Load("b", "b", {.pin = true}).status(),
+        Load("c", "a0", {.pin = true}).status()}) {
+    EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted) << full;
+    EXPECT_THAT(std::string(full.message()), HasSubstr("pinned"));
+  }
+  EXPECT_EQ(registry_->List({}).size(), 4u) << "what cannot be pinned is not loaded";
+  EXPECT_TRUE(Load("a2", "a2", {.pin = true}).ok()) << "it is pinned already";
   ASSERT_TRUE(registry_->SetPinned("a1", false).ok());
   EXPECT_TRUE(registry_->Acquire("a0").ok());
   EXPECT_TRUE(registry_->SetPinned("nobody", true).status().code() == absl::StatusCode::kNotFound);
