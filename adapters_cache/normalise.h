@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "adapters_cache/formats/raw_adapter.h"
@@ -26,6 +28,7 @@ struct NormaliseOptions {
   bool on_host = true;
   std::shared_ptr<const AdapterText> text = nullptr;  // Adapter::text
   SharedBlobs* blobs = nullptr;  // of what adapters have in common; nullptr: each has its own
+  std::vector<std::string>* warnings = nullptr;  // gets what a load has to say of values; nullptr: nobody asks
 };
 
 // Loader thread: copies every factor and, for DoRA, reads each adapted weight of `base` once.

@@ -167,6 +167,8 @@ absl::StatusOr<AdapterRegistry::Core::Loaded> AdapterRegistry::Core::Build(Adapt
   Loaded loaded;
   NormaliseOptions normalise{options_.precision, options_.allow_dense, options_.on_host, nullptr,
                              &blobs_};
+  std::vector<std::string> warnings = raw.warnings;
+  normalise.warnings = &warnings;
   if (options_.read_text && !text.empty()) {
     LK_ASSIGN_OR_RETURN(const int32_t vocab, VocabularyOf(raw, base_));
     LK_ASSIGN_OR_RETURN(normalise.text, options_.read_text(text, path, vocab));
@@ -180,7 +182,7 @@ absl::StatusOr<AdapterRegistry::Core::Loaded> AdapterRegistry::Core::Build(Adapt
             .min_rank = std::numeric_limits<int32_t>::max(),
             .max_rank = loaded.adapter->max_rank,
             .bytes = loaded.adapter->bytes,
-            .warnings = raw.warnings};
+            .warnings = std::move(warnings)};
   for (const ModuleDelta& module : loaded.adapter->modules) {
     if (module.empty()) continue;
     ++record.modules;

@@ -33,6 +33,17 @@ bool IsSet(const Json& value) {
   return !(value.is_structured() && value.empty()) && value != "";
 }
 
+absl::StatusOr<int64_t> TaskOf(const Json& config, int64_t tasks) {
+  const auto it = config.find("task_id");
+  if (it == config.end() || it->is_null()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the adapter is of ", tasks, " tasks: add \"task_id\", 0 to ", tasks - 1,
+        ", to its adapter_config.json, and load a directory with another for each task that is wanted"));
+  }
+  if (it->is_number_integer() && *it >= 0 && *it < tasks) return it->get<int64_t>();
+  return absl::InvalidArgumentError(absl::StrCat("task_id is ", it->dump(), "; the adapter is of tasks 0 to ", tasks - 1));
+}
+
 bool StripSuffix(std::string_view* text, std::string_view suffix) {
   if (text->size() <= suffix.size() || !text->ends_with(suffix)) return false;
   text->remove_suffix(suffix.size());

@@ -2,10 +2,12 @@
 // trained rows of the embedding (trainable_token_indices), replaced biases, copies of the base.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "absl/status/statusor.h"
 #include "adapters_cache/formats/adapter_files.h"
 #include "adapters_cache/formats/problems.h"
 #include "adapters_cache/formats/raw_adapter.h"
@@ -45,6 +47,10 @@ std::string CanonicalName(std::string_view name);
 // `keys` (separated by spaces).
 void WarnOfUnknownKeys(const nlohmann::ordered_json& config, std::string_view keys,
                        RawAdapter* raw);
+
+// Of an adapter trained on several tasks, the one that is served: `task_id`, which who loads it adds to the
+// configuration. INVALID_ARGUMENT: it is not there, or not below `tasks`.
+absl::StatusOr<int64_t> TaskOf(const nlohmann::ordered_json& config, int64_t tasks);
 
 // Neither null, false nor empty.
 bool IsSet(const nlohmann::ordered_json& value);

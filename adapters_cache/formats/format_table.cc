@@ -22,7 +22,6 @@ struct Format {
   const char* reason;  // why not
 };
 
-constexpr const char* kTask = "its requests need a task id; merge one task's with PEFT";
 constexpr const char* kNotInFile =
     "what it computes is not fully stored in its file; merge it or "
     "convert it to LoRA with PEFT";
@@ -39,9 +38,8 @@ constexpr Format kFormats[] = {
      "on its neighbours"},
     {"LN_TUNING", ParseLnTuning, nullptr},
     {"MIXLORA", ParseMixLora, nullptr},
-    {"MULTITASK_PROMPT_TUNING", nullptr, kTask},
+    {"MULTITASK_PROMPT_TUNING", ParseMultitaskPrompt, nullptr},
     {"P_TUNING", ParsePromptTuning, nullptr},
-    {"POLY", nullptr, kTask},
     {"PREFIX_TUNING", ParsePrefixTuning, nullptr},
     {"PROMPT_TUNING", ParsePromptTuning, nullptr},
     {"PSOFT", nullptr, kNotInFile},

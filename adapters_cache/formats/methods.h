@@ -17,6 +17,7 @@ absl::Status LowerDelora(const ModuleTensors& m, Lowered* out);
 absl::Status LowerGralora(const ModuleTensors& m, Lowered* out);
 absl::Status LowerLoha(const ModuleTensors& m, Lowered* out);
 absl::Status LowerMiss(const ModuleTensors& m, Lowered* out);
+absl::Status LowerPoly(const ModuleTensors& m, Lowered* out);
 absl::Status LowerRandLora(const ModuleTensors& m, Lowered* out);
 absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out);
 absl::Status LowerUniLora(const ModuleTensors& m, Lowered* out);

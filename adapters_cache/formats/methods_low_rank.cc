@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/methods.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
@@ -189,6 +190,35 @@ absl::Status LowerMiss(const ModuleTensors& m, Lowered* out) {
   }
   out->pairs.push_back({.b = std::move(b), .shared_a = std::move(a)});
   return absl::OkStatus();
+}
+
+// Poly (Ponti et al. 2022): a task's pair is a sum of skills' by its shares, every slice of the inputs and of the
+// outputs with shares of its own.
+absl::Status LowerPoly(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("poly_lora_A", 4));
+  const int64_t splits = shape[0], skills = shape[1], in = shape[2], r = shape[3];
+  const int64_t width = m.out() / splits;
+  if (splits * in != m.in() || splits * width != m.out()) {
+    return m.Invalid(absl::StrCat("poly_lora_A has ", splits, " slices of ", in, ", which are not the linear's"));
+  }
+  LK_ASSIGN_OR_RETURN(const auto a, m.Get("poly_lora_A", shape));
+  LK_ASSIGN_OR_RETURN(const auto b, m.Get("poly_lora_B", {splits, skills, r, width}));
+  LK_ASSIGN_OR_RETURN(const Matrix2 logits, m.GetMatrix("poly_router.module_logits", -1, splits * skills));
+  LK_ASSIGN_OR_RETURN(const int64_t task, TaskOf(m.config(), logits.rows));
+  Matrix2 task_a(r, m.in()), task_b(m.out(), r);
+  for (int64_t split = 0; split < splits; ++split) {
+    double total = 1e-12;  // PEFT's
+    const auto weight = [&](int64_t skill) { return 1 / (1 + std::exp(-double{logits.at(task, split * skills + skill)})); };
+    for (int64_t skill = 0; skill < skills; ++skill) total += weight(skill);
+    for (int64_t skill = 0; skill < skills; ++skill) {
+      const auto share = static_cast<float>(weight(skill) / total);
+      const float* from_a = &a[(split * skills + skill) * in * r];
+      const float* from_b = &b[(split * skills + skill) * r * width];
+      for (int64_t i = 0; i < in * r; ++i) task_a.at(i % r, split * in + i / r) += share * from_a[i];
+      for (int64_t i = 0; i < r * width; ++i) task_b.at(split * width + i % width, i / width) += share * from_b[i];
+    }
+  }
+  return AddPair(std::move(task_a), std::move(task_b), 1 / static_cast<double>(r), out);
 }
 
 namespace {

@@ -43,6 +43,7 @@ constexpr ModuleMethod kMethods[] = {
      "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms", LowerOft, true},
     {"OSF", "osf", "osf_", "effective_rank rank_pattern target_svd_config", LowerOsf},
     {"PEANUT", "peanut", "peanut_", "r depth act_fn scaling", LowerPeanut},
+    {"POLY", "poly", "poly_", "r poly_type n_tasks n_skills n_splits task_id", LowerPoly},
     {"PVERA", "pvera", "pvera_",
      "r projection_prng_key save_projection pvera_dropout d_initial sample_at_inference", LowerVera},
     {"RANDLORA", "randlora", "randlora_",

@@ -88,6 +88,24 @@ absl::Status LowerPromptTuning(const RawAdapter& raw, const BaseModel& base, Ada
   return absl::OkStatus();
 }
 
+absl::Status LowerMultitaskPrompt(const RawAdapter& raw, const BaseModel& base, Adapter* adapter) {
+  LK_ASSIGN_OR_RETURN(const int64_t n, VirtualCount(raw));
+  LK_ASSIGN_OR_RETURN(auto rows, Values(raw, "prompt_embeddings", {n, base.hidden()}));
+  const auto columns = raw.shared.find("prefix_task_cols");
+  if (columns == raw.shared.end() || columns->second.view.shape.size() != 3) {
+    return absl::InvalidArgumentError("the file has no prefix_task_cols of three dimensions");
+  }
+  const int64_t tasks = columns->second.view.shape[0], ranks = columns->second.view.shape[2];
+  LK_ASSIGN_OR_RETURN(const int64_t task, TaskOf(raw.config, tasks));
+  LK_ASSIGN_OR_RETURN(const auto cols, Values(raw, "prefix_task_cols", {tasks, n, ranks}));
+  LK_ASSIGN_OR_RETURN(const auto factors, Values(raw, "prefix_task_rows", {tasks, ranks, base.hidden()}));
+  std::vector<float> of_task(rows.size());
+  AddProduct(1, &cols[task * n * ranks], &factors[task * ranks * base.hidden()], {n, ranks, base.hidden()}, of_task.data());
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] *= of_task[i];
+  adapter->virtual_tokens = {static_cast<int32_t>(n), Keep(rows, adapter), nullptr};
+  return absl::OkStatus();
+}
+
 // [n, layers, 2, kv] as stored to [layers, 2, n, kv].
 absl::Status LowerPrefixTuning(const RawAdapter& raw, const BaseModel& base, Adapter* adapter) {
   const int64_t kv = base.shape(LayerModule(0, Linear::kK)).out;
@@ -173,6 +191,21 @@ void ParsePromptTuning(const AdapterFiles& files, RawAdapter* raw, Problems* pro
   });
 }
 
+// Multitask prompt tuning (Wang et al. 2023): rows of all tasks, times those of the one that task_id names.
+void ParseMultitaskPrompt(const AdapterFiles& files, RawAdapter* raw, Problems* problems) {
+  raw->variant = VariantName(files.config);
+  raw->lower_model = LowerMultitaskPrompt;
+  WarnOfUnknownKeys(files.config,
+                    "num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers "
+                    "prompt_tuning_init prompt_tuning_init_text prompt_tuning_init_state_dict_path "
+                    "prompt_tuning_init_task tokenizer_name_or_path tokenizer_kwargs num_ranks num_tasks task_id",
+                    raw);
+  PlaceAll(files, raw, problems, [raw](const std::string& canonical, const RawTensor& tensor) {
+    const bool ours = canonical == "prompt_embeddings" || canonical == "prefix_task_cols" || canonical == "prefix_task_rows";
+    return ours && raw->shared.emplace(canonical, tensor).second;
+  });
+}
+
 void ParsePrefixTuning(const AdapterFiles& files, RawAdapter* raw, Problems* problems) {
   ParsePromptTuning(files, raw, problems);
   raw->lower_model = LowerPrefixTuning;
@@ -213,6 +246,13 @@ void ParseTrainableTokens(const AdapterFiles& files, RawAdapter* raw, Problems* 
   WarnOfUnknownKeys(files.config, "token_indices init_weights", raw);
   Json config = files.config;
   config["trainable_token_indices"] = config.contains("token_indices") ? config["token_indices"] : Json();
+  if (const Json& tables = config["target_modules"]; tables.is_array() && !tables.empty()) {
+    Json of_tables = Json::object();
+    for (const Json& table : tables) {
+      if (table.is_string()) of_tables[table.get<std::string>()] = config["token_indices"];
+    }
+    config["trainable_token_indices"] = std::move(of_tables);
+  }
   AdapterFiles renamed = files;
   renamed.config = std::move(config);
   PlaceAll(renamed, raw, problems, [](const std::string&, const RawTensor&) { return false; });

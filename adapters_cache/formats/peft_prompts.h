@@ -10,6 +10,7 @@ namespace lorikeet {
 
 // Each fills variant, parts, lower_model and warnings; what cannot be served goes to `problems`.
 void ParsePromptTuning(const AdapterFiles& files, RawAdapter* raw, Problems* problems);
+void ParseMultitaskPrompt(const AdapterFiles& files, RawAdapter* raw, Problems* problems);
 void ParsePrefixTuning(const AdapterFiles& files, RawAdapter* raw, Problems* problems);
 void ParseAdaptionPrompt(const AdapterFiles& files, RawAdapter* raw, Problems* problems);
 void ParseLnTuning(const AdapterFiles& files, RawAdapter* raw, Problems* problems);

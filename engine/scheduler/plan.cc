@@ -1,5 +1,6 @@
 // Scheduler::Plan: who gets rows in the next step, and the step as arrays.
 #include <algorithm>
+#include <utility>
 
 #include "engine/base/check.h"
 #include "engine/scheduler/scheduler.h"
@@ -290,9 +291,15 @@ void Scheduler::CountStep(const Batch& batch) {
     if (segment.adapter == last) continue;
     last = segment.adapter;
     ++stats_.distinct_adapters;
-    const int32_t pages = groups_.at(last->serial)->image_pages;
+    const Group& group = *groups_.at(last->serial);
+    const bool first_of_shared = group.shared != nullptr && !std::exchange(group.shared->counted, true);
+    const int32_t pages = first_of_shared ? group.all_pages() : group.image_pages;
     stats_.pages_images_used += pages;
     stats_.context_bytes += pages > 0 ? pages * options_.kv.page_bytes() : last->bytes;
+  }
+  for (const AdapterSegment& segment : batch.segments) {
+    Group* shared = groups_.at(segment.adapter->serial)->shared;
+    if (shared != nullptr) shared->counted = false;
   }
   for (const Sequence* sequence : step_.sequences) {
     const bool decode = sequence->decoding() && sequence->generated() > 0;

@@ -90,6 +90,7 @@ struct Scheduler::Group {
   ImageState image = ImageState::kReady;  // stays so where none is needed
   int32_t image_pages = 0;
   Group* shared = nullptr;     // whose image this one's needs as well; nullptr: it needs no other
+  bool counted = false;        // by CountStep, while it is at work
   int32_t users = 0;           // groups whose images, there or on their way, need this one's
   std::vector<int32_t> pages;         // of the image, while it is there or on its way
   int64_t last_use = 0;               // of the image, in PrefixCache::now()

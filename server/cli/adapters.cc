@@ -25,6 +25,7 @@
 #include "engine/model/model_source.h"
 #include "lorikeet/v1/adapters.grpc.pb.h"
 #include "server/cli/client.h"
+#include "server/inspect.h"
 #include "server/merge.h"
 
 namespace lorikeet {
@@ -43,7 +44,8 @@ constexpr char kUsage[] =
     "  alias NAME TARGET[=WEIGHT]...  leads NAME to other names or versions, by weight\n"
     "  watch               prints changes until interrupted\n"
     "  plan RANK [LINEAR]...  how many adapters of a shape fit\n"
-    "  inspect DIR         what a directory here holds and whether it would load; no server\n"
+    "  inspect DIR         what a directory here holds and whether it would load; no server. With --model\n"
+    "                      what it changes there, what that costs a token, and memory on host and GPU\n"
     "  convert DIR[=WEIGHT]... OUT --model PATH  writes them, or their sum, as one plain LoRA\n"
     "  merge DIR[=WEIGHT]... OUT --model DIR  writes the model with them, or their sum, in its weights\n";
 
@@ -312,13 +314,18 @@ absl::Status Plan(const Flags& flags, const Positional& args) {
   return absl::OkStatus();
 }
 
-absl::Status Inspect(const Flags&, const Positional& args) {
+absl::Status Inspect(const Flags& flags, const Positional& args) {
   const std::string& directory = args[0];
   const InspectReport report = InspectAdapter(directory);
   std::printf("%s", FormatReport(report).c_str());
-  if (report.loadable()) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("'", directory, "' would be refused: ", report.refusals[0]));
+  std::string refusal = report.loadable() ? "" : report.refusals[0];
+  if (report.loadable() && !flags.model.empty()) {
+    const absl::StatusOr<std::string> on_model = InspectOnModel(directory, flags.model);
+    if (on_model.ok()) std::printf("%s", on_model->c_str());
+    else refusal = std::string(on_model.status().message());
+  }
+  if (refusal.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("'", directory, "' would be refused: ", refusal));
 }
 
 // DIR or DIR=WEIGHT
@@ -350,7 +357,7 @@ absl::Status Convert(const Flags& flags, const Positional& args) {
   LK_ASSIGN_OR_RETURN(const std::vector<ConvertTerm> terms, ParseTerms(flags, "convert", args));
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(flags.model));
   LK_RETURN_IF_ERROR(ConvertToLora(BaseModelView(std::move(source)), terms, args.back()));
-  return Inspect(flags, {args.back()});
+  return Inspect({}, {args.back()});
 }
 
 absl::Status Merge(const Flags& flags, const Positional& args) {
@@ -394,7 +401,7 @@ absl::Status RunAdapters(Arguments args) {
   table.Switch("replace", "load, upload: lead a name from other weights to these", &flags.replace);
   table.Switch("pin", "load, upload: keep it in the server's memory", &flags.pin);
   table.Switch("now", "unload: do not wait for running requests", &flags.now);
-  table.Text("model", "PATH", "convert, merge: the base model's directory, or GGUF file to convert", &flags.model);
+  table.Text("model", "PATH", "inspect, convert, merge: the base model's directory, or a GGUF file, but to merge", &flags.model);
   constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
   table.Int("adapters", 0, kMost, "adapters", "plan: so many are in use at a time",
             &flags.adapters);

@@ -371,6 +371,12 @@ TEST_F(BinaryTest, InspectNeedsNoServer) {
   const Outcome good = Run({"adapters", "inspect", kAdapters + "dora"});
   EXPECT_EQ(good.code, 0) << good.err;
   EXPECT_THAT(good.out, HasSubstr("dora"));
+  const Outcome on_model = Run({"adapters", "inspect", kAdapters + "dora", "--model", kModel});
+  EXPECT_EQ(on_model.code, 0) << on_model.err;
+  EXPECT_THAT(on_model.out, HasSubstr("low rank, output scale"));
+  EXPECT_THAT(on_model.out, HasSubstr("on a GPU"));
+  ExpectOneLineError(Run({"adapters", "inspect", kAdapters + "dora", "--model", "tests/golden/models/qwen2"}),
+                     "would be refused");
   ExpectOneLineError(Run({"adapters", "inspect", kModel}), "adapter_config.json");
 }
 

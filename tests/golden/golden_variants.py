@@ -18,8 +18,8 @@ import torch
 from peft import (AdaLoraConfig, AdaptionPromptConfig, BdLoraConfig, BeftConfig, BOFTConfig, C3AConfig,
                   CartridgeConfig, CPTConfig, DeftConfig, DeloraConfig, FourierFTConfig, FrodConfig,
                   GloraConfig, GraloraConfig, HiraConfig, HRAConfig, IA3Config, KasaConfig, LNTuningConfig,
-                  LoHaConfig, LoKrConfig, LoraConfig, MissConfig, OFTConfig, OSFConfig, PeanutConfig,
-                  PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, PveraConfig,
+                  LoHaConfig, LoKrConfig, LoraConfig, MissConfig, MultitaskPromptTuningConfig, OFTConfig,
+                  OSFConfig, PeanutConfig, PeftModel, PolyConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, PveraConfig,
                   RandLoraConfig, RoadConfig, ShiraConfig, SupertuningConfig, TinyLoraConfig,
                   TrainableTokensConfig, UniLoraConfig, VBLoRAConfig, VeraConfig, WaveFTConfig,
                   get_peft_model, set_peft_model_state_dict)
@@ -40,6 +40,8 @@ QV = ["q_proj", "v_proj"]
 MLP = ["up_proj", "down_proj"]
 MIX = ["q_proj", "o_proj", "down_proj"]
 INVOCATION = [7, 8, 9]
+TASK = 2  # of adapters of several
+OF_TASKS = ("poly", "multitask_prompt")
 
 
 def lora(**options):
@@ -148,6 +150,7 @@ CASES = {
     "osf": ("llama", lambda: plain(OSFConfig, effective_rank=56, target_modules=QV), 0.1),
     "peanut": ("llama", lambda: plain(PeanutConfig, r=3, depth=2, act_fn="silu", scaling=0.5,
                                       target_modules=QV), 0.3),
+    "poly": ("llama", lambda: plain(PolyConfig, r=3, n_tasks=3, n_skills=4, n_splits=2, target_modules=MIX), 0.4),
     "pvera": ("llama", lambda: plain(PveraConfig, r=8, target_modules=QV), 0.5),
     "randlora": ("llama", lambda: plain(RandLoraConfig, r=16, randlora_alpha=16,
                                         target_modules=["q_proj"]), 0.1),
@@ -188,6 +191,8 @@ CASES = {
                                         encoder_hidden_size=16), 0.3),
     "cpt": ("llama", lambda: plain(CPTConfig, cpt_token_ids=[4, 5, 6], cpt_mask=[1, 1, 1],
                                    cpt_tokens_type_mask=[1, 2, 2]), 0.3),
+    "multitask_prompt": ("llama", lambda: plain(MultitaskPromptTuningConfig, num_virtual_tokens=4, num_tasks=3,
+                                                num_ranks=2, prompt_tuning_init="RANDOM"), 0.7),
     "prefix_tuning": ("llama", lambda: plain(PrefixTuningConfig, num_virtual_tokens=5), 0.5),
     "prefix_tuning_gqa": ("qwen2", lambda: plain(PrefixTuningConfig, num_virtual_tokens=3), 0.5),
     "cartridge": ("llama", lambda: plain(CartridgeConfig, num_virtual_tokens=6,
@@ -326,6 +331,8 @@ def build(name):
     config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
     if name == "qalora":
         config |= {"use_qalora": True, "qalora_group_size": GROUP}
+    if name in OF_TASKS:
+        config |= {"task_id": TASK}
     path.write_text(json.dumps(config, indent=1) + "\n")
     (directory / "README.md").unlink(missing_ok=True)
     return base
@@ -380,11 +387,13 @@ def alora_offsets(prompt):
     return None
 
 
-def generate(model, prompt, is_alora):
+def generate(model, prompt, name):
     ids, greedy, logprobs, margin = list(prompt), [], [], 1.0
-    at = alora_offsets(prompt) if is_alora else None
+    at = alora_offsets(prompt)
+    options = {"task_ids": torch.tensor([TASK])} if name in OF_TASKS else {}
     for _ in range(STEPS):
-        options = {"alora_offsets": [len(ids) - at if at is not None else None]} if is_alora else {}
+        if name == "alora":
+            options = {"alora_offsets": [len(ids) - at if at is not None else None]}
         values = step(model, ids, options)
         best = torch.topk(values, TOP + 1)
         margin = min(margin, float(best.values[0] - best.values[1]))
@@ -413,7 +422,7 @@ def measured(name, base, model):
             prompt[1:3] = [9, 17]
         if RESIZED.get(name, 0) > 0:
             prompt[3:5] = [320, 319 + RESIZED[name]]
-        greedy, logprobs, margin = generate(model, prompt, name == "alora")
+        greedy, logprobs, margin = generate(model, prompt, name)
         if margin < MARGIN:
             continue
         known = torch.tensor([prompt]).clamp(max=319)

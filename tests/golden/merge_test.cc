@@ -30,7 +30,7 @@ TEST(Merge, GivesModelsThatComputeWhatPeftComputes) {
   const testing::TempDir directory;
   const std::set<std::string> no_weights = {
       "adaption_prompt", "alora", "arrow", "arrow_gks", "beft", "bottleneck_leave_out", "cartridge", "compacter",
-      "compacter_plus", "cpt", "expert_prompt_tuning", "houlsby", "mixlora", "mixlora_one", "mixlora_some", "mixture_ia3",
+      "compacter_plus", "cpt", "expert_prompt_tuning", "houlsby", "mixlora", "mixlora_one", "mixlora_some", "mixture_ia3", "multitask_prompt",
       "p_tuning", "parallel_bottleneck",
       "pfeiffer", "prefix_tuning", "prefix_tuning_gqa", "prompt_tuning",
       "xlora", "xlora_layers", "xlora_top"};

@@ -19,6 +19,7 @@ lorikeet_test(shared_blobs_test ${golden}/shared_blobs_test.cc
 if(TARGET lorikeet_server)
   lorikeet_test(merge_test ${golden}/merge_test.cc
     LIBS lorikeet_server lorikeet_engine lorikeet_runner)
+  lorikeet_test(inspect_test ${golden}/inspect_test.cc LIBS lorikeet_server lorikeet_model lorikeet_adapters_cache)
 endif()
 
 # Not a test: prints how far `fast` moves a model's distributions.

@@ -36,7 +36,9 @@ class AdapterDirectory : public ::testing::Test {
     const RawAdapter raw = ParseAdapter(std::move(files), &problems);
     LK_RETURN_IF_ERROR(problems.ToStatus());
     warnings_ = raw.warnings;
-    return Normalise(raw, base_, options);
+    NormaliseOptions with_warnings = options;
+    with_warnings.warnings = &warnings_;
+    return Normalise(raw, base_, with_warnings);
   }
 
   void ExpectRefused(absl::StatusCode code, const std::vector<std::string>& says,

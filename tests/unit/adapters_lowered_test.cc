@@ -45,5 +45,23 @@ TEST_F(LoweredAdapter, AnEmbeddingThatIsAskedForMustBeThere) {
   EXPECT_THAT(std::string(status.message()), ::testing::Not(::testing::HasSubstr("embed_tokens")));
 }
 
+// Poly, of three tasks, two skills and one slice.
+TEST_F(LoweredAdapter, ATaskMustBeNamedAndThere) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  adapter_.config = {{"peft_type", "POLY"}, {"task_type", "CAUSAL_LM"}, {"r", 2}, {"target_modules", {"layers.0.self_attn.q_proj"}}};
+  const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.poly_";
+  Put(q + "lora_A", {1, 2, in, 2});
+  Put(q + "lora_B", {1, 2, 2, out});
+  Put(q + "router.module_logits", {3, 2});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"of 3 tasks", "add \"task_id\", 0 to 2"});
+  for (const nlohmann::ordered_json& task : {nlohmann::ordered_json(3), {-1}, {1.5}, {"1"}}) {
+    adapter_.config["task_id"] = task.is_array() ? task[0] : task;
+    ExpectRefused(absl::StatusCode::kInvalidArgument, {"task_id is ", "tasks 0 to 2"});
+  }
+  adapter_.config["task_id"] = 2;
+  EXPECT_TRUE(Load().ok());
+  EXPECT_THAT(warnings_, ::testing::IsEmpty());
+}
+
 }  // namespace
 }  // namespace lorikeet

@@ -200,6 +200,30 @@ TEST_F(Scheduling, AFailedLoadEndsItsOwnRequestsAndGivesThePagesBack) {
   EXPECT_TRUE(scheduler_->empty());
 }
 
+// Two adapters of three pages each with four in common.
+TEST_F(Scheduling, WhatAStepReadsHasWhatItsAdaptersShareOnce) {
+  Start({.max_batch_tokens = 64}, 20);
+  const auto shared = std::make_shared<const Adapter>();
+  std::vector<AdapterLease> leases;
+  for (RequestId id = 1; id <= 2; ++id) {
+    auto adapter = std::make_shared<Adapter>();
+    adapter->shared = shared;
+    leases.emplace_back(std::move(adapter));
+    scheduler_->Enqueue(id, MakeRequest(3, 2, leases.back()), 3, 4);
+  }
+  EXPECT_FALSE(Plan());
+  for (const auto& load : scheduler_->TakeMoves().loads) {
+    RequestEvents events;
+    scheduler_->Loaded({load.adapter.get()->serial, absl::OkStatus()}, now_, &events);
+  }
+  for (int step = 0; step < 2; ++step) {
+    Step();
+    EXPECT_EQ(scheduler_->stats().pages_images_used, 3 + 3 + 4);
+    const int64_t pages = 3 + 3 + 4 + 1 + 1;  // and one of each sequence
+    EXPECT_EQ(scheduler_->stats().context_bytes, pages * KvLayout::Make(2, 1, 64, DType::kF32).page_bytes());
+  }
+}
+
 TEST_F(Scheduling, AnImageStaysForLaterRequestsAndGoesWithItsAdapter) {
   Start({.max_batch_tokens = 64}, 14);
   auto home = std::make_shared<const Adapter>();
