@@ -82,6 +82,12 @@ class Inspector {
       const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
       if (raw_.targets && raw_.targets(path) && !has_factors) missing_.push_back(path);
     }
+    const auto table = raw_.modules.find(kEmbeddingPath);
+    if (table == raw_.modules.end() || !table->second.has_delta()) {
+      if (raw_.targets && raw_.targets(kEmbeddingPath)) missing_.emplace_back(kEmbeddingPath);
+    } else if (table->second.tensors.empty() || raw_.lower_embedding != nullptr) {
+      known_.insert(kEmbeddingPath);
+    }
     for (const auto& [path, module] : raw_.modules) AddModule(path, module);
     for (const auto& [path, pair] : raw_.parameters.pairs) AddPair(path, pair);
     for (auto& [name, group] : groups_) report_->groups.push_back(group);

@@ -8,6 +8,7 @@
 
 #include "adapters_cache/formats/adapter_files.h"
 #include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/inspect.h"
 #include "adapters_cache/inspect_loaded.h"
 #include "adapters_cache/normalise.h"
 #include "engine/model/base_model_view.h"
@@ -27,6 +28,15 @@ std::string Inspected(const std::string& name, const std::string& base = "llama"
   const auto text = InspectOnModel(kGoldens / "variants" / name, kGoldens / "models" / base);
   EXPECT_TRUE(text.ok()) << name << ": " << text.status();
   return text.value_or("");
+}
+
+// Without a model too.
+TEST(Inspect, EveryGoldenWouldLoad) {
+  for (const auto& c : nlohmann::json::parse(std::ifstream(kGoldens / "variants" / "cases.json"))) {
+    if (c.contains("adapters")) continue;
+    const InspectReport report = InspectAdapter(kGoldens / "variants" / c["name"].get<std::string>());
+    EXPECT_THAT(report.refusals, ::testing::IsEmpty()) << c["name"];
+  }
 }
 
 // Layers, q's and o's widths, the MLP's, the head's outputs of the golden Llama.

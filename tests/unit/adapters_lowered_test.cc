@@ -39,6 +39,7 @@ TEST_F(LoweredAdapter, AnEmbeddingThatIsAskedForMustBeThere) {
   PutQ("0", "lora_A", {2, in});
   PutQ("0", "lora_B", {out, 2});
   ExpectRefused(absl::StatusCode::kNotFound, {"target_modules asks for", "model.embed_tokens"});
+  ExpectReported({"refused     target_modules asks for", "model.embed_tokens"});
   adapter_.config["target_modules"] = "all-linear";
   const absl::Status status = Load().status();
   EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("layers.0.self_attn.k_proj"));
