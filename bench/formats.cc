@@ -93,6 +93,15 @@ void AddLora(Maker* maker) {
     made.own_bytes += kFloat * out;
     return made;
   });
+  Json arrow = config;
+  arrow["target_modules"] = "all-linear";
+  arrow["arrow_config"] = {{"top_k", 2}, {"router_temperature", 1.0}, {"use_gks", false}};
+  constexpr int kExperts = 8;
+  for (int e = 0; e < kExperts; ++e) arrow["arrow_config"]["task_adapter_names"].push_back(absl::StrCat("task_", e));
+  Format& router = maker->Linears("Arrow, 8 of r16, BF16", arrow, "", [](int64_t in, int64_t out) {
+    return Pair("lora_A.weight", "lora_B.weight", 16, in, out, DType::kBF16);
+  });
+  router.experts = kExperts;
   Json olora = config;
   olora["init_lora_weights"] = "olora";
   maker->Linears("OLoRA, r16", olora, "", [](int64_t in, int64_t out) {

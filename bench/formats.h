@@ -25,6 +25,7 @@ struct Format {
   nlohmann::ordered_json config;
   std::vector<FileTensor> tensors;
   int64_t own_bytes = 0;  // of its parameters on a device, as the method counts them
+  int experts = 0;         // LoRAs of its tensors below it, task_0 and so on (Arrow)
   bool copied = false;    // a load copies its tensors, transposed or not, and computes nothing
 };
 
