@@ -11,6 +11,7 @@
 #include <set>
 #include <vector>
 
+#include "engine/memory/kv_layout.h"
 #include "tests/support/random_adapter.h"
 
 namespace lorikeet::cuda {
@@ -332,6 +333,41 @@ TEST(AdapterImage, BlocksAreKeptWithoutTheirZeros) {
     ExpectRanks(Image(*plan, 8192), plan->tiles.data(), random, 0, in, out);
     const int64_t whole = 2 * rank * (in + out);
     EXPECT_EQ(plan->bytes, rank >= 8 || rank == 1 ? whole / 2 : whole) << rank;
+  }
+}
+
+struct Llama {
+  int32_t kv_heads, kv, ffn;
+};
+
+// Of S-LoRA's mixes, rank 8 alone included, on all seven linears of 7B's and 8B's shapes.
+TEST(AdapterImage, LessThanATwentiethOfItsPagesIsEmpty) {
+  constexpr int32_t kLayers = 32, kHidden = 4096, kHeadDim = 128;
+  for (const Llama& llama : {Llama{32, 4096, 11008}, Llama{8, 1024, 14336}}) {
+    std::vector<ModuleWidths> widths;
+    for (int layer = 0; layer < kLayers; ++layer) {
+      for (const int32_t out : {kHidden, llama.kv, llama.kv, kHidden, llama.ffn, llama.ffn}) {
+        widths.push_back({kHidden, out});
+      }
+      widths.push_back({llama.ffn, kHidden});
+    }
+    const int64_t page_bytes =
+        KvLayout::Make(kLayers, llama.kv_heads, kHeadDim, kType).page_bytes();
+    for (const int32_t rank : {8, 16, 32, 64}) {
+      Adapter adapter;
+      int64_t bytes = 0;
+      const std::vector<std::byte> nothing(1);
+      for (const ModuleWidths& module : widths) {
+        LowRank& pair = adapter.modules.emplace_back().low_rank;
+        pair = {.rank = rank, .a_stride = module.in, .b_stride = module.out};
+        pair.a = pair.b = nothing.data();
+        bytes += ByteSize(kType, rank * (module.in + module.out));
+      }
+      const absl::StatusOr<ImagePlan> plan = PlanImage(adapter, widths, {}, kType, page_bytes);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      EXPECT_LT(static_cast<double>(plan->pages * page_bytes), 1.05 * static_cast<double>(bytes))
+          << "rank " << rank << " of " << llama.ffn;
+    }
   }
 }
 
