@@ -8,6 +8,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/problems.h"
 #include "adapters_cache/token_tables.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/dequantize.h"
@@ -21,12 +22,38 @@ class PartsPacker {
       : raw_(raw), base_(base), packer_(packer), adapter_(adapter) {}
 
   absl::Status Run() {
+    LK_RETURN_IF_ERROR(CheckAllThere());
     for (const auto& [path, tensor] : raw_.parts.saved) LK_RETURN_IF_ERROR(Saved(path, tensor));
     adapter_->invocation_tokens = raw_.parts.invocation_tokens;
     return absl::OkStatus();
   }
 
  private:
+  // What the configuration asks for as a whole, or rows of, is in the file.
+  absl::Status CheckAllThere() const {
+    std::vector<std::string> missing;
+    const auto ask = [&](const std::string& path) {
+      if (raw_.parts.saves(path) && !raw_.parts.saved.contains(path + ".weight")) missing.push_back(path);
+    };
+    if (raw_.parts.saves) {
+      ask(kEmbeddingPath);
+      for (const ModuleId id : base_.modules()) ask(base_.path(id));
+      for (int layer = 0; layer < base_.layers(); ++layer) {
+        ask(absl::StrCat("model.layers.", layer, ".input_layernorm"));
+        ask(absl::StrCat("model.layers.", layer, ".post_attention_layernorm"));
+      }
+      ask("model.norm");
+    }
+    for (const auto& [table, indices] : raw_.parts.token_indices) {
+      const bool there = std::ranges::any_of(raw_.parts.token_rows, [&](const auto& rows) { return IsNamed(rows.first, table); });
+      // Of tied tables one has the rows of both.
+      if (!there && !(base_.tied_head() && !raw_.parts.token_rows.empty())) missing.push_back(table);
+    }
+    if (missing.empty()) return absl::OkStatus();
+    return absl::NotFoundError("modules_to_save, trainable_token_indices or an LN tuning's target_modules ask for modules that the "
+                               "file has no tensors for: " + ListNames(missing));
+  }
+
   // A whole tensor that replaces the base's.
   absl::Status Saved(const std::string& path, const RawTensor& tensor) {
     if (path == absl::StrCat(kEmbeddingPath, ".weight") ||

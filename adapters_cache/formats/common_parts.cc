@@ -26,6 +26,11 @@ bool Lists(std::string_view words, std::string_view word) {
   return false;
 }
 
+// PEFT's rule of modules_to_save: "norm" is every norm.
+bool EndsWithAny(std::string_view path, const std::vector<std::string>& names) {
+  return std::ranges::any_of(names, [path](const std::string& name) { return path.ends_with(name); });
+}
+
 }  // namespace
 
 bool IsSet(const Json& value) {
@@ -98,6 +103,7 @@ CommonParts::CommonParts(const Json& config, const std::string& method, RawAdapt
     }
   }
   ReadTokenIndices(config, problems);
+  if (!saved_.empty()) raw_->parts.saves = [names = saved_](std::string_view path) { return EndsWithAny(path, names); };
   // A tied head then follows the saved embedding, and PEFT stores it beside that without naming it.
   const auto tied = config.find("ensure_weight_tying");
   if (tied != config.end() && *tied == true && Saves(kEmbeddingPath)) saved_.emplace_back(kHeadPath);
@@ -137,10 +143,7 @@ bool CommonParts::PlaceSaved(std::string_view canonical, const std::string& name
   return true;
 }
 
-// PEFT's rule: "norm" is every norm.
-bool CommonParts::Saves(std::string_view module) const {
-  return std::ranges::any_of(saved_, [module](const std::string& name) { return module.ends_with(name); });
-}
+bool CommonParts::Saves(std::string_view module) const { return EndsWithAny(module, saved_); }
 
 bool CommonParts::PlaceCopy(const std::string& name, const TensorView& view,
                             std::optional<RawTensor>* copy) {

@@ -6,11 +6,13 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/matrix.h"
+#include "adapters_cache/formats/peft_targets.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/dequantize.h"
 
@@ -238,6 +240,9 @@ void ParseLnTuning(const AdapterFiles& files, RawAdapter* raw, Problems* problem
     return raw->parts.saved.emplace(canonical, tensor).second;
   });
   if (raw->parts.saved.empty()) problems->Invalid("the file holds no ln_tuning_layers");
+  auto targets = PeftTargets::Parse(files.config, problems);
+  if (!targets.stated()) return;
+  raw->parts.saves = [targets = std::move(targets)](std::string_view path) { return targets.Match(path); };
 }
 
 // Trainable tokens: new rows of the embedding, under CommonParts' names.

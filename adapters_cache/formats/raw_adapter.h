@@ -51,6 +51,8 @@ struct RawModule {
 // What changes a model outside its linears.
 struct RawModelParts {
   std::map<std::string, RawTensor, std::less<>> saved;       // "model.norm.weight": whole tensors
+  // Whether the configuration asks for this module as a whole. Empty: for none.
+  std::function<bool(std::string_view path)> saves;
   std::map<std::string, RawTensor, std::less<>> token_rows;  // by module: rows of token_indices
   std::map<std::string, std::vector<int64_t>, std::less<>> token_indices;
   // Of the base's tables, perhaps with tokens added.

@@ -46,6 +46,27 @@ TEST_F(LoweredAdapter, AnEmbeddingThatIsAskedForMustBeThere) {
   EXPECT_THAT(std::string(status.message()), ::testing::Not(::testing::HasSubstr("embed_tokens")));
 }
 
+// Whole modules and rows that the configuration names.
+TEST_F(LoweredAdapter, WhatIsSavedBesideMustBeThere) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  adapter_.config = {{"peft_type", "LORA"}, {"task_type", "CAUSAL_LM"}, {"r", 2}, {"target_modules", {"layers.0.self_attn.q_proj"}}};
+  PutQ("0", "lora_A", {2, in});
+  PutQ("0", "lora_B", {out, 2});
+  adapter_.config["modules_to_save"] = {"norm"};
+  const std::vector<std::string> norms = {"layers.0.input_layernorm", "layers.0.post_attention_layernorm", "layers.1.input_layernorm",
+                                          "layers.1.post_attention_layernorm", "norm"};
+  for (const std::string& norm : norms) {
+    ExpectRefused(absl::StatusCode::kNotFound, {"modules_to_save", "model." + norm});
+    Put("base_model.model.model." + norm + ".weight", {in});
+  }
+  EXPECT_TRUE(Load().ok()) << Load().status();
+  adapter_.config["modules_to_save"].push_back("lm_head");
+  ExpectRefused(absl::StatusCode::kNotFound, {"no tensors for: lm_head"});
+  adapter_.config["modules_to_save"] = {"norm"};
+  adapter_.config["trainable_token_indices"] = {1, 2};
+  ExpectRefused(absl::StatusCode::kNotFound, {"trainable_token_indices", "embed_tokens"});
+}
+
 // Poly, of three tasks, two skills and one slice.
 TEST_F(LoweredAdapter, ATaskMustBeNamedAndThere) {
   const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
