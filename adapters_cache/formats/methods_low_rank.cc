@@ -111,7 +111,9 @@ absl::Status LowerGralora(const ModuleTensors& m, Lowered* out) {
     LK_ASSIGN_OR_RETURN(general_b, m.GetMatrix("gralora_B_general.weight", m.out(), hybrid));
   }
   const double scale = m.Number("alpha", 64) / static_cast<double>(r + hybrid);
+  const double wanted = m.Number("hybrid_r", 0);
   LK_RETURN_IF_ERROR(m.status());
+  if (wanted > 0 && hybrid == 0) return m.Invalid("hybrid_r asks for gralora_A_general, which the file does not have");
   if (hybrid > 0) {
     LK_RETURN_IF_ERROR(AddPair(std::move(general_a), std::move(general_b), scale, out));
   }

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/methods.h"
 #include "engine/api/limits.h"
@@ -102,7 +103,8 @@ absl::Status LowerFrod(const ModuleTensors& m, Lowered* out) {
 namespace {
 
 // A part of GLoRA: Xd·Xu, X, or nothing; [rows, columns] or broadcast from [rows, 1] or [1].
-absl::StatusOr<Matrix2> GloraPart(const ModuleTensors& m, const std::string& name) {
+// `key`: the setting that says which.
+absl::StatusOr<Matrix2> GloraPart(const ModuleTensors& m, const std::string& name, const char* key) {
   const std::string path = "glora_" + name;
   if (m.Has(path + ".Xd")) {
     LK_ASSIGN_OR_RETURN(const Matrix2 down, m.GetMatrix(path + ".Xd", -1, -1));
@@ -110,6 +112,9 @@ absl::StatusOr<Matrix2> GloraPart(const ModuleTensors& m, const std::string& nam
     return Multiply(down, up);
   }
   if (!m.Has(path + ".X")) {
+    const std::string wanted = absl::AsciiStrToLower(m.Text(key, "none"));
+    LK_RETURN_IF_ERROR(m.status());
+    if (wanted != "none") return m.Invalid(absl::StrCat(key, " asks for ", path, ", which the file does not have"));
     m.Ignore(path + ".zeros");
     return Matrix2();
   }
@@ -125,9 +130,9 @@ float At(const Matrix2& part, int64_t o, int64_t i) {
 }
 
 absl::Status GloraBias(const ModuleTensors& m, Lowered* out) {
-  LK_ASSIGN_OR_RETURN(const Matrix2 c, GloraPart(m, "C"));
-  LK_ASSIGN_OR_RETURN(const Matrix2 d, GloraPart(m, "D"));
-  LK_ASSIGN_OR_RETURN(const Matrix2 e, GloraPart(m, "E"));
+  LK_ASSIGN_OR_RETURN(const Matrix2 c, GloraPart(m, "C", "config_C"));
+  LK_ASSIGN_OR_RETURN(const Matrix2 d, GloraPart(m, "D", "config_D_E"));
+  LK_ASSIGN_OR_RETURN(const Matrix2 e, GloraPart(m, "E", "config_D_E"));
   const std::vector<float> bias = m.Bias();
   if (bias.empty()) return absl::OkStatus();
   const auto fits = [](const Matrix2& part, int64_t rows) {
@@ -150,8 +155,8 @@ absl::Status GloraBias(const ModuleTensors& m, Lowered* out) {
 
 // GLoRA (Chavan et al. 2023): W + W∘A + B, b + b∘D + E + W·C.
 absl::Status LowerGlora(const ModuleTensors& m, Lowered* out) {
-  LK_ASSIGN_OR_RETURN(const Matrix2 a, GloraPart(m, "A"));
-  LK_ASSIGN_OR_RETURN(const Matrix2 b, GloraPart(m, "B"));
+  LK_ASSIGN_OR_RETURN(const Matrix2 a, GloraPart(m, "A", "config_A_B"));
+  LK_ASSIGN_OR_RETURN(const Matrix2 b, GloraPart(m, "B", "config_A_B"));
   LK_RETURN_IF_ERROR(GloraBias(m, out));
   const auto fits = [&](const Matrix2& part) {
     return part.values.empty() || ((part.rows == 1 || part.rows == m.out()) &&

@@ -158,7 +158,10 @@ absl::Status LowerSuperTuning(const ModuleTensors& m, Lowered* out) {
     LK_RETURN_IF_ERROR(m.status());
     Scale(alpha / static_cast<double>(std::max<int64_t>(a.rows, 1)), &b);
     out->pairs.push_back({std::move(a), std::move(b)});
+  } else if (m.Number("r", 0) > 0) {
+    return m.Invalid("r asks for supertuning_lora_A, which the file does not have");
   }
+  LK_RETURN_IF_ERROR(m.status());
   return MakeSparse(m, std::move(places), out);
 }
 

@@ -295,6 +295,9 @@ class LoraReader {
     raw_->lower = LowerLoraRelative;
     for (auto& [path, module] : raw_->modules) {
       if (!module.a || !module.b || path == kEmbeddingPath) continue;
+      if (set("kasa_config") && !module.tensors.contains("lora_diag")) {
+        problems_->Invalid("kasa_config asks for " + path + ".lora_diag, which the file does not have");
+      }
       module.tensors.emplace("lora_A.weight", *std::exchange(module.a, std::nullopt));
       module.tensors.emplace("lora_B.weight", *std::exchange(module.b, std::nullopt));
       if (!module.magnitude) continue;

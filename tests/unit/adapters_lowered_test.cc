@@ -67,6 +67,32 @@ TEST_F(LoweredAdapter, WhatIsSavedBesideMustBeThere) {
   ExpectRefused(absl::StatusCode::kNotFound, {"trainable_token_indices", "embed_tokens"});
 }
 
+// What a method's settings ask for beside its first tensors.
+TEST_F(LoweredAdapter, PartsThatSettingsAskForMustBeThere) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.";
+  const auto start = [&](const char* type) {
+    adapter_ = {};
+    adapter_.config = {{"peft_type", type}, {"task_type", "CAUSAL_LM"}, {"r", 2}, {"target_modules", {"layers.0.self_attn.q_proj"}}};
+  };
+  start("GRALORA");
+  Put(q + "gralora_A", {2, in / 2, 2});
+  Put(q + "gralora_B", {2, 2, out / 2});
+  EXPECT_TRUE(Load().ok()) << Load().status();
+  adapter_.config["hybrid_r"] = 2;
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"hybrid_r asks for gralora_A_general"});
+  start("GLORA");
+  for (const char* part : {"A", "B", "D", "E"}) Put(q + "glora_" + part + ".X", {out, 1});
+  EXPECT_TRUE(Load().ok()) << Load().status();
+  adapter_.config["config_C"] = "vector";
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"config_C asks for glora_C"});
+  start("LORA");
+  PutQ("0", "lora_A", {2, in});
+  PutQ("0", "lora_B", {out, 2});
+  adapter_.config["kasa_config"] = {{"beta", 1e-4}, {"gamma", 1e-3}};
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"kasa_config asks for", "lora_diag"});
+}
+
 // Poly, of three tasks, two skills and one slice.
 TEST_F(LoweredAdapter, ATaskMustBeNamedAndThere) {
   const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
