@@ -78,16 +78,11 @@ class Inspector {
       const bool feed_forward = id % kLinearsPerLayer >= static_cast<int>(Linear::kGate);
       if (feed_forward && with_experts.contains(id / kLinearsPerLayer)) continue;
       known_.insert(path);
-      const auto it = raw_.modules.find(path);
-      const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
-      if (raw_.targets && raw_.targets(path) && !has_factors) missing_.push_back(path);
+      if (raw_.Lacks(path, raw_.Find(path))) missing_.push_back(path);
     }
-    const auto table = raw_.modules.find(kEmbeddingPath);
-    if (table == raw_.modules.end() || !table->second.has_delta()) {
-      if (raw_.targets && raw_.targets(kEmbeddingPath)) missing_.emplace_back(kEmbeddingPath);
-    } else if (table->second.tensors.empty() || raw_.lower_embedding != nullptr) {
-      known_.insert(kEmbeddingPath);
-    }
+    const RawModule* table = raw_.Find(kEmbeddingPath);
+    if (raw_.Lacks(kEmbeddingPath, table)) missing_.emplace_back(kEmbeddingPath);
+    if (table != nullptr && table->has_delta() && raw_.ServesEmbedding(*table)) known_.insert(kEmbeddingPath);
     for (const auto& [path, module] : raw_.modules) AddModule(path, module);
     for (const auto& [path, pair] : raw_.parameters.pairs) AddPair(path, pair);
     for (auto& [name, group] : groups_) report_->groups.push_back(group);

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -16,10 +17,22 @@
 namespace lorikeet {
 namespace {
 
+// By NormIndex, and FinalNorm's.
+std::vector<std::string> NormPaths(int layers) {
+  std::vector<std::string> paths;
+  for (int layer = 0; layer < layers; ++layer) {
+    for (const char* name : {"input_layernorm", "post_attention_layernorm"}) {
+      paths.push_back(absl::StrCat("model.layers.", layer, ".", name));
+    }
+  }
+  paths.emplace_back("model.norm");
+  return paths;
+}
+
 class PartsPacker {
  public:
   PartsPacker(const RawAdapter& raw, const BaseModel& base, Packer* packer, Adapter* adapter)
-      : raw_(raw), base_(base), packer_(packer), adapter_(adapter) {}
+      : raw_(raw), base_(base), packer_(packer), adapter_(adapter), norm_paths_(NormPaths(base.layers())) {}
 
   absl::Status Run() {
     LK_RETURN_IF_ERROR(CheckAllThere());
@@ -38,11 +51,7 @@ class PartsPacker {
     if (raw_.parts.saves) {
       ask(kEmbeddingPath);
       for (const ModuleId id : base_.modules()) ask(base_.path(id));
-      for (int layer = 0; layer < base_.layers(); ++layer) {
-        ask(absl::StrCat("model.layers.", layer, ".input_layernorm"));
-        ask(absl::StrCat("model.layers.", layer, ".post_attention_layernorm"));
-      }
-      ask("model.norm");
+      for (const std::string& path : norm_paths_) ask(path);
     }
     for (const auto& [table, indices] : raw_.parts.token_indices) {
       const bool there = std::ranges::any_of(raw_.parts.token_rows, [&](const auto& rows) { return IsNamed(rows.first, table); });
@@ -70,19 +79,14 @@ class PartsPacker {
   }
 
   absl::Status Norm(const std::string& path, const RawTensor& tensor) {
-    int at = path == "model.norm.weight" ? FinalNorm(base_.layers()) : -1;
-    for (int layer = 0; at < 0 && layer < base_.layers(); ++layer) {
-      const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-      if (path == prefix + "input_layernorm.weight") at = NormIndex(layer, false);
-      if (path == prefix + "post_attention_layernorm.weight") at = NormIndex(layer, true);
-    }
-    if (at < 0) {
+    const auto at = std::ranges::find_if(norm_paths_, [&](const std::string& norm) { return path == norm + ".weight"; });
+    if (at == norm_paths_.end()) {
       return absl::UnimplementedError(
           absl::StrCat(tensor.name, " replaces a norm that is not served per adapter"));
     }
     LK_ASSIGN_OR_RETURN(const Matrix2 weight, ReadTensor(tensor, {base_.hidden()}));
-    adapter_->norms.resize(FinalNorm(base_.layers()) + 1);
-    adapter_->norms[at] = packer_->Floats(weight.values);
+    adapter_->norms.resize(norm_paths_.size());
+    adapter_->norms[at - norm_paths_.begin()] = packer_->Floats(weight.values);
     return absl::OkStatus();
   }
 
@@ -118,6 +122,7 @@ class PartsPacker {
   const BaseModel& base_;
   Packer* const packer_;
   Adapter* const adapter_;
+  const std::vector<std::string> norm_paths_;
 };
 
 }  // namespace

@@ -129,8 +129,7 @@ class Normaliser {
   absl::Status MatchModules() {
     std::set<std::string_view> unknown;
     for (const auto& [path, module] : raw_.modules) {
-      const bool is_table = path == kEmbeddingPath && (module.tensors.empty() || raw_.lower_embedding != nullptr);
-      if (!is_table) unknown.insert(path);
+      if (path != kEmbeddingPath || !raw_.ServesEmbedding(module)) unknown.insert(path);
     }
     std::vector<std::string> missing;
     for (const ModuleId id : base_.modules()) {
@@ -144,12 +143,9 @@ class Normaliser {
           matched_.push_back(MakeMatched(id, it->first, it->second));
         }
       }
-      const bool has_factors = it != raw_.modules.end() && it->second.has_delta();
-      if (!has_factors && raw_.targets && raw_.targets(path)) missing.push_back(path);
+      if (raw_.Lacks(path, it == raw_.modules.end() ? nullptr : &it->second)) missing.push_back(path);
     }
-    const auto table = raw_.modules.find(kEmbeddingPath);
-    const bool has_table = table != raw_.modules.end() && table->second.has_delta();
-    if (!has_table && raw_.targets && raw_.targets(kEmbeddingPath)) missing.push_back(kEmbeddingPath);
+    if (raw_.Lacks(kEmbeddingPath, raw_.Find(kEmbeddingPath))) missing.emplace_back(kEmbeddingPath);
     if (!unknown.empty()) {
       return absl::NotFoundError(
           absl::StrCat("the base model (", base_.layers(), " layers) has no ",
@@ -333,8 +329,8 @@ class Normaliser {
 
   // The input embedding, where it has tensors of a method's own; nullptr: it has none.
   const RawModule* FindTable() const {
-    const auto it = raw_.modules.find(kEmbeddingPath);
-    return it == raw_.modules.end() || it->second.tensors.empty() ? nullptr : &it->second;
+    const RawModule* table = raw_.Find(kEmbeddingPath);
+    return table == nullptr || table->tensors.empty() ? nullptr : table;
   }
 
   absl::Status LowerTable(const ModuleTensors& tensors, Packer* packer, Adapter* adapter) const {

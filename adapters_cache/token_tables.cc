@@ -26,11 +26,6 @@ const RawTensor* FindSaved(const RawAdapter& raw, std::string_view table) {
   return it == raw.parts.saved.end() ? nullptr : &it->second;
 }
 
-const RawModule* FindModule(const RawAdapter& raw, std::string_view table) {
-  const auto it = raw.modules.find(table);
-  return it == raw.modules.end() ? nullptr : &it->second;
-}
-
 // Rows of a table by token, where they are not the base's.
 class Rows {
  public:
@@ -85,7 +80,7 @@ class Tables {
     LK_RETURN_IF_ERROR(CheckAdded(kEmbeddingPath, embedding_));
     if (vocab_ != base_.vocab_size()) LK_RETURN_IF_ERROR(ResizedHead());
     LK_RETURN_IF_ERROR(CheckAdded(kHeadPath, head_));
-    if (const RawModule* module = FindModule(raw_, kEmbeddingPath)) {
+    if (const RawModule* module = raw_.Find(kEmbeddingPath)) {
       LK_RETURN_IF_ERROR(AdaptEmbedding(*module));
     }
     if (adapter_->embedding.rows.rows.data != nullptr && !embedding_.empty()) {
@@ -223,7 +218,7 @@ class Tables {
   // A low-rank pair of the head as it is for the base's tokens, folded into the rows that are the
   // adapter's own.
   absl::Status ResizedHead() {
-    const RawModule* module = FindModule(raw_, kHeadPath);
+    const RawModule* module = raw_.Find(kHeadPath);
     if (module == nullptr || !module->a || !module->b) return absl::OkStatus();
     if (module->magnitude || module->lora_bias || module->base_bias) {
       return absl::UnimplementedError(
@@ -322,9 +317,9 @@ absl::StatusOr<int32_t> VocabularyOf(const RawAdapter& raw, const BaseModel& bas
   for (const auto* copy : {&raw.parts.embedding_copy, &raw.parts.head_copy}) {
     if (copy->has_value()) tables.push_back({&**copy, 0});
   }
-  const RawModule* embedding = FindModule(raw, kEmbeddingPath);
+  const RawModule* embedding = raw.Find(kEmbeddingPath);
   if (embedding != nullptr && embedding->a) tables.push_back({&*embedding->a, 1});
-  const RawModule* head = FindModule(raw, kHeadPath);
+  const RawModule* head = raw.Find(kHeadPath);
   if (head != nullptr && head->b) tables.push_back({&*head->b, 0});
   const RawTensor* first = nullptr;
   int64_t vocab = base.vocab_size();

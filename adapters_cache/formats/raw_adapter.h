@@ -108,6 +108,17 @@ struct RawAdapter {
   float gates_weight = 1;  // of every gate
   PrototypeGates prototype_gates;
   std::vector<std::string> warnings;
+
+  const RawModule* Find(std::string_view path) const {  // nullptr: the file has none
+    const auto it = modules.find(path);
+    return it == modules.end() ? nullptr : &it->second;
+  }
+  // Whether the configuration asks for a module of which the file has `module`, which changes nothing, or none.
+  bool Lacks(std::string_view path, const RawModule* module) const {
+    return targets && targets(path) && (module == nullptr || !module->has_delta());
+  }
+  // Whether what the file has of the input embedding is served.
+  bool ServesEmbedding(const RawModule& module) const { return module.tensors.empty() || lower_embedding != nullptr; }
   TensorFile tensors;
 };
 

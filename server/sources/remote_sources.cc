@@ -94,15 +94,15 @@ void RemoteSources::Loop() {
     auto next = queue_.end();
     work_.wait(lock, [&] { return (next = Next()) != queue_.end() || stopping_; });
     if (next == queue_.end()) return;
-    const auto [key, source] = std::move(*next);
+    const Wanted wanted = std::move(*next);
     queue_.erase(next);
-    ++busy_[source];
+    ++busy_[wanted.source];
     lock.unlock();
-    absl::StatusOr<FetchedAdapter> fetched = Fetch(key);
+    absl::StatusOr<FetchedAdapter> fetched = Fetch(wanted);
     lock.lock();
-    --busy_[source];
+    --busy_[wanted.source];
     ++(fetched.ok() ? stats_.fetches : stats_.failures);
-    const std::vector<Done> asked = std::move(asked_.extract(key).mapped());
+    const std::vector<Done> asked = std::move(asked_.extract(wanted.key).mapped());
     lock.unlock();
     for (const Done& done : asked) done(fetched);
     fetched = absl::CancelledError();  // its hold goes before the next wait
@@ -110,12 +110,12 @@ void RemoteSources::Loop() {
   }
 }
 
-absl::StatusOr<FetchedAdapter> RemoteSources::Fetch(const Key& key) {
-  const auto& [location, kept] = key;
+absl::StatusOr<FetchedAdapter> RemoteSources::Fetch(const Wanted& wanted) {
+  const auto& [location, kept] = wanted.key;
   if (cancelled_) return absl::CancelledError("the server is shutting down");
   if (std::optional<FetchedAdapter> there = cache_->Find(kept)) return *there;
   LK_ASSIGN_OR_RETURN(const RemoteAdapter adapter, ParseLocation(location, options_.endpoints));
-  if (SourceOf(location, options_.allowed) == options_.allowed.size()) {
+  if (wanted.source == options_.allowed.size()) {
     return absl::PermissionDeniedError(absl::StrCat(
         location, " is outside the allowed sources: ", Join(options_.allowed)));
   }

@@ -72,7 +72,7 @@ class RemoteSources final : public AdapterSources {
 
   void Loop();
   std::deque<Wanted>::iterator Next();  // whose source has a thread left
-  absl::StatusOr<FetchedAdapter> Fetch(const Key& key);
+  absl::StatusOr<FetchedAdapter> Fetch(const Wanted& wanted);
   absl::StatusOr<std::string> FetchFiles(const RemoteAdapter& adapter,
                                          const std::filesystem::path& to);
   absl::StatusOr<Downloaded> FetchFile(const RemoteAdapter& adapter, const char* name,
