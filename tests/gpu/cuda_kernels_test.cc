@@ -8,6 +8,8 @@
 #include <random>
 #include <vector>
 
+#include "engine/kernels/cuda/skinny_gemm.h"
+#include "engine/kernels/cuda/stream_gemm.h"
 #include "engine/kernels/cuda/tile_gemm.h"
 #include "tests/gpu/device_rows.h"
 #include "tests/support/load_images.h"
@@ -290,39 +292,98 @@ TEST(CudaLinear, WhatIsLeftToTheActivationIsItsProduct) {
   for (const TypeCase& type : kTypes) CheckLinears(type, Weights::kPlain, Reader::kSwiGlu);
 }
 
+// A product's operands, random, with NaN behind each row; and what becomes of them.
+struct Operands {
+  const TypeCase& type;
+  const int32_t rows, in, width;
+  std::vector<float> x, w;
+  DeviceRows dx, dw, dy;
+
+  // The weight has `halves` times as many rows as y has columns.
+  Operands(Backend* backend, const TypeCase& type, DType y, int32_t rows, int32_t in, int32_t width, int32_t halves,
+           std::mt19937& rng)
+      : type(type), rows(rows), in(in), width(width), x(RandomFloats(int64_t{rows} * in, rng)),
+        w(RandomFloats(int64_t{halves} * width * in, rng)), dx(backend, rows, in, type.dtype, 16),
+        dw(backend, halves * width, in, type.dtype, 8), dy(backend, rows, width, y, 24) {
+    RoundTo(type.dtype, &w);
+    RoundTo(type.dtype, &x);
+    dw.Write(w);
+    dx.Write(x);
+  }
+
+  // In float32, not yet rounded to a type.
+  Wanted Product(int32_t row, int32_t of) const {
+    Wanted sum{};
+    double magnitude = 0;
+    for (int32_t k = 0; k < in; ++k) {
+      const double term = double{x[int64_t{row} * in + k]} * w[int64_t{of} * in + k];
+      sum.value += term, magnitude += std::abs(term);
+    }
+    sum.tolerance = 0x1p-22 * magnitude;
+    return sum;
+  }
+  template <typename WantedAt>
+  void ExpectAll(const WantedAt& wanted_at) const {
+    const std::vector<float> y = dy.Read();
+    for (int32_t r = 0; r < rows; ++r) {
+      for (int32_t n = 0; n < width; ++n) {
+        const Wanted wanted = wanted_at(r, n);
+        ASSERT_NEAR(y[int64_t{r} * width + n], wanted.value, wanted.tolerance)
+            << Info(type.dtype).name << " in " << in << " width " << width << " rows " << rows << " row " << r
+            << " column " << n;
+      }
+    }
+  }
+  void ExpectGated() const {
+    ExpectAll([&](int32_t r, int32_t n) { return Gated(Product(r, n), Product(r, width + n), type.step); });
+  }
+};
+
 TEST(CudaLinear, GatedTilesMatchTheDefinition) {
   std::mt19937 rng(11);
   for (const TypeCase& type : {kTypes[0], kTypes[1]}) {
     const std::unique_ptr<Backend> backend = CudaBackendFor(type);
     for (const int32_t rows : {1, 33, 130, 200, 341, 700}) {
       const int32_t in = 8 * (1 + rng() % 70), width = 64 * (1 + rng() % 7);
-      std::vector<float> w = RandomFloats(int64_t{2} * width * in, rng), x = RandomFloats(int64_t{rows} * in, rng);
-      RoundTo(type.dtype, &w);
-      RoundTo(type.dtype, &x);
-      DeviceRows dw(backend.get(), 2 * width, in, type.dtype, 8), dx(backend.get(), rows, in, type.dtype, 16);
-      DeviceRows dy(backend.get(), rows, width, type.dtype, 24);
-      dw.Write(w);
-      dx.Write(x);
-      if (!cuda::CanTileGated(dw.matrix, dx.matrix, dy.matrix)) GTEST_SKIP() << "not for this GPU";
-      ASSERT_EQ(cuda::LaunchGatedTileGemm(dw.matrix, dx.matrix, dy.matrix, nullptr), cudaSuccess);
-      const std::vector<float> y = dy.Read();
-      for (int32_t r = 0; r < rows; ++r) {
-        const auto product = [&](int32_t of) {
-          Wanted sum{};
-          double magnitude = 0;
-          for (int32_t k = 0; k < in; ++k) {
-            const double term = double{x[int64_t{r} * in + k]} * w[int64_t{of} * in + k];
-            sum.value += term, magnitude += std::abs(term);
-          }
-          sum.tolerance = 0x1p-22 * magnitude;
-          return sum;
-        };
-        for (int32_t n = 0; n < width; ++n) {
-          const Wanted wanted = Gated(product(n), product(width + n), type.step);
-          ASSERT_NEAR(y[int64_t{r} * width + n], wanted.value, wanted.tolerance)
-              << Info(type.dtype).name << " in " << in << " width " << width << " rows " << rows << " row " << r
-              << " column " << n;
-        }
+      const Operands of(backend.get(), type, type.dtype, rows, in, width, 2, rng);
+      if (!cuda::CanTileGated(of.dw.matrix, of.dx.matrix, of.dy.matrix)) GTEST_SKIP() << "not for this GPU";
+      ASSERT_EQ(cuda::LaunchGatedTileGemm(of.dw.matrix, of.dx.matrix, of.dy.matrix, nullptr), cudaSuccess);
+      of.ExpectGated();
+    }
+  }
+}
+
+TEST(CudaLinear, GatedProductsOfFewRowsMatchTheDefinition) {
+  std::mt19937 rng(12);
+  for (const TypeCase& type : {kTypes[0], kTypes[1]}) {
+    const std::unique_ptr<Backend> backend = CudaBackendFor(type);
+    for (const int32_t rows : {1, 7, 8, 13, 16, 27, 32, 50, 64}) {
+      const int32_t in = 8 * (1 + rng() % 120), width = 4 * (1 + rng() % 120);
+      const Operands of(backend.get(), type, type.dtype, rows, in, width, 2, rng);
+      if (!cuda::CanStream(of.dw.matrix, of.dx.matrix)) GTEST_SKIP() << "not for this GPU";
+      ASSERT_EQ(cuda::LaunchGatedStreamGemm(of.dw.matrix, of.dx.matrix, of.dy.matrix, nullptr), cudaSuccess);
+      of.ExpectGated();
+    }
+  }
+}
+
+TEST(CudaLinear, ProductsOfAHandfulOfRowsMatchTheDefinition) {
+  std::mt19937 rng(13);
+  for (const TypeCase& type : {kTypes[0], kTypes[1]}) {
+    const std::unique_ptr<Backend> backend = CudaBackendFor(type);
+    for (const DType y : {type.dtype, DType::kF32}) {
+      for (const auto& [in, width] : {std::pair(8, 1), {72, 31}, {64, 4096}, {1016, 4100}, {1400, 5}, {4096, 4300},
+                                      {576, 6144}, {14336, 129}}) {
+        const int32_t rows = 1 + rng() % 8;
+        const Operands of(backend.get(), type, y, rows, in, width, 1, rng);
+        ASSERT_TRUE(cuda::IsSkinny(of.dw.matrix, of.dx.matrix, of.dy.matrix));
+        ASSERT_EQ(cuda::LaunchSkinnyGemm(of.dw.matrix, of.dx.matrix, of.dy.matrix, nullptr), cudaSuccess);
+        const double step = y == DType::kF32 ? 0 : type.step;
+        of.ExpectAll([&](int32_t r, int32_t n) {
+          Wanted wanted = of.Product(r, n);
+          wanted.tolerance += step * std::abs(wanted.value) + 1e-7;
+          return wanted;
+        });
       }
     }
   }

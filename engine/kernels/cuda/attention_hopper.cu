@@ -35,22 +35,27 @@ template <int kDim>
 using DecodeRing = PageRing<kDim, DecodeShared<kDim>::kStages>;
 
 // Brings the pages of all the block's items in their order, so that the memory has work while an item ends
-// and the next begins; lane w < kDecodeWarps what warp w folds. Not before this step's keys and values are
-// written: a row may share blocks that another row of the step completes.
+// and the next begins; lane w < kDecodeWarps what warp w folds. `waits`: not before this step's keys and values are
+// written, since a row may share blocks that another row of the step completes.
 template <int kDim>
 __device__ void BringForDecode(const AttentionArgs& args, const KvStep& step, const CUtensorMap& map,
-                               int32_t kv_head, DecodeRing<kDim> ring) {
+                               int32_t kv_head, bool waits, DecodeRing<kDim> ring) {
   const int32_t lane = threadIdx.x % 32;
+  const auto wait = [&] {
+    if (waits) WaitForKernelBefore();
+    waits = false;
+  };
   const MapRows<kDim> rows(step.layout, args.layer, kv_head);
   for (int32_t index = blockIdx.x; index < step.list->decode_count; index += gridDim.x) {
     const DecodeItem item = step.list->decodes[index];
     const PageRange range = PagesOf(args, *step.list, item);
     const int32_t* ids = step.list->page_ids + item.page_begin + step.layout.PageOfLayer(args.layer);
-    ForEachPage(ids, step.layout.pages_per_block, range.first, range.last, [&](int32_t id, int32_t block) {
+    ForEachPage(ids, step.layout.pages_per_block, range.first, range.last, wait, [&](int32_t id, int32_t block) {
       const int32_t row = id * rows.of_page;
       if (lane == (block - range.first) % kDecodeWarps) ring.Bring(map, row + rows.keys, row + rows.values);
     });
   }
+  wait();
 }
 
 // This warp's pages of an item: every kDecodeWarps-th.
@@ -86,17 +91,25 @@ __global__ void __launch_bounds__(kThreads, DecodeShared<kDim>::kBlocks)
   }
   __syncthreads();
   LetKernelAfterStart();
+  // A block without an item leaves its place to the next kernel's; the first ones stay even so, since that kernel
+  // waits for this one alone. What is looked up is no kernel's doing.
+  const int32_t items = step.list->decode_count;
+  if (blockIdx.x > 0 && blockIdx.x >= items) return;
   // Beside a step's prompts it starts with them, who have waited, and waits for them at its end.
-  if (step.prompts == 0) WaitForKernelBefore();
+  const bool waits = step.prompts == 0;
   const HeadGroup heads = GroupOf(args, step.layout, blockIdx.y);
   const int w = warp < kDecodeWarps ? warp : min(lane, kDecodeWarps - 1);
   DecodeRing<kDim> ring{shared + w * Shared::kRing, barriers + w * Shared::kStages,
                         barriers + (kDecodeWarps + w) * Shared::kStages};
   if (warp == kDecodeWarps) {
-    BringForDecode<kDim>(args, step, map, heads.kv_head, ring);
+    BringForDecode<kDim>(args, step, map, heads.kv_head, waits, ring);
   } else {
-    for (int32_t index = blockIdx.x; index < step.list->decode_count; index += gridDim.x) {
-      const DecodeItem item = step.list->decodes[index];
+    DecodeItem next;
+    if (blockIdx.x < items) next = step.list->decodes[blockIdx.x];
+    if (waits) WaitForKernelBefore();
+    for (int32_t index = blockIdx.x; index < items; index += gridDim.x) {
+      const DecodeItem item = next;
+      if (index + gridDim.x < items) next = step.list->decodes[index + gridDim.x];
       const T* const q = args.q.row<T>(item.row) + int64_t{heads.first_head} * kDim;
       Folding<T, kDim, 1> folding([&](int query) { return query < heads.queries ? q + query * kDim : nullptr; });
       FoldPages<T, kDim>(args, item, PagesOf(args, *step.list, item), &ring, &folding);
@@ -188,7 +201,7 @@ __global__ void __launch_bounds__(kThreads)
     if (warp < kDecodeWarps) {
       FoldForPrompt<T, kDim>(args, step, queries, begin + warp * 8 * kPromptGroups, first, last, &ring);
     } else {
-      ForEachPage(ids, step.layout.pages_per_block, first, last, [&](int32_t id, int32_t) {
+      ForEachPage(ids, step.layout.pages_per_block, first, last, [] {}, [&](int32_t id, int32_t) {
         const int32_t row = id * rows.of_page;
         if (lane == 0) ring.Bring(map, row + rows.keys, row + rows.values);
       });

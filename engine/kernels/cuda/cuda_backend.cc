@@ -258,6 +258,7 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
   rows_ = std::min(PaddedRows(rows), options_.max_rows);
   PlanAttention(step, layout_.kv_heads, options_.batch_invariant, &work_);
   PlanAdapters(step);
+  recordable_ &= work_.extension.segments.empty();  // whose columns are not what a recorded step's are
   bool moved = GrowScratch();
   moved |= arrays_.Send(step, work_, rows_, stream_);
   if (moved) DropGraphs();
@@ -267,7 +268,7 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
 bool CudaBackend::ExtendsProducts(std::span<const DeviceSegment> long_segments) const {
   const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
                      !Has(Part::kScaledPairs);
-  return alone && !options_.batch_invariant && rows_ > kMaxRecordedRows && ExtensionColumns(long_segments, 1) <= most_room_;
+  return alone && !options_.batch_invariant && ExtensionColumns(long_segments, 1) <= most_room_;
 }
 
 void CudaBackend::DropGraphs() {

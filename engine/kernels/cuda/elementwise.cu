@@ -65,8 +65,8 @@ __device__ const float* NormWeight(const NormArgs& args, const RowAdapters& adap
 
 // A thread has up to kVecs times eight of a row's sums.
 template <typename T, int kVecs>
-__global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32_t* logit_rows,
-                           const RowAdapters adapters) {
+__global__ void __launch_bounds__(kMaxThreads)
+    AddRmsNorm(const NormArgs args, const Beside beside, const int32_t* logit_rows, const RowAdapters adapters) {
   LetKernelAfterStart();
   const bool compact = args.rows == RowSet::kLogits;
   const int32_t r = compact ? logit_rows[blockIdx.x] : blockIdx.x;
@@ -76,9 +76,10 @@ __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32
   const T* low_rank = BesideRow<T>(beside, r);
   const float* weights = NormWeight(args, adapters, r);
   const auto column = [](int v) { return static_cast<int32_t>((threadIdx.x + v * blockDim.x) * 8); };
+  Vec8<float> weight[kVecs];
 #pragma unroll
   for (int v = 0; v < kVecs; ++v) {
-    if (column(v) < width) PrefetchToL2(weights + column(v));
+    if (column(v) < width) weight[v] = LoadVec(weights + column(v));
   }
   WaitForKernelBefore();
   Vec8<float> values[kVecs];  // all are on their way before one is used
@@ -105,10 +106,9 @@ __global__ void AddRmsNorm(const NormArgs args, const Beside beside, const int32
   for (int v = 0; v < kVecs; ++v) {
     const int32_t i = column(v);
     if (i >= width) continue;
-    const Vec8<float> weight = LoadVec(weights + i);
     Vec8<T> normed;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) normed.v[j] = FromFloat<T>(values[v].v[j] * scale * weight.v[j]);
+    for (int j = 0; j < 8; ++j) normed.v[j] = FromFloat<T>(values[v].v[j] * scale * weight[v].v[j]);
     StoreVec(out + i, normed);
   }
 }

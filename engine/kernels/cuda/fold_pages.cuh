@@ -61,13 +61,15 @@ struct MapRows {
   int32_t of_page, keys, values;
 };
 
-// A warp's: calls bring(page's id, block) for the blocks [first, last] of a sequence in turn.
-template <typename Bring>
+// A warp's: calls bring(page's id, block) for the blocks [first, last] of a sequence in turn, and looked_up()
+// before, with ids at hand.
+template <typename LookedUp, typename Bring>
 __device__ void ForEachPage(const int32_t* ids, int32_t pages_per_block, int32_t first, int32_t last,
-                            const Bring& bring) {
+                            const LookedUp& looked_up, const Bring& bring) {
   const int32_t lane = threadIdx.x % 32;
   for (int32_t from = first; from <= last; from += 32) {
     const int32_t mine = ids[min(from + lane, last) * pages_per_block];
+    looked_up();
     for (int32_t i = 0; i < 32 && from + i <= last; ++i) {
       bring(__shfl_sync(~0u, mine, i), from + i);
       __syncwarp();

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
 #include "engine/kernels/cuda/elementwise.h"
+#include "engine/kernels/cuda/skinny_gemm.h"
 #include "engine/kernels/cuda/stream_gemm.h"
 #include "engine/kernels/cuda/tile_gemm.h"
 
@@ -216,6 +217,10 @@ void Gemm::MultiplyInvariantly(Matrix weight, Matrix x, Matrix y, cudaStream_t s
 
 void Gemm::Multiply(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool beside) {
   if (batch_invariant_) return MultiplyInvariantly(weight, x, y, stream);
+  if (IsSkinny(weight, x, y)) {
+    errors_->Note(LaunchSkinnyGemm(weight, x, y, stream), "a product of a handful of rows");
+    return;
+  }
   if ((x.rows <= kFewRows || beside) && CanStream(weight, x)) {
     errors_->Note(LaunchStreamGemm(weight, x, y, stream), "a product of few rows");
     return;
@@ -267,6 +272,10 @@ bool Gemm::InOneIsFaster(Matrix weight, Matrix x, Matrix gate_up, Matrix out, cu
 }
 
 void Gemm::MultiplyGated(Matrix weight, Matrix x, Matrix gate_up, Matrix out, int32_t more, cudaStream_t stream) {
+  if (!batch_invariant_ && more == 0 && x.rows <= kFewRows && CanStream(weight, x)) {
+    errors_->Note(LaunchGatedStreamGemm(weight, x, out, stream), "a gated product of few rows");
+    return;
+  }
   if (!InOneIsFaster(weight, x, gate_up, out, stream)) {
     if (more > 0) MultiplyExtended(weight, x, gate_up, more, stream);
     else Multiply(weight, x, gate_up, stream);

@@ -1,5 +1,5 @@
-// Dense products: those of few rows as stream_gemm.h, the others through cuBLASLt or as tile_gemm.h,
-// whichever takes less time. Batch-invariant ones as stream_gemm.h or tile_gemm.h, whose sums are the same chains.
+// Dense products: those of few rows as skinny_gemm.h or stream_gemm.h, the others through cuBLASLt or as
+// tile_gemm.h, whichever takes less time. Batch-invariant ones as stream_gemm.h or tile_gemm.h, whose sums are the same chains.
 #pragma once
 
 #include <cublasLt.h>
@@ -35,7 +35,7 @@ class Gemm {
   // Over `more` columns behind those of weight and x, as well; what is fastest without them serves.
   void MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cudaStream_t stream);
   // out = silu(gate) ∘ up, the halves of what Multiply or, with `more`, MultiplyExtended would make of gate_up:
-  // by way of that, or in one without rounding it, whichever takes less time.
+  // in one without rounding it where rows are few or that takes less time, else by way of it.
   void MultiplyGated(Matrix weight, Matrix x, Matrix gate_up, Matrix out, int32_t more, cudaStream_t stream);
 
  private:

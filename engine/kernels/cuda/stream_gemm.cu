@@ -18,9 +18,13 @@ constexpr int32_t kRingBytes = 108 << 10;
 
 struct StreamArgs {
   Matrix y;
+  int32_t up_row = 0;  // gated: of the weight, U's first
   int32_t units = 0;   // stages' worth of columns
   int32_t stages = 0;  // of the ring
 };
+
+template <bool kGated>
+constexpr int32_t kYColumns = kGated ? kGroupRows : kBlockRows;  // a block's
 
 template <int kColumns>
 constexpr int32_t kStageBytes = kWeightBytes + kColumns * 8 * kBoxRowBytes;
@@ -39,14 +43,16 @@ struct Ring {
   __device__ std::byte* x(int32_t stage) const { return weight(stage) + kWeightBytes; }
 };
 
-// One thread's: brings `units` stages from column unit `first` on, rows `row` and on.
+// One thread's: brings `units` stages from column unit `first` on, for a warp group rows `row` and on, for the
+// other `other` and on.
 template <int kColumns>
 __device__ void Bring(const Ring<kColumns>& ring, const CUtensorMap& weight, const CUtensorMap& x,
-                      int32_t first, int32_t units, int32_t row) {
+                      int32_t first, int32_t units, int32_t row, int32_t other) {
   const auto bring_weight = [&](int32_t unit) {
-    const int32_t s = unit % ring.stages;
+    const int32_t s = unit % ring.stages, column = (first + unit) * kBoxWidth;
     ring.full[s].ArriveExpecting(kStageBytes<kColumns>);
-    BringBox(ring.weight(s), weight, (first + unit) * kBoxWidth, row, ring.full[s]);
+    BringBox(ring.weight(s), weight, column, row, ring.full[s]);
+    BringBox(ring.weight(s) + kWeightBytes / kGroups, weight, column, other, ring.full[s]);
   };
   const auto bring_x = [&](int32_t unit) {
     const int32_t s = unit % ring.stages;
@@ -89,7 +95,25 @@ __device__ void StoreAllOfFour(const Matrix& y, int32_t row, int32_t column, con
   for (int32_t i = 0; i < 4; ++i) Store<Y>(y, row, column + i, sums[i]);
 }
 
-template <typename T, typename Y, int kColumns>
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// The block's sums of G's rows and of U's, which lie behind them, become columns of y from `first` on.
+template <typename Y>
+__device__ void StoreGated(const float* partial, const Matrix& y, int32_t first) {
+  constexpr int32_t kFours = kGroupRows / 4;
+  for (int32_t i = threadIdx.x; i < kFours * y.rows; i += blockDim.x) {
+    const int32_t column = i % kFours * 4, row = i / kFours;
+    const float* const of_row = partial + row * kPartialStride + column;
+    const float4 g = *reinterpret_cast<const float4*>(of_row);
+    const float4 u = *reinterpret_cast<const float4*>(of_row + kGroupRows);
+    const auto gated = [](float gate, float up) { return gate / (1.0f + expf(-gate)) * up; };
+    StoreAllOfFour<Y>(y, row, first + column, {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)});
+  }
+}
+
+#endif
+
+template <typename T, typename Y, int kColumns, bool kGated>
 __global__ void __launch_bounds__(kComputing + 32)
     StreamGemm(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap x,
                const StreamArgs args) {
@@ -100,7 +124,7 @@ __global__ void __launch_bounds__(kComputing + 32)
   const cg::cluster_group cluster = cg::this_cluster();
   const int32_t blocks = static_cast<int32_t>(cluster.num_blocks());
   const int32_t rank = static_cast<int32_t>(cluster.block_rank());
-  const int32_t first_row = static_cast<int32_t>(blockIdx.x) / blocks * kBlockRows;
+  const int32_t first_row = static_cast<int32_t>(blockIdx.x) / blocks * kYColumns<kGated>;
   const int32_t begin = args.units * rank / blocks;
   const int32_t units = args.units * (rank + 1) / blocks - begin;
   if (threadIdx.x == 0) {
@@ -112,42 +136,47 @@ __global__ void __launch_bounds__(kComputing + 32)
   if (threadIdx.x < kComputing) {
     Multiply<T>(ring, units, sums);
   } else if (threadIdx.x == kComputing) {
-    Bring(ring, weight, x, begin, units, first_row);
+    Bring(ring, weight, x, begin, units, first_row, first_row + (kGated ? args.up_row : kGroupRows));
   }
-  const auto store = [&](int32_t row, int32_t column, float sum) {
-    Store<Y>(args.y, column, first_row + row, sum);
-  };
-  if (blocks > 1) {
+  float* const partial = reinterpret_cast<float*>(shared);
+  if (kGated || blocks > 1) {
     __syncthreads();  // the ring is not read any more
-    float* const partial = reinterpret_cast<float*>(shared);
     if (threadIdx.x < kComputing) StorePartial<kColumns>(partial, sums);
+  }
+  if constexpr (kGated) {
+    __syncthreads();
+    StoreGated<Y>(partial, args.y, first_row);
+  } else if (blocks > 1) {
     cluster.sync();
     AddOverCluster(cluster, partial, args.y.rows, blockDim.x, [&](int32_t row, int32_t column, float4 sum) {
       StoreAllOfFour<Y>(args.y, column, first_row + row, sum);
     });
     cluster.sync();
   } else if (threadIdx.x < kComputing) {
-    ForEachSum<kColumns>(sums, store);
+    ForEachSum<kColumns>(sums, [&](int32_t row, int32_t column, float sum) {
+      Store<Y>(args.y, column, first_row + row, sum);
+    });
   }
 #endif
 }
 
-template <typename T, typename Y, int kColumns>
+template <typename T, typename Y, int kColumns, bool kGated>
 cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, bool in_chains, cudaStream_t stream) {
-  const auto kernel = StreamGemm<T, Y, kColumns>;
+  const auto kernel = StreamGemm<T, Y, kColumns, kGated>;
   constexpr int32_t kStages = std::min(kMaxStages, kRingBytes / kStageBytes<kColumns>);
   constexpr int32_t kShared = kStages * kStageBytes<kColumns>;
   static const cudaError_t raised =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (raised != cudaSuccess) return raised;
   CUtensorMap weight_map, x_map;
-  cudaError_t error = MakeBoxMap(weight.data, x.dtype, y.width, x.width, weight.stride, kBlockRows, &weight_map);
+  const int32_t weight_rows = kGated ? 2 * y.width : y.width;
+  cudaError_t error = MakeBoxMap(weight.data, x.dtype, weight_rows, x.width, weight.stride, kGroupRows, &weight_map);
   if (error != cudaSuccess) return error;
   error = MakeBoxMap(x.data, x.dtype, x.rows, x.width, x.stride, kColumns * 8, &x_map);
   if (error != cudaSuccess) return error;
-  const int32_t row_blocks = DivideUp(y.width, kBlockRows);
-  const StreamArgs args{.y = y, .units = DivideUp(x.width, kBoxWidth), .stages = kStages};
-  const int32_t cluster = in_chains ? 1 : ClusterFor(row_blocks, kRoom, args.units);
+  const int32_t row_blocks = DivideUp(y.width, kYColumns<kGated>);
+  const StreamArgs args{.y = y, .up_row = y.width, .units = DivideUp(x.width, kBoxWidth), .stages = kStages};
+  const int32_t cluster = kGated || in_chains ? 1 : ClusterFor(row_blocks, kRoom, args.units);
   return Launch(kernel,
                 {.grid = dim3(cluster * row_blocks),
                  .threads = kComputing + 32,
@@ -156,13 +185,13 @@ cudaError_t LaunchFor(Matrix weight, Matrix x, Matrix y, bool in_chains, cudaStr
                 stream, weight_map, x_map, args);
 }
 
-template <typename T, typename Y>
+template <typename T, typename Y, bool kGated>
 cudaError_t LaunchTyped(Matrix weight, Matrix x, Matrix y, bool in_chains, cudaStream_t stream) {
-  if (x.rows <= 8) return LaunchFor<T, Y, 1>(weight, x, y, in_chains, stream);
-  if (x.rows <= 16) return LaunchFor<T, Y, 2>(weight, x, y, in_chains, stream);
-  if (x.rows <= 32) return LaunchFor<T, Y, 4>(weight, x, y, in_chains, stream);
+  if (x.rows <= 8) return LaunchFor<T, Y, 1, kGated>(weight, x, y, in_chains, stream);
+  if (x.rows <= 16) return LaunchFor<T, Y, 2, kGated>(weight, x, y, in_chains, stream);
+  if (x.rows <= 32) return LaunchFor<T, Y, 4, kGated>(weight, x, y, in_chains, stream);
   static_assert(kMaxStreamedRows <= 64);
-  return LaunchFor<T, Y, 8>(weight, x, y, in_chains, stream);
+  return LaunchFor<T, Y, 8, kGated>(weight, x, y, in_chains, stream);
 }
 
 }  // namespace
@@ -175,8 +204,15 @@ bool CanStream(Matrix weight, Matrix x) {
 cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool in_chains) {
   return WithType(x.dtype, [&]<typename T>(T) {
     if constexpr (std::is_same_v<T, float>) return cudaErrorInvalidValue;
-    else if (y.dtype == DType::kF32) return LaunchTyped<T, float>(weight, x, y, in_chains, stream);
-    else return LaunchTyped<T, T>(weight, x, y, in_chains, stream);
+    else if (y.dtype == DType::kF32) return LaunchTyped<T, float, false>(weight, x, y, in_chains, stream);
+    else return LaunchTyped<T, T, false>(weight, x, y, in_chains, stream);
+  });
+}
+
+cudaError_t LaunchGatedStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream) {
+  return WithType(x.dtype, [&]<typename T>(T) {
+    if constexpr (std::is_same_v<T, float>) return cudaErrorInvalidValue;
+    else return LaunchTyped<T, T, true>(weight, x, y, /*in_chains=*/true, stream);
   });
 }
 

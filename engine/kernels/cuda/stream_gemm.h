@@ -24,4 +24,8 @@ inline constexpr int32_t kFewRows = 32;
 // ended: what is read then is the weight alone.
 cudaError_t LaunchStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream, bool in_chains = false);
 
+// y = silu(x Gᵀ) ∘ (x Uᵀ) (Shazeer 2020, SwiGLU), neither product rounded before. weight: [2 · y.width, x.width],
+// G's rows, then U's; y is of x's type.
+cudaError_t LaunchGatedStreamGemm(Matrix weight, Matrix x, Matrix y, cudaStream_t stream);
+
 }  // namespace lorikeet::cuda

@@ -59,8 +59,6 @@ __device__ inline uint4 LoadStreaming(const void* p) {
   return v;
 }
 
-__device__ inline void PrefetchToL2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 inline constexpr uint4 kZero = {0, 0, 0, 0};
 
 __device__ inline uint4 LoadCached(const void* p) { return *static_cast<const uint4*>(p); }
