@@ -118,19 +118,23 @@ class LoraWriter {
       targets.push_back(path);
       if (rank != largest) patterns[Escaped(path)] = rank;
     }
-    return {{"peft_type", "LORA"},
-            {"task_type", "CAUSAL_LM"},
-            {"base_model_name_or_path", terms_[0].base_model},
-            {"r", largest},
-            {"lora_alpha", largest},
-            {"rank_pattern", patterns},
-            {"alpha_pattern", patterns},
-            {"target_modules", targets},
-            {"bias", "none"},
-            {"fan_in_fan_out", false},
-            {"init_lora_weights", true},
-            {"inference_mode", true},
-            {"lora_dropout", 0.0}};
+    Json config = {{"peft_type", "LORA"},
+                   {"task_type", "CAUSAL_LM"},
+                   {"base_model_name_or_path", terms_[0].base_model},
+                   {"r", largest},
+                   {"lora_alpha", largest},
+                   {"rank_pattern", patterns},
+                   {"alpha_pattern", patterns},
+                   {"target_modules", targets},
+                   {"bias", "none"},
+                   {"fan_in_fan_out", false},
+                   {"init_lora_weights", true},
+                   {"inference_mode", true},
+                   {"lora_dropout", 0.0}};
+    if (const LayerReplication stacked = base_.layer_replication(); !stacked.empty()) {
+      config["layer_replication"] = stacked;
+    }
+    return config;
   }
 
   // The path as a regular expression that means nothing else.

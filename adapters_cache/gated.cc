@@ -1,12 +1,16 @@
 #include "adapters_cache/gated.h"
 
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/problems.h"
 #include "adapters_cache/mixer.h"
 #include "adapters_cache/pack.h"
 #include "engine/base/status_macros.h"
+#include "engine/tensor/dequantize.h"
 
 namespace lorikeet {
 namespace {
@@ -40,7 +44,7 @@ absl::StatusOr<std::vector<std::shared_ptr<const Adapter>>> NormaliseExperts(con
                                                                              const NormaliseOptions& options) {
   if (!options.on_host) {
     return absl::UnimplementedError(
-        "gates per token (X-LoRA, Arrow) are computed on the CPU alone; serve the base with device cpu");
+        "gates per token (X-LoRA, Arrow, MoLE) are computed on the CPU alone; serve the base with device cpu");
   }
   std::vector<std::shared_ptr<const Adapter>> experts;
   for (const RawAdapter& expert : raw.experts) {
@@ -62,16 +66,66 @@ std::vector<int32_t> RankGates(std::span<const std::shared_ptr<const Adapter>> e
   return gates;
 }
 
-absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& raw,
-                                                              const BaseModel& base,
-                                                              const NormaliseOptions& options) {
-  LK_ASSIGN_OR_RETURN(const auto experts, NormaliseExperts(raw, base, options));
+namespace {
+
+// Their pairs one below the other.
+absl::StatusOr<std::shared_ptr<Adapter>> StackExperts(
+    const RawAdapter& raw, const BaseModel& base, std::span<const std::shared_ptr<const Adapter>> experts) {
   const std::vector<AdapterLease> leases(experts.begin(), experts.end());
   std::vector<WeightedAdapter> terms;
   for (size_t e = 0; e < experts.size(); ++e) terms.push_back({absl::StrCat(e), raw.gates_weight});
   LK_ASSIGN_OR_RETURN(std::shared_ptr<Adapter> adapter, SumAdapters(base, terms, leases));
   adapter->version = raw.version;
   adapter->variant = raw.variant;
+  return adapter;
+}
+
+// [experts, in]: the gate of a linear that the experts are on.
+absl::StatusOr<std::vector<float>> GateOf(const RawAdapter& raw, const std::string& path, int32_t in) {
+  const RawModule* module = raw.Find(path);
+  if (module == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("the file has no gate for ", path, ", which its LoRAs are on"));
+  }
+  const auto& [name, view] = module->tensors.begin()->second;
+  const std::vector<int64_t> needed = {raw.prototype_gates.experts, in};
+  if (view.shape != needed || IsCode(view.dtype)) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " is ", Info(view.dtype).name, " ", ShapeString(view.shape),
+                                                   "; needed are floats ", ShapeString(needed)));
+  }
+  LK_RETURN_IF_ERROR(CheckFinite(name, view));
+  std::vector<float> gate(view.elements());
+  Dequantize(view.dtype, view.bytes.data(), view.elements(), gate.data());
+  return gate;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseMole(const RawAdapter& raw, const BaseModel& base,
+                                                             const NormaliseOptions& options) {
+  LK_ASSIGN_OR_RETURN(const auto experts, NormaliseExperts(raw, base, options));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<Adapter> adapter, StackExperts(raw, base, experts));
+  adapter->prototype_gates = raw.prototype_gates;
+  Packer packer(options, adapter.get());
+  std::set<std::string> unused;
+  for (const auto& [path, module] : raw.modules) unused.insert(module.tensors.begin()->second.name);
+  for (const ModuleId m : base.modules()) {
+    if (adapter->module(m).low_rank.rank == 0) continue;
+    const std::string path = base.path(m);
+    LK_ASSIGN_OR_RETURN(const std::vector<float> gate, GateOf(raw, path, base.shape(m).in));
+    unused.erase(raw.Find(path)->tensors.begin()->second.name);
+    adapter->modules[m].prototypes = packer.Floats(gate);
+    adapter->modules[m].rank_gate = packer.Integers(RankGates(experts, m));
+  }
+  if (unused.empty()) return std::shared_ptr<const Adapter>(std::move(adapter));
+  return absl::NotFoundError(absl::StrCat("no LoRA is on the linears of ",
+                                          ListNames(std::vector<std::string>(unused.begin(), unused.end()))));
+}
+
+absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& raw,
+                                                              const BaseModel& base,
+                                                              const NormaliseOptions& options) {
+  LK_ASSIGN_OR_RETURN(const auto experts, NormaliseExperts(raw, base, options));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<Adapter> adapter, StackExperts(raw, base, experts));
   adapter->cacheable = false;  // the base's keys and values would be needed too
   adapter->gating = raw.gating;
   Gating& gating = adapter->gating;

@@ -16,6 +16,10 @@ absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& 
                                                               const BaseModel& base,
                                                               const NormaliseOptions& options);
 
+// The same, of a MoLE.
+absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseMole(const RawAdapter& raw, const BaseModel& base,
+                                                             const NormaliseOptions& options);
+
 // Its experts, each with pairs on linears alone. UNIMPLEMENTED: more, or not on_host.
 absl::StatusOr<std::vector<std::shared_ptr<const Adapter>>> NormaliseExperts(const RawAdapter& raw,
                                                                              const BaseModel& base,

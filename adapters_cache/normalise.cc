@@ -76,6 +76,7 @@ class Normaliser {
       : raw_(raw), base_(base), options_(options), precision_(options.precision) {}
 
   absl::StatusOr<std::shared_ptr<const Adapter>> Run() {
+    LK_RETURN_IF_ERROR(CheckLayers());
     LK_ASSIGN_OR_RETURN(vocab_, VocabularyOf(raw_, base_));
     LK_RETURN_IF_ERROR(MatchModules());
     for (const Matched& module : matched_) CheckModule(module);
@@ -123,6 +124,22 @@ class Normaliser {
       if (pair.shares_b) add({pair.b, pair.dtype, pair.rank, pair.b_stride});
     }
     return all.empty() ? nullptr : options_.blobs->Together(std::move(all), adapter.blocks);
+  }
+
+  // An adapter of stacked layers is of them alone: others have other keys and values a token.
+  absl::Status CheckLayers() const {
+    const LayerReplication of_base = base_.layer_replication();
+    if (raw_.layer_replication == of_base) return absl::OkStatus();
+    if (raw_.layer_replication.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the base model is served with layer_replication ", ToString(of_base),
+          ", and the adapter is of the model as it is; serve that without layer_replication"));
+    }
+    const std::string wanted = ToString(raw_.layer_replication);
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the adapter's layer_replication is ", wanted, ", the base model is served ",
+        of_base.empty() ? "without" : "with " + ToString(of_base), "; start a server with --layer-replication '",
+        wanted, "'"));
   }
 
   // Pairs the file's modules with the base's linears, both ways.
@@ -411,7 +428,9 @@ absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options) {
   if (raw.gating.experts > 0) return NormaliseGated(raw, base, options);
-  if (raw.prototype_gates.experts > 0) return NormaliseArrow(raw, base, options);
+  if (raw.prototype_gates.experts > 0) {
+    return raw.prototype_gates.magnitudes ? NormaliseArrow(raw, base, options) : NormaliseMole(raw, base, options);
+  }
   return Normaliser(raw, base, options).Run();
 }
 

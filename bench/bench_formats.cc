@@ -11,14 +11,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/format_table.h"
 #include "adapters_cache/normalise.h"
 #include "bench/formats.h"
@@ -33,7 +31,6 @@ namespace lorikeet::bench {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
 
 double Milliseconds(const std::function<void()>& run) {
   const auto start = std::chrono::steady_clock::now();
@@ -61,60 +58,6 @@ CopySpeed MeasureCopies() {
           kBytes / Best(10, [&] { std::memcpy(AlignedBuffer(kBytes).data(), from.data(), kBytes); })};
 }
 
-// Values that fit their type: floats of about 0.01, integers as the tensor says.
-void WriteValues(const FileTensor& tensor, int64_t count, std::ofstream* out) {
-  std::vector<std::byte> row(ByteSize(tensor.dtype, std::min<int64_t>(count, 1 << 16)));
-  uint32_t random = 1;
-  for (int64_t begin = 0; begin < count; begin += 1 << 16) {
-    const int64_t end = std::min<int64_t>(count, begin + (1 << 16));
-    for (int64_t i = begin; i < end; ++i) {
-      random = random * 1664525 + 1013904223;
-      const float value = 0.01f * (static_cast<float>(random >> 8) / (1 << 23) - 1);
-      const int64_t integer = tensor.integer ? tensor.integer(i) : 0;
-      std::byte* to = &row[ByteSize(tensor.dtype, i - begin)];
-      const uint16_t bits = tensor.dtype == DType::kBF16 ? FloatToBF16(value) : FloatToF16(value);
-      if (tensor.integer) std::memcpy(to, &integer, ByteSize(tensor.dtype, 1));
-      else if (tensor.dtype == DType::kF32) std::memcpy(to, &value, sizeof(value));
-      else std::memcpy(to, &bits, sizeof(bits));
-    }
-    out->write(reinterpret_cast<const char*>(row.data()), ByteSize(tensor.dtype, end - begin));
-  }
-}
-
-int64_t Write(const Format& format, const fs::path& directory) {
-  int64_t of_experts = 0;
-  for (int e = 0; e < format.experts; ++e) {
-    Format expert{.config = format.config, .tensors = format.tensors};
-    expert.config.erase("arrow_config");
-    of_experts += Write(expert, directory / absl::StrCat("task_", e));
-  }
-  fs::create_directories(directory);
-  std::ofstream(directory / "adapter_config.json") << format.config.dump();
-  Json header = Json::object();
-  int64_t at = 0;
-  for (const FileTensor& tensor : format.tensors) {
-    int64_t count = 1;
-    for (const int64_t d : tensor.shape) count *= d;
-    const int64_t end = at + ByteSize(tensor.dtype, count);
-    header[tensor.name] = {{"dtype", Info(tensor.dtype).name}, {"shape", tensor.shape},
-                           {"data_offsets", {at, end}}};
-    at = end;
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  const uint64_t length = text.size();
-  std::ofstream out(directory / "adapter_model.safetensors", std::ios::binary);
-  out.write(reinterpret_cast<const char*>(&length), sizeof(length));
-  out << text;
-  for (const FileTensor& tensor : format.tensors) {
-    int64_t count = 1;
-    for (const int64_t d : tensor.shape) count *= d;
-    WriteValues(tensor, count, &out);
-  }
-  LK_CHECK(out.good());
-  return at + of_experts;
-}
-
 class Loads {
  public:
   explicit Loads(const std::shared_ptr<const ModelSource>& model)
@@ -132,7 +75,7 @@ class Loads {
   }
 
   void Measure(const Format& format, const fs::path& directory) {
-    const int64_t file_bytes = Write(format, directory);
+    const int64_t file_bytes = WriteFormat(format, directory);
     const int runs = file_bytes < 200'000'000 ? 5 : 1;
     AdapterFiles files;
     const double read_ms = Best(runs, [&] {

@@ -1,175 +1,193 @@
-// What adapters of other kinds than low rank cost on a GPU: decoding steps of Llama-3.1-8B's shapes,
-// eight rows at 512 tokens, random weights. Prints the device bytes of an adapter, the time of a step
-// in which one row's is of that kind beside seven of rank 16, of one in which all eight rows share it,
-// and both over the step of eight of rank 16.
-//   bench_variants
+// What an adapter of every kind costs on a GPU: decoding steps of Llama-3.1-8B's shapes, eight rows at 512
+// tokens, random weights. Adapters are written as PEFT saves them and loaded as a server does; what PEFT saves
+// with whole tables is made in memory. Prints the device bytes of an adapter, the time of a step in which one row is
+// of that kind beside seven of others, over that of the same step with a base row in its place, and of a step of
+// eight such rows, over that of eight base rows. Kinds that are the same to a step are named behind it.
+//   bench_variants FOLDER [LAYERS]
+#include <algorithm>
 #include <cstdio>
-#include <functional>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "adapters_cache/formats/format_table.h"
+#include "adapters_cache/normalise.h"
 #include "bench/device.h"
+#include "bench/formats.h"
 #include "bench/model_steps.h"
 #include "bench/synthetic.h"
 #include "engine/base/check.h"
+#include "engine/model/base_model_view.h"
 #include "tests/support/load_images.h"
 
 namespace lorikeet::bench {
 namespace {
 
-constexpr int32_t kRows = 8, kContext = 512, kRank = 16, kNonzerosPerRow = 64;
-constexpr int64_t kKvBytes = int64_t{4} << 30, kImageBytes = int64_t{24} << 30;
+namespace fs = std::filesystem;
 
-// Adapters whose parts all read one block of host memory.
-class Maker {
- public:
-  explicit Maker(const ModelSource& model)
-      : model_(model),
-        config_(model.config()),
-        block_(2 * int64_t{config_.vocab} * config_.hidden),
-        sparse_begin_(config_.ffn + 1),
-        columns_(kNonzerosPerRow * config_.ffn) {
-    for (size_t i = 0; i < block_.size() / 2; ++i) block_.as<uint16_t>()[i] = 0x3c00 + i % 251;
-    for (size_t o = 0; o < sparse_begin_.size(); ++o) {
-      sparse_begin_[o] = kNonzerosPerRow * static_cast<int32_t>(o);
-    }
-    for (size_t e = 0; e < columns_.size(); ++e) columns_[e] = static_cast<int32_t>(e) % config_.hidden;
-  }
+constexpr int32_t kRows = 8, kContext = 512;
+constexpr int64_t kKvBytes = int64_t{4} << 30, kImageBytes = int64_t{16} << 30;
 
-  using Fill = std::function<void(Linear linear, int32_t in, int32_t out, ModuleDelta* delta)>;
+// The rows beside the one that is measured.
+constexpr std::string_view kOthers[] = {"LoRA, r16, BF16", "DoRA, r16",  "VeRA, r256",    "IA3, k and v",
+                                        "RoAd 1",          "LN tuning", "BEFT, q and v"};
 
-  std::shared_ptr<Adapter> Empty() const {
-    auto adapter = std::make_shared<Adapter>();
-    adapter->modules.resize(ModuleCount(config_.layers));
-    return adapter;
-  }
-  // The same for the linears of every layer.
-  std::shared_ptr<Adapter> Linears(const Fill& fill) const {
-    std::shared_ptr<Adapter> adapter = Empty();
-    for (ModuleId m = 0; m < HeadModule(config_.layers); ++m) {
-      const TensorView& weight = model_.weight(m);
-      fill(static_cast<Linear>(m % kLinearsPerLayer), static_cast<int32_t>(weight.row_elements()),
-           static_cast<int32_t>(weight.rows()), &adapter->modules[m]);
-    }
-    return adapter;
-  }
-
-  const std::byte* bytes() const { return block_.data(); }
-  const float* floats() const { return block_.as<float>(); }
-  SparseDelta sparse() const { return {sparse_begin_.data(), columns_.data(), floats()}; }
-  const int32_t* ids() const { return columns_.data(); }  // 0, 1, ... hidden - 1
-
- private:
-  const ModelSource& model_;
-  const ModelConfig& config_;
-  AlignedBuffer block_;
-  std::vector<int32_t> sparse_begin_, columns_;
+// By kind, those that lie on the device and are computed as it is, at their own ranks.
+struct Kin {
+  std::string_view kind;
+  const char* others;
+};
+constexpr Kin kKin[] = {
+    {"LoRA, r16, BF16",
+     "rsLoRA, aLoRA, LoRA+, LoRA-FA, EVA, MiCA, VeLoRA, MonteCLoRA, other inits, QLoRA, DyLoRA, 1LoRA, BD-LoRA, QALoRA, "
+     "Poly, PEANuT, converted PiSSA, OLoRA, CorDA"},
+    {"DoRA, r16", "QDoRA"},
+    {"OLoRA, r16", "unconverted PiSSA, KaSA, OSF, weighted sums: pairs of more ranks"},
+    {"VeRA, r256", "PVeRA"},
+    {"MiSS, r64", "Bone"},
+    {"BEFT, q and v", "BitFit, bias=all, lora_bias"},
+    {"RoAd 1", "RoAd 2 and 4"},
+    {"SHiRA, r16", "SuperTuning, WaveFT without its inverse"},
+    {"HiRA, r32, q and v", "FRoD, GLoRA, WaveFT, MiSS bat: a dense delta"},
+    {"LN tuning", "LongLoRA's and saved norms"},
+    {"prompt tuning, 64", "P-tuning, CPT, multitask prompt tuning"},
+    {"prefix tuning, 64", "Cartridge"},
+    {"Houlsby, 256 wide", "Pfeiffer, parallel, Compacter, LoRETTA's bottlenecks"},
+    {"head of its own", "modules_to_save, tokens of its own"},
+    {"1000 embedding rows", "trainable tokens"},
 };
 
 struct Variant {
-  const char* name;
+  std::string name;
   std::shared_ptr<const Adapter> adapter;
 };
 
-std::vector<Variant> OfLinears(const Maker& maker) {
-  const auto low_rank = [&](int32_t in, int32_t out) {
-    return LowRank{kRank, DType::kBF16, 1.0f, maker.bytes(), maker.bytes(), in, out};
-  };
-  return {
-      {"DoRA, rank 16", maker.Linears([&](Linear, int32_t in, int32_t out, ModuleDelta* d) {
-         d->low_rank = low_rank(in, out);
-         d->out_scale = maker.floats();
-       })},
-      {"IA3", maker.Linears([&](Linear linear, int32_t, int32_t, ModuleDelta* d) {
-         if (linear == Linear::kK || linear == Linear::kV) d->output_rotation.scale = maker.floats();
-         if (linear == Linear::kDown) d->input_rotation = {1, maker.floats()};
-       })},
-      {"OFT, blocks of 32", maker.Linears([&](Linear, int32_t, int32_t, ModuleDelta* d) {
-         d->input_rotation = {32, maker.floats()};
-       })},
-      {"RoAd", maker.Linears([&](Linear, int32_t, int32_t out, ModuleDelta* d) {
-         d->output_rotation = {maker.floats(), maker.floats(), out / 2};
-       })},
-      {"LoKr, 64 x 64", maker.Linears([&](Linear, int32_t in, int32_t out, ModuleDelta* d) {
-         d->kronecker = {64, in / 64, 64, out / 64, maker.floats(), maker.floats()};
-       })},
-      {"C3A, blocks of 256", maker.Linears([&](Linear, int32_t, int32_t, ModuleDelta* d) {
-         d->circulant = {256, maker.floats()};
-       })},
-      {"SHiRA, 64 a row", maker.Linears([&](Linear, int32_t, int32_t, ModuleDelta* d) {
-         d->sparse = maker.sparse();
-       })},
-      {"dense, q and v", maker.Linears([&](Linear linear, int32_t, int32_t out, ModuleDelta* d) {
-         if (linear == Linear::kQ || linear == Linear::kV) d->dense = {DType::kBF16, out, maker.bytes()};
-       })},
-  };
+// As a server of two bytes an activation loads it; nullptr: a GPU refuses it.
+std::shared_ptr<const Adapter> Load(const Format& format, const BaseModel& base, const fs::path& directory,
+                                    SharedBlobs* blobs) {
+  if (format.experts > 0) return nullptr;
+  WriteFormat(format, directory);
+  auto files = ReadAdapterFiles(directory, {});
+  LK_CHECK_MSG(files.ok(), files.status().ToString());
+  Problems problems;
+  const RawAdapter raw = ParseAdapter(*std::move(files), &problems);
+  LK_CHECK_MSG(problems.empty(), problems.ToStatus().ToString());
+  auto adapter = Normalise(raw, base, {.precision = FactorPrecision::kBF16, .allow_dense = true,
+                                       .on_host = false, .blobs = blobs});
+  LK_CHECK_MSG(adapter.ok(), format.name + ": " + adapter.status().ToString());
+  fs::remove_all(directory);
+  return *std::move(adapter);
 }
 
-std::vector<Variant> OfTheModel(const Maker& maker, const ModelConfig& config) {
-  const auto made = [&](const std::function<void(Adapter*)>& fill) {
-    std::shared_ptr<Adapter> adapter = maker.Empty();
-    fill(adapter.get());
-    return adapter;
-  };
-  const Bottleneck bottleneck{256, Bottleneck::Input::kOutput, Activation::kRelu, 1,
-                              maker.floats(), maker.floats(), maker.floats(), maker.floats()};
-  return {
-      {"head of its own", made([&](Adapter* a) {
-         a->modules.back().rows.rows = {DType::kBF16, config.vocab, maker.bytes()};
-       })},
-      {"1000 embedding rows", made([&](Adapter* a) {
-         a->embedding.rows = {{DType::kBF16, 1000, maker.bytes()}, maker.ids()};
-       })},
-      {"norms", made([&](Adapter* a) {
-         a->norms.assign(FinalNorm(config.layers) + 1, maker.floats());
-       })},
-      {"prefix of 64", made([&](Adapter* a) { a->virtual_tokens = {64, nullptr, maker.floats()}; })},
-      {"adaption prompt of 10", made([&](Adapter* a) {
-         a->prompt_attention.assign(config.layers, {10, 0.5f, maker.floats(), maker.floats()});
-       })},
-      {"Houlsby, 256 wide", made([&](Adapter* a) {
-         a->bottlenecks.assign(2 * config.layers, bottleneck);
-       })},
-  };
+// Whole tables, all of one block of host memory.
+std::vector<Variant> OfTables(const ModelConfig& config) {
+  static AlignedBuffer block(2 * int64_t{config.vocab} * config.hidden);
+  static std::vector<int32_t> ids(1000);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
+  auto head = std::make_shared<Adapter>(), embedding = std::make_shared<Adapter>();
+  head->modules.resize(ModuleCount(config.layers));
+  head->modules.back().rows.rows = {DType::kBF16, config.vocab, block.data()};
+  embedding->modules.resize(ModuleCount(config.layers));
+  embedding->embedding.rows = {{DType::kBF16, static_cast<int32_t>(ids.size()), block.data()}, ids.data()};
+  return {{"head of its own", head}, {"1000 embedding rows", embedding}};
 }
 
-int Run() {
-  const auto source = std::make_shared<SyntheticModel>(Llama8B());
+// Steps with adapters, which it copies to the device once each.
+class Costs {
+ public:
+  Costs(Backend* backend, Model* model, const KvLayout& layout)
+      : backend_(backend), layout_(layout), next_(static_cast<int32_t>(kKvBytes / layout.page_bytes())),
+        steps_(backend, model, layout, next_) {}
+
+  // Pages of its image and of what it shares, each copied when it first comes.
+  int32_t Place(const std::shared_ptr<const Adapter>& adapter) {
+    const int32_t shared = adapter->shared == nullptr ? 0 : Place(adapter->shared);
+    const auto [it, is_new] = pages_.try_emplace(adapter->serial, next_);
+    if (is_new) next_ = LoadImages(backend_->images(), {&adapter, 1}, next_);
+    if (is_new) it->second = next_ - it->second;
+    return it->second + shared;
+  }
+
+  void SetOthers(std::vector<std::shared_ptr<const Adapter>> others) {
+    rows_ = std::move(others);
+    rows_.push_back(nullptr);
+    LK_CHECK(rows_.size() == kRows);
+    beside_others_ = Step(rows_);
+    base_ = Step({nullptr});
+    std::printf("%s: a step of %d base rows %.3f ms, of seven others and one %.3f ms\n", DeviceName().c_str(), kRows,
+                base_, beside_others_);
+    std::printf("%-22s %9s %9s %9s %9s %9s\n", "adapter", "MB", "one, ms", "over", "all, ms", "over");
+  }
+
+  void Print(const Variant& variant, int32_t pages) {
+    rows_.back() = variant.adapter;
+    const double one = Step(rows_), all = Step({variant.adapter});
+    std::printf("%-22s %9.1f %9.3f %9.3f %9.3f %9.3f", variant.name.c_str(), pages * layout_.page_bytes() * 1e-6, one,
+                one - beside_others_, all, all - base_);
+    const auto kin = std::ranges::find(kKin, std::string_view(variant.name), &Kin::kind);
+    std::printf("%s%s\n", kin == std::end(kKin) ? "" : "  ", kin == std::end(kKin) ? "" : kin->others);
+    std::fflush(stdout);
+  }
+
+ private:
+  double Step(const std::vector<std::shared_ptr<const Adapter>>& adapters) {
+    return steps_.Measure(kRows, kContext, 1, adapters) * 1e3;
+  }
+
+  Backend* const backend_;
+  const KvLayout layout_;
+  int32_t next_;  // page
+  std::map<uint64_t, int32_t> pages_;  // by serial
+  ModelSteps steps_;
+  std::vector<std::shared_ptr<const Adapter>> rows_;
+  double base_ = 0, beside_others_ = 0;
+};
+
+int Run(const fs::path& folder, int32_t layers) {
+  ModelConfig shapes = Llama8B();
+  shapes.layers = layers;
+  shapes.layer_uses_rope.resize(layers, 1);
+  shapes.layer_uses_window.resize(layers, 0);
+  const auto source = std::make_shared<SyntheticModel>(shapes);
   const ModelConfig& config = source->config();
   auto backend = MakeCudaBackend({.max_rows = 256});
   LK_CHECK_MSG(backend.ok(), backend.status().ToString());
   auto model = Model::Load(source, backend->get(), 256);
   LK_CHECK_MSG(model.ok(), model.status().ToString());
-  const KvLayout layout =
-      KvLayout::Make(config.layers, config.kv_heads, config.head_dim, (*backend)->kv_dtype());
+  const KvLayout layout = KvLayout::Make(config.layers, config.kv_heads, config.head_dim, (*backend)->kv_dtype());
   (*backend)->AllocatePages(layout, kKvBytes + kImageBytes);
-  const int32_t first_image = static_cast<int32_t>(kKvBytes / layout.page_bytes());
 
-  const Maker maker(*source);
-  std::vector<Variant> variants = OfLinears(maker);
-  for (Variant& variant : OfTheModel(maker, config)) variants.push_back(std::move(variant));
-
-  ModelSteps steps(backend->get(), model->get(), layout, first_image);
-  auto used = SyntheticAdapters(*source, kRows, {kRank});
-  int32_t next = LoadImages((*backend)->images(), used, first_image);
-  const double plain_ms = steps.Measure(kRows, kContext, 1, used) * 1e3;
-  std::printf("%s: %d rows of rank %d %.3f ms\n", DeviceName().c_str(), kRows, kRank, plain_ms);
-  std::printf("%-22s %9s %9s %9s %9s %9s\n", "adapter", "MB", "one, ms", "over", "all, ms", "over");
-  for (const Variant& variant : variants) {
-    const int32_t end = LoadImages((*backend)->images(), {&variant.adapter, 1}, next);
-    const double mb = static_cast<double>((end - next) * layout.page_bytes()) * 1e-6;
-    next = end;
-    used[kRows / 2] = variant.adapter;
-    const double one_ms = steps.Measure(kRows, kContext, 1, used) * 1e3;
-    const double all_ms = steps.Measure(kRows, kContext, 1, {variant.adapter}) * 1e3;
-    std::printf("%-22s %9.1f %9.3f %9.3f %9.3f %9.3f\n", variant.name, mb, one_ms, one_ms - plain_ms,
-                all_ms, all_ms - plain_ms);
-    std::fflush(stdout);
+  const BaseModelView base(source);
+  const std::vector<Format> formats = Formats(base);
+  SharedBlobs blobs;
+  Costs costs(backend->get(), model->get(), layout);
+  std::vector<std::shared_ptr<const Adapter>> others;
+  for (const std::string_view name : kOthers) {
+    const auto format = std::ranges::find(formats, name, &Format::name);
+    LK_CHECK(format != formats.end());
+    others.push_back(Load(*format, base, folder / "adapter", &blobs));
+    costs.Place(others.back());
   }
+  costs.SetOthers(std::move(others));
+  const auto measure = [&](const Variant& variant) {
+    if (variant.adapter != nullptr) costs.Print(variant, costs.Place(variant.adapter));
+  };
+  for (const Format& format : formats) measure({format.name, Load(format, base, folder / "adapter", &blobs)});
+  for (const Variant& variant : OfTables(config)) measure(variant);
   return 0;
 }
 
 }  // namespace
 }  // namespace lorikeet::bench
 
-int main() { return lorikeet::bench::Run(); }
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "bench_variants FOLDER [LAYERS]\n");
+    return 1;
+  }
+  return lorikeet::bench::Run(argv[1], argc > 2 ? std::atoi(argv[2]) : lorikeet::bench::Llama8B().layers);
+}

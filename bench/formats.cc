@@ -1,15 +1,19 @@
 #include "bench/formats.h"
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
+#include <fstream>
 #include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/check.h"
 
 namespace lorikeet::bench {
 namespace {
 
+namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr char kPrefix[] = "base_model.model.";
@@ -160,6 +164,14 @@ void AddShared(Maker* maker, int64_t widest) {
   });
   uni.tensors.push_back({"base_model.unilora_theta_d", DType::kF32, {65536}});
 
+  Format& tied = maker->Linears("Tied-LoRA, r64", Peft("TIED_LORA", {{"r", 64}, {"lora_alpha", 64}}), "",
+                                [](int64_t, int64_t out) {
+                                  return Maker::OfLinear{{{"tied_lora_u", {64}}, {"tied_lora_v", {out}}}, kFloat * (64 + out)};
+                                });
+  tied.own_bytes += kMatrix * 2 * 64 * widest;
+  tied.tensors.push_back({"base_model.tied_lora_A", DType::kF32, {64, widest}});
+  tied.tensors.push_back({"base_model.tied_lora_B", DType::kF32, {widest, 64}});
+
   Format& rand = maker->Linears("RandLoRA, r32, q and v", Peft("RANDLORA", {{"r", 32}, {"randlora_alpha", 640}}),
                                 kQv, [](int64_t in, int64_t out) {
                                   const int64_t low = std::min(in, out), n = (low + 31) / 32;
@@ -189,6 +201,12 @@ void AddLowRank(Maker* maker) {
                  });
   maker->Linears("MiSS, r64", Peft("MISS", {{"r", 64}, {"init_weights", true}}), "", [](int64_t, int64_t out) {
     return Maker::OfLinear{{{"miss_block", {64, out}}}, kMatrix * 64 * out};
+  });
+  // Widths are products of 64 and of 64 or 224; cores of rank 5.
+  maker->Linears("LoRETTA, r16", Peft("LORETTA", {{"r", 16}, {"lora_alpha", 16}}), "", [](int64_t in, int64_t out) {
+    return Maker::OfLinear{{{"lora_A.cores.0", {1, 64, 5}}, {"lora_A.cores.1", {5, in / 64, 5}}, {"lora_A.cores.2", {5, 16, 1}},
+                            {"lora_B.cores.0", {1, 16, 5}}, {"lora_B.cores.1", {5, 64, 5}}, {"lora_B.cores.2", {5, out / 64, 1}}},
+                           kMatrix * 16 * (in + out)};
   });
   maker->Linears("HRA, r8", Peft("HRA", {{"r", 8}}), "", [](int64_t in, int64_t) {
     return Maker::OfLinear{{{"hra_u", {in, 8}}}, kMatrix * 8 * in};
@@ -291,7 +309,61 @@ void AddOfModel(Maker* maker, int64_t layers, int64_t hidden, int64_t kv_width) 
   houlsby.own_bytes = layers * 2 * (kMatrix * 2 * 256 * hidden + kFloat * (256 + hidden));
 }
 
+// Values that fit their type: floats of about 0.01, integers as the tensor says.
+void WriteValues(const FileTensor& tensor, int64_t count, std::ofstream* out) {
+  std::vector<std::byte> row(ByteSize(tensor.dtype, std::min<int64_t>(count, 1 << 16)));
+  uint32_t random = 1;
+  for (int64_t begin = 0; begin < count; begin += 1 << 16) {
+    const int64_t end = std::min<int64_t>(count, begin + (1 << 16));
+    for (int64_t i = begin; i < end; ++i) {
+      random = random * 1664525 + 1013904223;
+      const float value = 0.01f * (static_cast<float>(random >> 8) / (1 << 23) - 1);
+      const int64_t integer = tensor.integer ? tensor.integer(i) : 0;
+      std::byte* to = &row[ByteSize(tensor.dtype, i - begin)];
+      const uint16_t bits = tensor.dtype == DType::kBF16 ? FloatToBF16(value) : FloatToF16(value);
+      if (tensor.integer) std::memcpy(to, &integer, ByteSize(tensor.dtype, 1));
+      else if (tensor.dtype == DType::kF32) std::memcpy(to, &value, sizeof(value));
+      else std::memcpy(to, &bits, sizeof(bits));
+    }
+    out->write(reinterpret_cast<const char*>(row.data()), ByteSize(tensor.dtype, end - begin));
+  }
+}
+
 }  // namespace
+
+int64_t WriteFormat(const Format& format, const fs::path& directory) {
+  int64_t of_experts = 0;
+  for (int e = 0; e < format.experts; ++e) {
+    Format expert{.config = format.config, .tensors = format.tensors};
+    expert.config.erase("arrow_config");
+    of_experts += WriteFormat(expert, directory / absl::StrCat("task_", e));
+  }
+  fs::create_directories(directory);
+  std::ofstream(directory / "adapter_config.json") << format.config.dump();
+  Json header = Json::object();
+  int64_t at = 0;
+  for (const FileTensor& tensor : format.tensors) {
+    int64_t count = 1;
+    for (const int64_t d : tensor.shape) count *= d;
+    const int64_t end = at + ByteSize(tensor.dtype, count);
+    header[tensor.name] = {{"dtype", Info(tensor.dtype).name}, {"shape", tensor.shape},
+                           {"data_offsets", {at, end}}};
+    at = end;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = text.size();
+  std::ofstream out(directory / "adapter_model.safetensors", std::ios::binary);
+  out.write(reinterpret_cast<const char*>(&length), sizeof(length));
+  out << text;
+  for (const FileTensor& tensor : format.tensors) {
+    int64_t count = 1;
+    for (const int64_t d : tensor.shape) count *= d;
+    WriteValues(tensor, count, &out);
+  }
+  LK_CHECK(out.good());
+  return at + of_experts;
+}
 
 std::vector<Format> Formats(const BaseModel& base) {
   Maker maker(base);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <vector>
@@ -30,5 +31,8 @@ struct Format {
 };
 
 std::vector<Format> Formats(const BaseModel& base);
+
+// The directory that PEFT would save, with random values. Returns the bytes of its tensors.
+int64_t WriteFormat(const Format& format, const std::filesystem::path& directory);
 
 }  // namespace lorikeet::bench

@@ -22,8 +22,10 @@ double ModelSteps::Measure(int32_t sequences, int32_t context, int32_t rows,
     logits_.push_back(end - 1);
     if (!adapters.empty()) {
       const Adapter* adapter = adapters[s % adapters.size()].get();
-      if (!segments_.empty() && segments_.back().adapter == adapter) segments_.back().row_end = end;
-      else segments_.push_back({begin_.back(), end, adapter});
+      const bool goes_on = !segments_.empty() && segments_.back().adapter == adapter &&
+                           segments_.back().row_end == begin_.back();
+      if (goes_on) segments_.back().row_end = end;
+      else if (adapter != nullptr) segments_.push_back({begin_.back(), end, adapter});
     }
     begin_.push_back(end);
     page_begin_.push_back(static_cast<int32_t>(page_ids_.size()));

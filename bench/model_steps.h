@@ -22,7 +22,7 @@ class ModelSteps {
     return int64_t{layout_.PagesFor(context)} * sequences <= pages_;
   }
 
-  // Median seconds of a step, sampling included. `adapters`: of the sequences in turn, or empty.
+  // Median seconds of a step, sampling included. `adapters`: of the sequences in turn, nullptr the base, or empty.
   double Measure(int32_t sequences, int32_t context, int32_t rows,
                  const std::vector<std::shared_ptr<const Adapter>>& adapters, int repeats = 12);
 

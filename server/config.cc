@@ -189,6 +189,15 @@ OptionTable ServerOptions(ServerConfig* c) {
   table.Text("model", "PATH", "GGUF file or Hugging Face directory to serve", &c->model);
   table.Text("model-name", "NAME", "what clients call the base model (default: its own name)",
              &c->model_name);
+  table.Custom("layer-replication", "RANGES",
+               "serves the model's layers stacked as PEFT's layer_replication says, \"[[0,4],[2,6]]\", for adapters that "
+               "say the same",
+               [c](const std::string& text) -> absl::Status {
+                 absl::StatusOr<LayerReplication> ranges = ParseLayerReplication(text);
+                 if (!ranges.ok()) return absl::InvalidArgumentError(absl::StrCat("layer-replication: ", ranges.status().message()));
+                 c->layer_replication = *std::move(ranges);
+                 return absl::OkStatus();
+               });
   AddAdapterOptions(c, &table);
   AddPortOptions(c, &table);
   table.Choice("device", {"auto", "cpu", "cuda"}, "where the model runs", &c->device);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/api/layer_replication.h"
 #include "engine/api/limits.h"
 #include "server/http/limits.h"
 #include "server/options.h"
@@ -18,6 +19,7 @@ namespace lorikeet {
 struct ServerConfig {
   std::string model;                       // a GGUF file or a Hugging Face directory
   std::string model_name;                  // empty: the model's own
+  LayerReplication layer_replication;      // of the model; empty: its layers as they are
   NamedPaths adapters;                     // loaded before the server is ready
   std::vector<std::string> adapter_roots;  // none: nothing is loaded at run time
   std::vector<std::string> adapter_watches;    // directories below which adapters come and go

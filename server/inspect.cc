@@ -94,11 +94,11 @@ class OnModel {
 }  // namespace
 
 absl::StatusOr<std::string> InspectOnModel(const fs::path& directory, const fs::path& model) {
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(model));
   LK_ASSIGN_OR_RETURN(AdapterFiles files, ReadAdapterFiles(directory, {}));
   Problems problems;
   const RawAdapter raw = ParseAdapter(std::move(files), &problems);
   LK_RETURN_IF_ERROR(problems.ToStatus());
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(model, raw.layer_replication));
   return OnModel(raw, source).Run();
 }
 

@@ -153,12 +153,13 @@ absl::Status ReadText(std::span<const fs::path> roots, AdapterFiles* files) {
   return absl::OkStatus();
 }
 
-// How the configuration calls its experts; none where it is of another kind. X-LoRA's paths are where they
-// were trained; what counts are the names.
+// How the configuration calls its experts; none where it is of another kind. X-LoRA's and MoLE's paths are
+// where they were trained; what counts are the names.
 std::vector<Json> ExpertNames(const Json& config) {
   std::vector<Json> names;
   const auto adapters = config.find("adapters");
-  if (config.value("peft_type", Json()) == "XLORA" && adapters != config.end() && adapters->is_object()) {
+  const Json type = config.value("peft_type", Json());
+  if ((type == "XLORA" || type == "MOLE") && adapters != config.end() && adapters->is_object()) {
     for (const auto& [name, unused] : adapters->items()) names.emplace_back(name);
   }
   const auto arrow = config.find("arrow_config");

@@ -9,6 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/common_parts.h"
+#include "adapters_cache/formats/matrix.h"
+#include "adapters_cache/formats/tensor_train.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 #include "engine/tensor/dequantize.h"
@@ -124,8 +126,27 @@ class BottleneckPacker {
   // [out, in]
   absl::StatusOr<const float*> TakeWeight(const std::string& prefix, int64_t out, int64_t in) {
     if (hypercomplex_) return TakeHypercomplex(prefix, out, in);
+    if (raw_.shared.contains(prefix + "cores.0")) return TakeTrain(prefix, out, in);
     LK_ASSIGN_OR_RETURN(const std::vector<float> weight, Read(prefix + "weight", {out, in}));
     return Keep(weight);
+  }
+
+  // LoRETTA (Yang et al. 2024): a tensor train from inputs to outputs.
+  absl::StatusOr<const float*> TakeTrain(const std::string& prefix, int64_t out, int64_t in) {
+    std::vector<TrainCore> cores;
+    const auto core = [&] { return absl::StrCat(prefix, "cores.", cores.size()); };
+    for (auto it = raw_.shared.find(core()); it != raw_.shared.end(); it = raw_.shared.find(core())) {
+      const std::vector<int64_t>& shape = it->second.view.shape;
+      if (shape.size() != 3) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(it->second.name, " is ", ShapeString(shape), "; a core has three dimensions"));
+      }
+      LK_ASSIGN_OR_RETURN(auto values, Read(core(), shape));
+      cores.push_back({shape, std::move(values)});
+    }
+    const absl::StatusOr<Matrix2> weight = ContractTrain(cores, in, out);
+    if (!weight.ok()) return absl::InvalidArgumentError(absl::StrCat(prefix, "cores: ", weight.status().message()));
+    return Keep(Transpose(*weight).values);
   }
 
   // Compacter (Karimi Mahabadi et al. 2021): Σ_j rule_j ⊗ (left_j · right_j) from inputs to outputs,

@@ -1,6 +1,7 @@
 #include "adapters_cache/formats/common_parts.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -107,11 +108,10 @@ CommonParts::CommonParts(const Json& config, const std::string& method, RawAdapt
   // A tied head then follows the saved embedding, and PEFT stores it beside that without naming it.
   const auto tied = config.find("ensure_weight_tying");
   if (tied != config.end() && *tied == true && Saves(kEmbeddingPath)) saved_.emplace_back(kHeadPath);
-  if (config.contains("layer_replication") && IsSet(config["layer_replication"])) {
-    problems->Unserved(
-        "layer_replication is not served: its rows would pass layers more often than others do. Save the "
-        "base with these layers repeated, serve that, and take layer_replication out of the "
-        "configuration: the tensors are numbered by the new layers already");
+  if (const auto it = config.find("layer_replication"); it != config.end() && IsSet(*it)) {
+    absl::StatusOr<LayerReplication> replication = ParseLayerReplication(it->dump());
+    if (replication.ok()) raw->layer_replication = *std::move(replication);
+    else problems->Add(replication.status());
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "adapters_cache/formats/adapterhub.h"
 #include "adapters_cache/formats/mixlora.h"
+#include "adapters_cache/formats/mole.h"
 #include "adapters_cache/formats/peft_lora.h"
 #include "adapters_cache/formats/peft_modules.h"
 #include "adapters_cache/formats/peft_prompts.h"
@@ -26,7 +27,7 @@ constexpr const char* kNotInFile =
     "what it computes is not fully stored in its file; merge it or "
     "convert it to LoRA with PEFT";
 
-// PEFT 0.21's names, and BONE, which became MISS.
+// PEFT 0.21's names, BONE, which became MISS, and those of formats that are not PEFT's.
 constexpr Format kFormats[] = {
     {"LORA", ParsePeftLora, nullptr},
     {"ADAMSS", nullptr, kNotInFile},
@@ -38,6 +39,7 @@ constexpr Format kFormats[] = {
      "on its neighbours"},
     {"LN_TUNING", ParseLnTuning, nullptr},
     {"MIXLORA", ParseMixLora, nullptr},
+    {"MOLE", ParseMole, nullptr},
     {"MULTITASK_PROMPT_TUNING", ParseMultitaskPrompt, nullptr},
     {"P_TUNING", ParsePromptTuning, nullptr},
     {"PREFIX_TUNING", ParsePrefixTuning, nullptr},

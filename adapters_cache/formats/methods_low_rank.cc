@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/methods.h"
+#include "adapters_cache/formats/tensor_train.h"
 #include "engine/api/limits.h"
 #include "engine/base/status_macros.h"
 
@@ -26,6 +27,14 @@ absl::StatusOr<int64_t> Whole(const ModuleTensors& m, const char* key, int64_t f
   if (value >= low && value <= high && value == std::floor(value)) return static_cast<int64_t>(value);
   return absl::InvalidArgumentError(
       absl::StrCat(key, " is ", value, "; it must be a whole number of ", low, " to ", high));
+}
+
+// lora_alpha over the rank, which is that of the file's tensors; `r` must say the same if it is there.
+absl::StatusOr<double> ScaleOfRank(const ModuleTensors& m, int64_t rank) {
+  const double stated = m.Number("r", static_cast<double>(rank)), alpha = m.Number("lora_alpha", 8);
+  LK_RETURN_IF_ERROR(m.status());
+  if (stated == static_cast<double>(rank)) return alpha / static_cast<double>(rank);
+  return m.Invalid(absl::StrCat("r is ", stated, ", the rank of its tensors ", rank));
 }
 
 std::string Join(std::string_view prefix, std::string_view rest) {
@@ -433,6 +442,40 @@ absl::Status LowerVbLora(const ModuleTensors& m, Lowered* out) {
   return AddPair(std::move(full_a), std::move(full_b), 1, out);
 }
 
+namespace {
+
+// What the tensors of a pair that all linears share are called, and those of a linear's own.
+struct SharedPairNames {
+  std::string a, b;                      // [≥ rank, ≥ in] and [≥ out, rank]
+  std::string rank_scale, delta_scale;  // [rows of a] and [out]
+};
+
+// scale · delta_scale ∘ (B (rank_scale ∘ (A x))).
+absl::Status AddSharedPair(const ModuleTensors& m, const SharedPairNames& names, double scale, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const auto a_shape, m.ShapeOf(names.a, 2));
+  LK_ASSIGN_OR_RETURN(const auto b_shape, m.ShapeOf(names.b, 2));
+  const int64_t r = b_shape[1];
+  if (a_shape[1] < m.in() || b_shape[0] < m.out() || a_shape[0] < r) {
+    return m.Invalid("the shared projections are smaller than this linear");
+  }
+  LK_ASSIGN_OR_RETURN(auto d, m.Get(names.rank_scale, {a_shape[0]}));
+  LK_ASSIGN_OR_RETURN(auto b, m.Get(names.delta_scale, {m.out()}));
+  d.resize(r);
+  for (float& value : b) value = static_cast<float>(scale * value);
+  LK_ASSIGN_OR_RETURN(auto shared_a, m.SharedFactor("a", [&]() -> absl::StatusOr<Matrix2> {
+    LK_ASSIGN_OR_RETURN(const Matrix2 a, m.GetMatrix(names.a, -1, -1));
+    return RowsOf(a, 0, r);
+  }));
+  LK_ASSIGN_OR_RETURN(auto shared_b, m.SharedFactor("b", [&] { return m.GetMatrix(names.b, -1, -1); }));
+  out->pairs.push_back({.shared_a = std::move(shared_a),
+                        .shared_b = std::move(shared_b),
+                        .rank_scale = std::move(d),
+                        .delta_scale = std::move(b)});
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 // VeRA (Kopiczko et al. 2023) and PVeRA: λ_b ∘ (B (λ_d ∘ (A x))), A and B shared by all linears.
 absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
   const bool mean_only = m.Has("pvera_lambda_d");
@@ -445,25 +488,40 @@ absl::Status LowerVera(const ModuleTensors& m, Lowered* out) {
     return m.Invalid("the file has no projections (save_projection: false); save the adapter with "
                      "save_projection=True");
   }
-  LK_ASSIGN_OR_RETURN(const auto a_shape, m.ShapeOf(Join(prefix, "A"), 2));
-  LK_ASSIGN_OR_RETURN(const auto b_shape, m.ShapeOf(Join(prefix, "B"), 2));
-  const int64_t r = b_shape[1];
-  if (a_shape[1] < m.in() || b_shape[0] < m.out() || a_shape[0] < r) {
-    return m.Invalid("the shared projections are smaller than this linear");
+  return AddSharedPair(
+      m, {Join(prefix, "A"), Join(prefix, "B"), Join(prefix, "lambda_d"), Join(prefix, "lambda_b")}, 1, out);
+}
+
+// Tied-LoRA (Renduchintala et al. 2023): s · v ∘ (B (u ∘ (A x))), A and B trained and tied over all linears.
+absl::Status LowerTiedLora(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const auto b_shape, m.ShapeOf("tied_lora_B", 2));
+  LK_ASSIGN_OR_RETURN(const double scale, ScaleOfRank(m, b_shape[1]));
+  return AddSharedPair(m, {"tied_lora_A", "tied_lora_B", "tied_lora_u", "tied_lora_v"}, scale, out);
+}
+
+namespace {
+
+// The cores "NAME.cores.0", "NAME.cores.1", ... of a linear.
+absl::StatusOr<Matrix2> Train(const ModuleTensors& m, const std::string& name, int64_t rows, int64_t columns) {
+  std::vector<TrainCore> cores;
+  const auto core = [&] { return absl::StrCat(name, ".cores.", cores.size()); };
+  while (m.Has(core()) || cores.empty()) {
+    LK_ASSIGN_OR_RETURN(auto shape, m.ShapeOf(core(), 3));
+    LK_ASSIGN_OR_RETURN(auto values, m.Get(core(), shape));
+    cores.push_back({std::move(shape), std::move(values)});
   }
-  LK_ASSIGN_OR_RETURN(auto d, m.Get(Join(prefix, "lambda_d"), {a_shape[0]}));
-  LK_ASSIGN_OR_RETURN(auto b, m.Get(Join(prefix, "lambda_b"), {m.out()}));
-  d.resize(r);
-  LK_ASSIGN_OR_RETURN(auto shared_a, m.SharedFactor("a", [&]() -> absl::StatusOr<Matrix2> {
-    LK_ASSIGN_OR_RETURN(const Matrix2 a, m.GetMatrix(Join(prefix, "A"), -1, -1));
-    return RowsOf(a, 0, r);
-  }));
-  LK_ASSIGN_OR_RETURN(auto shared_b, m.SharedFactor("b", [&] { return m.GetMatrix(Join(prefix, "B"), -1, -1); }));
-  out->pairs.push_back({.shared_a = std::move(shared_a),
-                        .shared_b = std::move(shared_b),
-                        .rank_scale = std::move(d),
-                        .delta_scale = std::move(b)});
-  return absl::OkStatus();
+  const absl::StatusOr<Matrix2> matrix = ContractTrain(cores, rows, columns);
+  return matrix.ok() ? matrix : m.Invalid(absl::StrCat(name, ": ", matrix.status().message()));
+}
+
+}  // namespace
+
+// LoRETTA (Yang et al. 2024), its low-rank form: s · x A B, both factors tensor trains.
+absl::Status LowerLoretta(const ModuleTensors& m, Lowered* out) {
+  LK_ASSIGN_OR_RETURN(const Matrix2 a, Train(m, "lora_A", m.in(), -1));
+  LK_ASSIGN_OR_RETURN(const Matrix2 b, Train(m, "lora_B", a.columns, m.out()));
+  LK_ASSIGN_OR_RETURN(const double scale, ScaleOfRank(m, a.columns));
+  return AddPair(Transpose(a), Transpose(b), scale, out);
 }
 
 }  // namespace lorikeet

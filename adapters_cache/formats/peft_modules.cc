@@ -38,6 +38,7 @@ constexpr ModuleMethod kMethods[] = {
     {"LOKR", "lokr", "lokr_",
      "r alpha rank_pattern alpha_pattern rank_dropout use_effective_conv2d decompose_both "
      "decompose_factor rank_dropout_scale", LowerLokr},
+    {"LORETTA", "loretta", "lora_", "r lora_alpha lora_dropout", LowerLoretta},
     {"MISS", "miss", "miss_", "r mini_r miss_dropout", LowerMiss},
     {"OFT", "oft", "oft_",
      "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms", LowerOft, true},
@@ -53,6 +54,7 @@ constexpr ModuleMethod kMethods[] = {
     {"SHIRA", "shira", "shira_", "r mask_type random_seed", LowerShira},
     {"SUPERTUNING", "supertuning", "supertuning_",
      "sparsity select_top lora_alpha lora_dropout r save_precomputed_indices", LowerSuperTuning},
+    {"TIED_LORA", "tied_lora", "tied_lora_", "r lora_alpha lora_dropout", LowerTiedLora},
     {"TINYLORA", "tinylora", "tinylora_", "r u weight_tying projection_seed save_projection init_v_bound tinylora_dropout",
      LowerTinyLora, true},
     {"UNILORA", "unilora", "unilora_", "r theta_d_length proj_seed save_indices init_theta_d_bound unilora_dropout",

@@ -93,10 +93,11 @@ struct RawAdapter {
   LowerFn lower_embedding = nullptr;                    // of those that take the input embedding as well
   std::map<std::string, RawTensor, std::less<>> shared;  // of all modules, for `lower`
   nlohmann::ordered_json config;
+  LayerReplication layer_replication;  // of the model it is for
   // Of prompt methods and the like: what the whole file comes to.
   absl::Status (*lower_model)(const RawAdapter& raw, const BaseModel& base,
                               Adapter* adapter) = nullptr;
-  // LoRAs with gates (X-LoRA, Arrow), or those of MLPs with routers (MixLoRA).
+  // LoRAs with gates (X-LoRA, Arrow, MoLE), or those of MLPs with routers (MixLoRA).
   std::vector<RawAdapter> experts;
   // Of experts, the last: their mean is taken from the factors of the others (Arrow).
   int32_t general_experts = 0;

@@ -182,12 +182,14 @@ struct Gating {
 };
 
 // Gates that every linear makes of its own input, of an adapter whose pairs are those of several LoRAs
-// one below the other (Arrow, Ostapenko et al. 2024). A LoRA's score is |its prototype · x|; the
-// `chosen` with the largest share 1 by a softmax of score / temperature, the others' gates are 0.
+// one below the other. A LoRA's score is its prototype · x (MoLE, Wu et al. 2024) or the magnitude of that
+// (Arrow, Ostapenko et al. 2024); the `chosen` with the largest share 1 by a softmax of score /
+// temperature, the others' gates are 0.
 struct PrototypeGates {
   int32_t experts = 0;  // 0: no such gates
   int32_t chosen = 0;
   float temperature = 1;
+  bool magnitudes = true;
 };
 
 struct Adapter;

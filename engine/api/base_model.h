@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/api/adapter.h"
+#include "engine/api/layer_replication.h"
 #include "engine/api/module.h"
 #include "engine/base/check.h"
 
@@ -34,6 +35,7 @@ class BaseModel {
   }
   virtual std::string path(ModuleId id) const { return ModulePath(id, layers()); }
   virtual int experts() const { return 0; }  // of a layer that has any
+  virtual LayerReplication layer_replication() const { return {}; }  // of which this model is made
   virtual LinearShape shape(ModuleId id) const = 0;
 
   // Rows [first_row, first_row + rows) of the linear's weight as the GEMM uses them, dequantised,

@@ -79,6 +79,8 @@ class Backend {
   // Part i of the weight is module first_module + i.
   virtual std::unique_ptr<LinearWeight> LoadLinear(ModuleId first_module,
                                                    std::span<const LinearSource> parts) = 0;
+  // The same weight, its memory shared, as the modules from `first_module` on.
+  virtual std::unique_ptr<LinearWeight> ShareLinear(const LinearWeight& weight, ModuleId first_module) = 0;
   virtual void LoadEmbedding(const TensorView& table) = 0;  // [vocab, D]
   // Pages of `layout` in `bytes` of memory, 0 meaning all that can be spared; returns their
   // number. Once, after all weights.

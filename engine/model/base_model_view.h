@@ -18,6 +18,7 @@ class BaseModelView final : public BaseModel {
   std::vector<ModuleId> modules() const override { return source_->modules(); }
   std::string path(ModuleId id) const override { return source_->path(id); }
   int experts() const override { return source_->config().experts; }
+  LayerReplication layer_replication() const override { return source_->layer_replication(); }
   int32_t vocab_size() const override { return source_->config().vocab; }
   LinearShape shape(ModuleId id) const override;
   void ReadRows(ModuleId id, int32_t first_row, int32_t rows, float* out) const override;

@@ -87,6 +87,41 @@ std::unique_ptr<LinearWeight> Model::LoadLinear(ModuleId first, int32_t parts, L
   return backend_->LoadLinear(first, sources);
 }
 
+void Model::LoadLayer(int32_t index) {
+  Layer& layer = layers_[index];
+  layer.qkv = LoadLinear(LayerModule(index, Linear::kQ), 3, {.feeds_softmax = true});
+  layer.o = LoadLinear(LayerModule(index, Linear::kO), 1);
+  if (config_.has_experts(index)) return LoadExperts(index, &layer);
+  layer.gate_up = LoadLinear(LayerModule(index, Linear::kGate), 2);
+  layer.down = LoadLinear(LayerModule(index, Linear::kDown), 1);
+}
+
+// A layer with the weights of one before it.
+void Model::ShareLayer(const Layer& from, int32_t index) {
+  const int32_t layers = config_.layers, experts = config_.experts;
+  const auto share = [&](const std::unique_ptr<LinearWeight>& linear, ModuleId first) {
+    return backend_->ShareLinear(*linear, first);
+  };
+  Layer& layer = layers_[index];
+  layer.qkv = share(from.qkv, LayerModule(index, Linear::kQ));
+  layer.o = share(from.o, LayerModule(index, Linear::kO));
+  if (!from.router) {
+    layer.gate_up = share(from.gate_up, LayerModule(index, Linear::kGate));
+    layer.down = share(from.down, LayerModule(index, Linear::kDown));
+    return;
+  }
+  layer.router = share(from.router, RouterModule(layers, experts, index));
+  for (int32_t e = 0; e < experts; ++e) {
+    const auto linear = [&](int32_t which, Linear first) {
+      layer.expert_linears.push_back(
+          share(from.expert_linears[2 * e + which], ExpertModule(layers, experts, index, e, first)));
+      return layer.expert_linears.back().get();
+    };
+    const LinearWeight* gate_up = linear(0, Linear::kGate);
+    layer.experts.push_back({gate_up, linear(1, Linear::kDown)});
+  }
+}
+
 void Model::LoadExperts(int32_t index, Layer* layer) {
   const int32_t layers = config_.layers, experts = config_.experts;
   layer->router = LoadLinear(RouterModule(layers, experts, index), 1,
@@ -110,14 +145,10 @@ absl::Status Model::LoadWeights() {
   layers_.resize(config_.layers);
   // Layers pack independently: the widest part of start-up, spread over the threads.
   backend_->ParallelFor(config_.layers, [&](int32_t i, int32_t) {
-    Layer& layer = layers_[i];
-    layer.qkv = LoadLinear(LayerModule(i, Linear::kQ), 3, {.feeds_softmax = true});
-    layer.o = LoadLinear(LayerModule(i, Linear::kO), 1);
-    if (config_.has_experts(i)) return LoadExperts(i, &layer);
-    layer.gate_up = LoadLinear(LayerModule(i, Linear::kGate), 2);
-    layer.down = LoadLinear(LayerModule(i, Linear::kDown), 1);
+    if (source_->first_like(i) == i) LoadLayer(i);
   });
   for (int32_t i = 0; i < config_.layers; ++i) {
+    if (const int first = source_->first_like(i); first != i) ShareLayer(layers_[first], i);
     const LayerNorms& norms = source_->norms(i);
     layers_[i].input_norm = LoadVector(norms.input);
     layers_[i].attention_norm = LoadVector(norms.post_attention);

@@ -58,7 +58,9 @@ class Model {
   std::unique_ptr<LinearWeight> LoadLinear(ModuleId first, int32_t parts, LinearSource how = {});
   void AllocateRows();
   DeviceMemory LoadVector(const TensorView* view);
+  void LoadLayer(int32_t index);
   void LoadExperts(int32_t index, Layer* layer);
+  void ShareLayer(const Layer& from, int32_t index);
   void RunLayer(int32_t index, int32_t rows);
   void Attend(const Layer& layer, int32_t index, int32_t rows);
 

@@ -375,11 +375,56 @@ std::vector<ModuleId> ModelSource::modules() const {
   return all;
 }
 
-absl::StatusOr<std::unique_ptr<ModelSource>> ModelSource::Open(const std::filesystem::path& path) {
+// Stacks what stands there a layer each: entries of linears, norms and the configuration.
+absl::Status ModelSource::Replicate(const LayerReplication& replication, const std::string& where) {
+  if (replication.empty()) return absl::OkStatus();
+  const ModelConfig from = config_;
+  std::vector<int> origins;
+  for (const auto& [begin, end] : replication) {
+    if (end > from.layers) {
+      return absl::InvalidArgumentError(absl::StrCat("layer_replication ", ToString(replication), ": ", where,
+                                                     " has ", from.layers, " layers, numbered from 0"));
+    }
+    for (int layer = begin; layer < end; ++layer) origins.push_back(layer);
+  }
+  const auto stack = [&](auto* each) {
+    if (each->empty()) return;
+    auto stacked = std::exchange(*each, {});
+    for (const int origin : origins) each->push_back(stacked[origin]);
+  };
+  stack(&norms_);
+  stack(&config_.layer_uses_rope);
+  stack(&config_.layer_uses_window);
+  stack(&config_.layer_has_experts);
+  config_.layers = static_cast<int32_t>(origins.size());
+  const int in_experts = from.experts == 0 ? 0 : 1 + from.experts * kLinearsPerExpert;
+  for (auto* linears : {&weights_, &biases_}) {
+    const auto whole = std::exchange(*linears, std::vector<const TensorView*>(ModuleCount(config_.layers, from.experts)));
+    (*linears)[HeadModule(config_.layers)] = whole[HeadModule(from.layers)];
+    for (int layer = 0; layer < config_.layers; ++layer) {
+      const auto copy = [&](ModuleId begin, int count, ModuleId to) {
+        std::copy_n(whole.begin() + begin, count, linears->begin() + to);
+      };
+      copy(LayerModule(origins[layer], Linear::kQ), kLinearsPerLayer, LayerModule(layer, Linear::kQ));
+      if (in_experts == 0) continue;
+      copy(RouterModule(from.layers, from.experts, origins[layer]), in_experts,
+           RouterModule(config_.layers, from.experts, layer));
+    }
+  }
+  for (const int origin : origins) {
+    first_like_.push_back(static_cast<int>(std::ranges::find(origins, origin) - origins.begin()));
+  }
+  replication_ = replication;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<ModelSource>> ModelSource::Open(const std::filesystem::path& path,
+                                                               const LayerReplication& replication) {
   auto source = std::make_unique<FileSource>();
   std::error_code ignored;
   LK_RETURN_IF_ERROR(std::filesystem::is_directory(path, ignored) ? source->OpenDirectory(path)
                                                                   : source->OpenGguf(path));
+  LK_RETURN_IF_ERROR(static_cast<ModelSource&>(*source).Replicate(replication, path.string()));
   return std::unique_ptr<ModelSource>(std::move(source));
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/api/layer_replication.h"
 #include "engine/api/module.h"
 #include "engine/model/config.h"
 #include "engine/tensor/gguf.h"
@@ -31,7 +32,9 @@ class ModelSource {
   // NOT_FOUND: no such file. INVALID_ARGUMENT names an unknown architecture or setting, and all
   // missing tensors, shapes that do not fit the configuration and tensors that belong nowhere;
   // DATA_LOSS says a file is truncated or corrupt.
-  static absl::StatusOr<std::unique_ptr<ModelSource>> Open(const std::filesystem::path& path);
+  // Its layers are stacked as `replication` says. INVALID_ARGUMENT: it names a layer that is not there.
+  static absl::StatusOr<std::unique_ptr<ModelSource>> Open(const std::filesystem::path& path,
+                                                           const LayerReplication& replication = {});
 
   virtual ~ModelSource() = default;
 
@@ -47,10 +50,15 @@ class ModelSource {
   const TensorView& embedding() const { return *embedding_; }  // [vocab, hidden]
   const TensorView& final_norm() const { return *final_norm_; }
   const LayerNorms& norms(int layer) const { return norms_[layer]; }
+  const LayerReplication& layer_replication() const { return replication_; }
+  // The first layer with the weights of this one, which is itself unless layers are replicated.
+  int first_like(int layer) const { return replication_.empty() ? layer : first_like_[layer]; }
   // The GGUF metadata (tokenizer, chat template); nullptr for a directory.
   const GgufMetadata* gguf() const { return gguf_; }
 
  protected:
+  absl::Status Replicate(const LayerReplication& replication, const std::string& where);
+
   ModelConfig config_;
   std::vector<const TensorView*> weights_;  // [ModuleCount(layers, experts)]; nullptr: no such linear
   std::vector<const TensorView*> biases_;
@@ -58,6 +66,8 @@ class ModelSource {
   const TensorView* embedding_ = nullptr;
   const TensorView* final_norm_ = nullptr;
   const GgufMetadata* gguf_ = nullptr;
+  LayerReplication replication_;
+  std::vector<int> first_like_;  // [layers] where layers are replicated
 };
 
 }  // namespace lorikeet

@@ -41,7 +41,8 @@ absl::Status OpenChatTemplate(ServedModel* model) {
 }
 
 absl::StatusOr<ServedModel> OpenModel(const ServerConfig& config) {
-  LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source, ModelSource::Open(config.model));
+  LK_ASSIGN_OR_RETURN(std::shared_ptr<const ModelSource> source,
+                      ModelSource::Open(config.model, config.layer_replication));
   RunnerOptions options;
   options.device = config.device;
   options.precision = config.precision;

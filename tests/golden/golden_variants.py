@@ -40,6 +40,7 @@ QV = ["q_proj", "v_proj"]
 MLP = ["up_proj", "down_proj"]
 MIX = ["q_proj", "o_proj", "down_proj"]
 INVOCATION = [7, 8, 9]
+REPLICATION = [[0, 2], [1, 2], [0, 1]]
 TASK = 2  # of adapters of several
 OF_TASKS = ("poly", "multitask_prompt")
 
@@ -59,6 +60,8 @@ CASES = {
     "lora_patterns": ("llama", lambda: lora(
         target_modules="all-linear", exclude_modules=["k_proj"], rank_pattern={"up_proj": 2},
         alpha_pattern={r"layers\.1\..*": 3}), 0.2),
+    "layer_replication": ("llama", lambda: lora(
+        layer_replication=REPLICATION, target_modules=["q_proj", "v_proj", "down_proj"]), 0.2),
     "rslora": ("qwen2", lambda: lora(use_rslora=True), 0.2),
     "dora": ("llama", lambda: lora(use_dora=True, target_modules=MIX), 0.2),
     "dora_qwen2": ("qwen2", lambda: lora(use_dora=True, target_modules=MIX), 0.2),
@@ -435,6 +438,8 @@ def measured(name, base, model):
     assert seen > 1e-2, f"{name}: the adapter changes log-probabilities by {seen} alone"
     print(f"{name:24} differs from the base by {seen:.3f}", flush=True)
     mixture = {"adapters": MIXTURES[name][1]} if name in MIXTURES else {}
+    if name == "layer_replication":
+        base += " " + json.dumps(REPLICATION, separators=(",", ":"))
     return dict(name=name, base=base, **mixture, prompts=prompts)
 
 

@@ -58,7 +58,8 @@ LoadedReport Report(const std::string& name) {
 TEST(Inspect, EveryGoldenHasACostAndMemory) {
   for (const auto& c : nlohmann::json::parse(std::ifstream(kGoldens / "variants" / "cases.json"))) {
     if (c.contains("adapters")) continue;  // a mixture
-    const std::string text = Inspected(c["name"], c["base"]);
+    const std::string base = c["base"];
+    const std::string text = Inspected(c["name"], base.substr(0, base.find(' ')));  // stacked as the adapter says
     EXPECT_THAT(text, HasSubstr("more multiply-adds a token than the base alone")) << c["name"];
     EXPECT_THAT(text, HasSubstr("on the host ")) << c["name"];
     EXPECT_THAT(text, HasSubstr("on a GPU    ")) << c["name"];

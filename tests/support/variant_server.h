@@ -29,7 +29,7 @@ struct VariantPrompt {
 
 struct VariantCase {
   std::string name;
-  std::string base;
+  std::string base;  // with the layers it is stacked of, if it is: "llama [[0,2],[1,3]]"
   std::vector<WeightedAdapter> adapters;  // itself, or the terms of a mixture
   std::vector<VariantPrompt> prompts;
 
@@ -57,10 +57,14 @@ inline std::vector<VariantCase> LoadVariantCases() {
   return cases;
 }
 
-// A GPU computes no gates per token (X-LoRA, a directory with LoRAs below it, and MixLoRA), and of experts
+// A case's base without the layers it is stacked of.
+inline std::string ModelOf(const std::string& base) { return base.substr(0, base.find(" [")); }
+
+// A GPU computes no gates per token (X-LoRA, Arrow, MoLE and MixLoRA), and of experts
 // no more than pairs, output scales and biases.
 inline bool RunsOnTestDevice(const VariantCase& c) {
-  const bool gates = c.name.starts_with("xlora") || c.name.starts_with("arrow") || c.name.starts_with("mixlora");
+  const bool gates = c.name.starts_with("xlora") || c.name.starts_with("arrow") || c.name.starts_with("mixlora") ||
+                     c.name.starts_with("mole");
   const bool structured = c.name == "experts_ia3" || c.name == "experts_lokr";
   return !(gates || structured) || kTestDevice == std::string("cpu");
 }
@@ -69,7 +73,10 @@ inline bool RunsOnTestDevice(const VariantCase& c) {
 class VariantServer {
  public:
   VariantServer(const std::string& base, const RunnerOptions& options, StatsSink* stats = nullptr) {
-    auto source = ModelSource::Open(kGoldenRoot / "models" / base);
+    const std::string model = ModelOf(base);
+    const auto replication = ParseLayerReplication(base.substr(model.size()));
+    LK_CHECK_MSG(replication.ok(), replication.status().ToString());
+    auto source = ModelSource::Open(kGoldenRoot / "models" / model, *replication);
     LK_CHECK_MSG(source.ok(), source.status().ToString());
     auto runner = ModelRunner::Create(std::shared_ptr<const ModelSource>(*std::move(source)), options);
     LK_CHECK_MSG(runner.ok(), runner.status().ToString());

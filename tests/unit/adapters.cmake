@@ -6,7 +6,7 @@ lorikeet_test(adapters_load_test unit/adapters_load_test.cc unit/adapters_lowere
   unit/adapters_store_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
 lorikeet_test(adapters_gated_test unit/adapters_gated_test.cc unit/adapters_arrow_test.cc
-  unit/adapters_mixlora_test.cc ${adapters_support}
+  unit/adapters_mixlora_test.cc unit/adapters_mole_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache lorikeet_kernels_cpu)
 lorikeet_test(adapters_registry_test unit/adapters_registry_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)

@@ -111,5 +111,51 @@ TEST_F(LoweredAdapter, ATaskMustBeNamedAndThere) {
   EXPECT_THAT(warnings_, ::testing::IsEmpty());
 }
 
+// Factors that are tensor trains: a chain from one to one whose sizes are those of the matrix.
+TEST_F(LoweredAdapter, TrainsMustMeetAndFit) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  adapter_.config = {{"peft_type", "LORETTA"}, {"task_type", "CAUSAL_LM"}, {"r", 4}, {"target_modules", {"layers.0.self_attn.q_proj"}}};
+  const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.";
+  const auto put = [&](const std::string& factor, std::vector<std::vector<int64_t>> cores) {
+    for (size_t k = 0; k < cores.size(); ++k) Put(q + factor + ".cores." + std::to_string(k), cores[k]);
+  };
+  put("lora_A", {{1, in / 2, 3}, {3, 2, 2}, {2, 4, 1}});
+  put("lora_B", {{1, 4, 2}, {2, out, 1}});
+  const auto loaded = Load();
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ((*loaded)->modules[LayerModule(0, Linear::kQ)].low_rank.rank, 4);
+  put("lora_A", {{1, in / 2, 3}, {2, 2, 2}});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"lora_A: core 1 is [2, 2, 2], behind one that ends in 3"});
+  put("lora_A", {{1, in / 2, 3}, {3, 2, 2}, {2, 4, 2}});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"core 2 is [2, 4, 2]", "the last ends in 1"});
+  put("lora_A", {{1, in / 2, 3}, {3, 2, 2}, {2, 5, 1}});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"lora_B: the train has ", "no matrix [5, "});
+  put("lora_A", {{1, in / 2, 3}, {3, 2, 2}, {2, 4, 1}});
+  adapter_.config["r"] = 8;
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"r is 8, the rank of its tensors 4"});
+  adapter_.tensors.erase(q + "lora_B.cores.1");
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"lora_B: core 0"});
+  adapter_.tensors.erase(q + "lora_A.cores.0");
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"no tensor lora_A.cores.0"});
+}
+
+TEST_F(LoweredAdapter, ATiedPairMustBeWideEnough) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  adapter_.config = {{"peft_type", "TIED_LORA"}, {"task_type", "CAUSAL_LM"}, {"r", 3}, {"target_modules", {"layers.0.self_attn.q_proj"}}};
+  const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.tied_lora_";
+  Put("base_model.tied_lora_A", {3, in + 5});
+  Put("base_model.tied_lora_B", {out + 7, 3});
+  Put(q + "u", {3});
+  Put(q + "v", {out});
+  const auto loaded = Load();
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ((*loaded)->modules[LayerModule(0, Linear::kQ)].low_rank.rank, 3);
+  Put("base_model.tied_lora_B", {out - 1, 3});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"smaller than this linear"});
+  adapter_.tensors.erase(q + "u");
+  Put("base_model.tied_lora_B", {out, 3});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"no tensor tied_lora_u"});
+}
+
 }  // namespace
 }  // namespace lorikeet

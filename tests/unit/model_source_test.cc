@@ -287,6 +287,39 @@ TEST_P(ModelSourceFamilyTest, ATiedHeadIsTheEmbedding) {
 INSTANTIATE_TEST_SUITE_P(Families, ModelSourceFamilyTest,
                          ::testing::Values("llama", "smollm3", "qwen2", "qwen3"));
 
+// With layers that differ in kind: without rotation, without experts.
+TEST(ModelSourceTest, StackedLayersAreThoseOfTheFile) {
+  for (const char* name : {"smollm3", "qwen3-moe"}) {
+    SCOPED_TRACE(name);
+    const std::filesystem::path path = std::filesystem::path("tests/golden/models") / name;
+    const auto whole = ModelSource::Open(path);
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    const ModelConfig& from = (*whole)->config();
+    const int32_t last = from.layers - 1;
+    const auto stacked = ModelSource::Open(path, {{0, from.layers}, {last, from.layers}, {1, 2}});
+    ASSERT_TRUE(stacked.ok()) << stacked.status();
+    const ModelConfig& config = (*stacked)->config();
+    ASSERT_EQ(config.layers, from.layers + 2);
+    EXPECT_EQ((*stacked)->first_like(from.layers), last);
+    EXPECT_EQ((*stacked)->first_like(from.layers + 1), 1);
+    EXPECT_EQ((*stacked)->first_like(last), last);
+    for (const auto& [layer, origin] : {std::pair(last, last), {last + 1, last}, {last + 2, 1}}) {
+      EXPECT_EQ(config.layer_uses_rope[layer], from.layer_uses_rope[origin]) << layer;
+      EXPECT_EQ(config.has_experts(layer), from.has_experts(origin)) << layer;
+      EXPECT_EQ((*stacked)->norms(layer).input->shape, (*whole)->norms(origin).input->shape);
+      EXPECT_TRUE(std::ranges::equal((*stacked)->weight(LayerModule(layer, Linear::kO)).bytes,
+                                     (*whole)->weight(LayerModule(origin, Linear::kO)).bytes));
+      if (!config.has_experts(layer)) continue;
+      EXPECT_TRUE(std::ranges::equal(
+          (*stacked)->weight(ExpertModule(config.layers, config.experts, layer, 1, Linear::kDown)).bytes,
+          (*whole)->weight(ExpertModule(from.layers, from.experts, origin, 1, Linear::kDown)).bytes));
+    }
+    EXPECT_EQ((*stacked)->path(LayerModule(last + 2, Linear::kQ)),
+              "model.layers." + std::to_string(last + 2) + ".self_attn.q_proj");
+    EXPECT_EQ(ModelSource::Open(path, {{1, from.layers + 1}}).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST(ModelSourceTest, UnalignedTensorsAreCopied) {
   const TempDir dir;
   const TinyModel model("qwen3", DType::kBF16);

@@ -43,7 +43,7 @@ class CpuLinearWeight final : public LinearWeight {
     // Columns of a chunk are a multiple of this.
     int32_t column_unit() const { return half ? kHalfColumns : kColumnUnit; }
   };
-  std::vector<Part> parts;
+  std::shared_ptr<std::vector<Part>> parts = std::make_shared<std::vector<Part>>();  // of all who share the weight
   // Of a quantised product's inputs. What feeds a softmax makes most of the change that rounding causes
   // in a model's distributions, for a small part of the work.
   int32_t input_planes = 1;
@@ -91,7 +91,7 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
     const TensorView& weight = *source.weight;
     const int32_t out = static_cast<int32_t>(weight.rows());
     LK_CHECK(weight.row_elements() == linear->in);
-    CpuLinearWeight::Part& part = linear->parts.emplace_back();
+    CpuLinearWeight::Part& part = linear->parts->emplace_back();
     linear->out.push_back(out);
     part.view = weight;
     if (options_.precision == Precision::kFast) Pack(weight, features_, &part);
@@ -103,6 +103,12 @@ std::unique_ptr<LinearWeight> CpuBackend::LoadLinear(ModuleId first_module,
     }
   }
   return linear;
+}
+
+std::unique_ptr<LinearWeight> CpuBackend::ShareLinear(const LinearWeight& weight, ModuleId first_module) {
+  auto shared = std::make_unique<CpuLinearWeight>(Cpu(&weight));
+  shared->first_module = first_module;
+  return shared;
 }
 
 void CpuBackend::PrepareInputs(const LinearArgs& args) {
@@ -165,7 +171,7 @@ void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int
       for (int32_t c = column_begin; c < column_end; ++c) row[c] *= delta.out_scale[c];
     }
   }
-  const std::vector<float>& bias = Cpu(args.weight).parts[part].bias;
+  const std::vector<float>& bias = (*Cpu(args.weight).parts)[part].bias;
   for (int32_t r = 0; !bias.empty() && r < y.rows; ++r) {
     for (int32_t c = column_begin; c < column_end; ++c) y.row(r)[c] += bias[c];
   }
@@ -180,7 +186,7 @@ void CpuBackend::ApplyDeltas(const LinearArgs& args, int32_t part, Matrix y, int
 // Columns [begin, end) of the part for all rows of x, then again for rows with inputs of their own.
 void CpuBackend::MultiplyRows(const LinearArgs& args, int32_t part, int32_t begin, int32_t end,
                               int32_t thread, Matrix y) {
-  const CpuLinearWeight::Part& weight = Cpu(args.weight).parts[part];
+  const CpuLinearWeight::Part& weight = (*Cpu(args.weight).parts)[part];
   const auto multiply = [&](Matrix x, const Rounded& rounded, int32_t row_begin, int32_t row_end) {
     if (weight.quant) {
       const int32_t lanes = weight.quant->lanes;
@@ -227,7 +233,7 @@ void CpuBackend::MultiplyChunk(const LinearArgs& args, int32_t task, int32_t thr
 
 void CpuBackend::PlanInputs(const LinearArgs& args, std::span<const AdapterSegment> segments) {
   plan_.quantize = plan_.round = false;
-  for (const CpuLinearWeight::Part& part : Cpu(args.weight).parts) {
+  for (const CpuLinearWeight::Part& part : *Cpu(args.weight).parts) {
     if (part.quant) plan_.quantize = true;
     if (part.half && part.half->pairs) plan_.round = true;
   }
@@ -256,7 +262,7 @@ void CpuBackend::PlanInputs(const LinearArgs& args, std::span<const AdapterSegme
 }
 
 void CpuBackend::PlanChunks(const LinearArgs& args) {
-  const std::vector<CpuLinearWeight::Part>& parts = Cpu(args.weight).parts;
+  const std::vector<CpuLinearWeight::Part>& parts = *Cpu(args.weight).parts;
   int64_t bytes = 0;
   for (size_t i = 0; i < parts.size(); ++i) bytes += parts[i].column_bytes() * args.weight->out[i];
   // Enough chunks to share out evenly, none larger than the cache it is meant to stay in.

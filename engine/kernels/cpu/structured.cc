@@ -176,7 +176,8 @@ void ShareByPrototypes(const PrototypeGates& gates, const float* prototypes, con
   std::array<float, Limits::kMaxExperts> scores;
   std::array<int32_t, Limits::kMaxExperts> order;
   for (int32_t e = 0; e < gates.experts; ++e) {
-    scores[e] = std::abs(Dot(prototypes + int64_t{e} * in, x, in));
+    scores[e] = Dot(prototypes + int64_t{e} * in, x, in);
+    if (gates.magnitudes) scores[e] = std::abs(scores[e]);
     shares[e] = 0;
   }
   const auto end = order.begin() + gates.experts;

@@ -54,6 +54,7 @@ class CudaBackend final : public Backend {
   DeviceMemory Upload(std::span<const float> values) override;
   std::unique_ptr<LinearWeight> LoadLinear(ModuleId first_module,
                                            std::span<const LinearSource> parts) override;
+  std::unique_ptr<LinearWeight> ShareLinear(const LinearWeight& weight, ModuleId first_module) override;
   void LoadEmbedding(const TensorView& table) override;
   int32_t AllocatePages(const KvLayout& layout, int64_t bytes) override;
   double MeasureBandwidth() override;

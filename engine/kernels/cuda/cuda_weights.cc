@@ -187,6 +187,15 @@ std::unique_ptr<LinearWeight> CudaBackend::LoadLinear(ModuleId first_module,
   return linear;
 }
 
+std::unique_ptr<LinearWeight> CudaBackend::ShareLinear(const LinearWeight& weight, ModuleId first_module) {
+  auto shared = std::make_unique<CudaLinearWeight>(static_cast<const CudaLinearWeight&>(weight));
+  shared->first_module = first_module;
+  for (size_t p = 0; p < shared->out.size(); ++p) {
+    adapters_.SetWidths(first_module + static_cast<int32_t>(p), {shared->in, shared->out[p]});
+  }
+  return shared;
+}
+
 void CudaBackend::LoadEmbedding(const TensorView& table) {
   const TensorView* views[] = {&table};
   embedding_ = LoadRows(views, 0);
