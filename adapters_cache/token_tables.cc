@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/matrix.h"
 #include "adapters_cache/model_parts.h"
 #include "engine/api/limits.h"
@@ -130,7 +131,8 @@ class Tables {
   }
 
   // Tokens behind the base's, and those whose rows differ where most do not. Where most differ, one
-  // of the two tables was rounded, which must be all: else the adapter belongs to another base.
+  // of the two tables was rounded, which must be all: else the adapter belongs to another base. A head that an
+  // adapter began with is not compared: it lacks what lowering takes from the base's.
   absl::StatusOr<std::vector<int32_t>> Differing(const std::string& name, const char* path,
                                                  const Matrix2& table) const {
     constexpr double kMostRounded = 0.2;
@@ -138,7 +140,8 @@ class Tables {
     std::vector<int32_t> changed;
     std::vector<float> ours(kRowsAtATime * table.columns);
     double difference = 0, norm = 0;
-    for (int32_t t = 0; t < shared; ++t) {
+    const bool residual = path == std::string_view(kHeadPath) && TrainsOnResidual(raw_.config);
+    for (int32_t t = residual ? shared : 0; t < shared; ++t) {
       if (t % kRowsAtATime == 0) {
         BaseTable(path)(t, std::min(kRowsAtATime, shared - t), ours.data());
       }

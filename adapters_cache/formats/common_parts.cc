@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
@@ -37,6 +38,13 @@ bool EndsWithAny(std::string_view path, const std::vector<std::string>& names) {
 bool IsSet(const Json& value) {
   if (value.is_null() || (value.is_boolean() && !value.get<bool>())) return false;
   return !(value.is_structured() && value.empty()) && value != "";
+}
+
+bool TrainsOnResidual(const Json& config) {
+  const auto init = config.find("init_lora_weights");
+  if (init == config.end() || !init->is_string()) return false;
+  const std::string name = absl::AsciiStrToLower(init->get<std::string>());
+  return name == "pissa" || name == "olora";
 }
 
 absl::StatusOr<int64_t> TaskOf(const Json& config, int64_t tasks) {

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/check.h"
+#include "engine/base/status_macros.h"
 
 namespace lorikeet {
 namespace {
@@ -234,6 +235,64 @@ absl::StatusOr<Svd> SingularValues(const Matrix2& a) {
     for (int64_t r = 0; r < a.columns; ++r) svd.v.at(r, c) = static_cast<float>(right[from][r]);
   }
   return svd;
+}
+
+namespace {
+
+// Of a's restriction to the span of q's orthonormal rows [block, n]: y = a qᵀ = u s (v of y)ᵀ.
+absl::StatusOr<Svd> RestrictedValues(const Matrix2& y, const Matrix2& q) {
+  const Matrix2 left = HouseholderQ(y);
+  LK_ASSIGN_OR_RETURN(const Svd small, SingularValues(Multiply(Transpose(left), y)));
+  return Svd{Multiply(left, small.u), small.s, Multiply(Transpose(q), small.v)};
+}
+
+// The largest |aᵀ u - s v| of the first `count`, over the largest s.
+double Residual(const Matrix2& a, const Svd& svd, int64_t count) {
+  const Matrix2 turned = Multiply(Transpose(ColumnsOf(svd.u, 0, count)), a);  // [count, n]
+  double most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    double sum = 0;
+    for (int64_t c = 0; c < a.columns; ++c) {
+      const double off = turned.at(k, c) - double{svd.s[k]} * svd.v.at(c, k);
+      sum += off * off;
+    }
+    most = std::max(most, std::sqrt(sum));
+  }
+  return svd.s[0] > 0 ? most / svd.s[0] : 0;
+}
+
+}  // namespace
+
+// Subspace iteration: q ← qᵀ (aᵀ a), of more rows than are asked for, as fast as those behind the block are smaller.
+absl::StatusOr<Svd> LargestSingularValues(const Matrix2& a, int64_t count) {
+  constexpr int kPasses = 16, kMostPasses = 160;
+  constexpr double kConverged = 1e-6;
+  const int64_t k = std::min(a.rows, a.columns), block = 2 * count + 16;
+  if (count > k) return absl::InvalidArgumentError(absl::StrCat("rank ", count, " of ", k, " singular values"));
+  if (4 * block > k && k <= kMaxSvdWidth) return SingularValues(a);  // takes less time
+  if (block > kMaxSvdWidth) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the ", count, " largest singular values of [", a.rows, ", ", a.columns, "] take too long at load (at most ",
+        (kMaxSvdWidth - 16) / 2, " of them); convert the adapter to plain LoRA"));
+  }
+  Matrix2 q(block, a.columns);
+  uint32_t random = 1;
+  for (float& value : q.values) value = (random = random * 1664525 + 1013904223) >> 31 ? 1 : -1;
+  double residual = 0;
+  for (int pass = 1; pass <= kMostPasses; ++pass) {
+    q = Transpose(HouseholderQ(Transpose(q)));
+    const Matrix2 y = MultiplyTransposed(a, q);
+    if (pass % kPasses == 0) {
+      LK_ASSIGN_OR_RETURN(Svd svd, RestrictedValues(y, q));
+      residual = Residual(a, svd, count);
+      if (residual < kConverged) return svd;
+    }
+    q = Multiply(Transpose(y), a);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the ", count, " largest singular values of [", a.rows, ", ", a.columns, "] are so close to the next that ",
+      kMostPasses, " iterations leave ", residual, " of the largest (at most ", kConverged,
+      "); convert the adapter to plain LoRA"));
 }
 
 }  // namespace lorikeet

@@ -33,8 +33,7 @@ void AddProduct(float factor, const float* a, const float* b, ProductShape shape
 // The first min(m, n) columns of Q of a's Householder QR, a [m, n], with LAPACK's signs.
 Matrix2 HouseholderQ(const Matrix2& a);
 
-// Singular values in descending order with their vectors (one-sided Jacobi in double).
-// a: [m, n]; k = min(m, n).
+// Singular values in descending order with their vectors. a: [m, n]; k = min(m, n), or as many as are asked for.
 struct Svd {
   Matrix2 u;             // [m, k]
   std::vector<float> s;  // [k]
@@ -42,7 +41,10 @@ struct Svd {
 };
 // Wider than this a load would take minutes: such adapters are to be converted.
 inline constexpr int64_t kMaxSvdWidth = 1024;
-// INVALID_ARGUMENT: min(m, n) > kMaxSvdWidth.
+// All of them (one-sided Jacobi in double). INVALID_ARGUMENT: min(m, n) > kMaxSvdWidth.
 absl::StatusOr<Svd> SingularValues(const Matrix2& a);
+// The `count` largest with their vectors, to float32's accuracy, of a matrix of any width. INVALID_ARGUMENT: there
+// are fewer, or those behind them are so close that they cannot be told apart in the time a load has.
+absl::StatusOr<Svd> LargestSingularValues(const Matrix2& a, int64_t count);
 
 }  // namespace lorikeet

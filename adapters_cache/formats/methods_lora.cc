@@ -49,14 +49,13 @@ void ExpandGroups(const ModuleTensors& m, Matrix2* a) {
   *a = std::move(out);
 }
 
-// −U S Vᵀ of the `count` singular components from `first` on, in descending order.
-absl::Status SubtractComponents(const ModuleTensors& m, int64_t first, int64_t count, Lowered* out) {
-  LK_ASSIGN_OR_RETURN(const Svd svd, SingularValues(m.Weight()));
-  const int64_t all = static_cast<int64_t>(svd.s.size());
-  if (first < 0) first = all - count;
-  if (first < 0 || first + count > all) {
-    return m.Invalid(absl::StrCat("rank ", count, " of ", all, " singular values"));
-  }
+// −U S Vᵀ of the `count` largest or smallest singular components.
+absl::Status SubtractComponents(const ModuleTensors& m, bool largest, int64_t count, Lowered* out) {
+  const absl::StatusOr<Svd> found = largest ? LargestSingularValues(m.Weight(), count) : SingularValues(m.Weight());
+  if (!found.ok()) return m.Invalid(std::string(found.status().message()));
+  const Svd& svd = *found;
+  const int64_t all = static_cast<int64_t>(svd.s.size()), first = largest ? 0 : all - count;
+  if (first < 0) return m.Invalid(absl::StrCat("rank ", count, " of ", all, " singular values"));
   Matrix2 u = ColumnsOf(svd.u, first, count);
   ScaleColumns({svd.s.begin() + first, svd.s.begin() + first + count}, &u);
   Scale(-1, &u);
@@ -69,7 +68,7 @@ absl::Status SubtractStart(const ModuleTensors& m, int64_t rank, double scale, L
   const auto init = m.config().find("init_lora_weights");
   if (init == m.config().end() || !init->is_string()) return absl::OkStatus();
   const std::string name = absl::AsciiStrToLower(init->get<std::string>());
-  if (name == "pissa") return SubtractComponents(m, 0, rank, out);  // Meng et al. 2024
+  if (name == "pissa") return SubtractComponents(m, true, rank, out);  // Meng et al. 2024
   if (name != "olora") return absl::OkStatus();                     // Büyükakyüz 2024
   const int64_t most = std::min(m.in(), m.out());
   if (rank > most) return m.Invalid(absl::StrCat("rank ", rank, " of ", most));
@@ -119,7 +118,7 @@ absl::Status LowerLoraRelative(const ModuleTensors& m, Lowered* out) {
   if (tail) {  // KaSA (Wang et al. 2024)
     LK_ASSIGN_OR_RETURN(const auto diagonal, m.Get("lora_diag", {rank}));
     ScaleRows(diagonal, &a);
-    LK_RETURN_IF_ERROR(SubtractComponents(m, -1, rank, out));
+    LK_RETURN_IF_ERROR(SubtractComponents(m, false, rank, out));
   }
   if (m.Has("lora_latent_mapping")) {  // LoRA-XS (Bałazy et al. 2024): a and b are frozen
     LK_ASSIGN_OR_RETURN(Matrix2 latent, m.GetMatrix("lora_latent_mapping", rank, rank));

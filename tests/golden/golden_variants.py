@@ -90,6 +90,7 @@ CASES = {
     "alora": ("llama", lambda: lora(alora_invocation_tokens=INVOCATION), 0.3),
     "pissa": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
     "olora": ("llama", lambda: lora(init_lora_weights="olora"), 0.2),
+    "pissa_head": ("llama", lambda: lora(init_lora_weights="pissa", target_modules=["lm_head", "q_proj"]), 0.2),
     "pissa_dora": ("llama", lambda: lora(init_lora_weights="pissa", use_dora=True, target_modules=MIX), 0.2),
     "pissa_converted": ("llama", lambda: lora(init_lora_weights="pissa"), 0.2),
     "olora_converted": ("qwen2", lambda: lora(init_lora_weights="olora", use_rslora=True), 0.2),

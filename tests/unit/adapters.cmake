@@ -2,7 +2,7 @@
 set(adapters_support ${CMAKE_CURRENT_SOURCE_DIR}/unit/adapters_support.cc)
 lorikeet_test(adapters_peft_test golden/adapters_peft_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache lorikeet_model)
-lorikeet_test(adapters_load_test unit/adapters_load_test.cc unit/adapters_lowered_test.cc unit/module_tensors_test.cc
+lorikeet_test(adapters_load_test unit/adapters_load_test.cc unit/adapters_lowered_test.cc unit/module_tensors_test.cc unit/matrix_test.cc
   unit/adapters_store_test.cc ${adapters_support}
   LIBS lorikeet_adapters_cache)
 lorikeet_test(adapters_gated_test unit/adapters_gated_test.cc unit/adapters_arrow_test.cc
