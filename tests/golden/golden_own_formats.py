@@ -51,11 +51,11 @@ def tied_lora(name, base, targets, r, alpha):
     the first columns of A and the first rows of B."""
     model = base_model(base)
     chosen = linears(model, targets)
-    a = torch.randn(r, max(m.in_features for _, m in chosen)) * SPREAD
-    b = torch.randn(max(m.out_features for _, m in chosen), r) * SPREAD
+    a = torch.randn(r, max(m.in_features for _, m in chosen)) * 0.2
+    b = torch.randn(max(m.out_features for _, m in chosen), r) * 0.2
     tensors = {"base_model.tied_lora_A": a, "base_model.tied_lora_B": b}
     for path, linear in chosen:
-        u, v = 1 + torch.randn(r), 1 + torch.randn(linear.out_features)
+        u, v = 1 + SPREAD * torch.randn(r), 1 + SPREAD * torch.randn(linear.out_features)
         tensors[f"base_model.model.{path}.tied_lora_u"] = u
         tensors[f"base_model.model.{path}.tied_lora_v"] = v
 
