@@ -18,7 +18,8 @@ namespace {
 // One step of a model with rows of several adapters, on both backends.
 class Parts {
  public:
-  Parts(const TypeCase& type, uint32_t seed)
+  // `hidden`: 0 for any.
+  Parts(const TypeCase& type, uint32_t seed, int32_t hidden = 0)
       : type_(type), seed_(seed), rng_(seed), cuda_(CudaBackendFor(type)) {
     auto cpu = MakeCpuBackend({.precision = Precision::kExact, .threads = 2, .max_rows = 2048});
     LK_CHECK_MSG(cpu.ok(), cpu.status().ToString());
@@ -27,7 +28,7 @@ class Parts {
     model_.head_dim = dims[rng_() % 4];
     model_.kv_heads = 1 + rng_() % 2;
     model_.heads = model_.kv_heads * (1 + rng_() % 3);
-    model_.hidden = 8 * (1 + rng_() % 40);
+    model_.hidden = hidden > 0 ? hidden : 8 * (1 + rng_() % 40);
     model_.vocab = 8 * (1 + rng_() % 30);
     LoadModel();
     for (int i = 0; i < 5; ++i) random_.emplace_back(model_, type.dtype, rng_);
@@ -122,7 +123,7 @@ class Parts {
     KvLayout cuda = layout(type_.dtype);
     while (cuda.page_bytes() < least) ++cuda.layers_per_page;
     cpu_->AllocatePages(layout(DType::kF32), kv_pages * layout(DType::kF32).page_bytes());
-    cuda_->AllocatePages(cuda, 512 << 20);
+    cuda_->AllocatePages(cuda, 1 << 30);
     std::vector<std::shared_ptr<const Adapter>> adapters;
     for (const RandomParts& random : random_) adapters.push_back(random.adapter);
     LoadImages(cuda_->images(), adapters, kv_pages);
@@ -242,6 +243,17 @@ TEST(CudaAdapters, EveryPartIsWhatTheCpuMakesOfIt) {
       parts.CheckLinear();
       parts.CheckAttention();
       parts.CheckBottlenecks();
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// More than a block of threads has of a circulant delta's inputs at a time.
+TEST(CudaAdapters, LinearsOfManyInputsAreWhatTheCpuMakesOfThem) {
+  for (const TypeCase& type : kTypes) {
+    for (uint32_t seed = 0; seed < 6; ++seed) {
+      Parts parts(type, seed, seed % 2 == 0 ? 4608 : 6144);
+      parts.CheckLinear();
       if (HasFatalFailure()) return;
     }
   }

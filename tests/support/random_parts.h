@@ -74,9 +74,9 @@ class RandomParts {
   }
   const float* Vector(int64_t width) { return floats_.emplace_back(RandomFloats(width, rng_)).data(); }
 
-  // A divisor of n, at random.
-  int32_t Divisor(int32_t n) {
-    int32_t divisor = 1 + rng_() % n;
+  // A divisor of n, at random, of at most `most`.
+  int32_t Divisor(int32_t n, int32_t most = INT32_MAX) {
+    int32_t divisor = 1 + rng_() % std::min(n, most);
     while (n % divisor != 0) --divisor;
     return divisor;
   }
@@ -112,7 +112,7 @@ class RandomParts {
     if (Maybe()) delta->out_scale = Vector(out);
     if (Maybe()) delta->bias = Vector(out);
     if (Maybe()) {
-      const int32_t block = Divisor(in);
+      const int32_t block = Divisor(in, 512);  // of wide inputs no matrix as wide
       delta->input_rotation = {block, Matrix(in, block, block)};
     }
     if (Maybe()) {

@@ -29,35 +29,10 @@ struct PagedRows {
     return static_cast<const T*>(static_cast<const void*>(
         static_cast<const std::byte*>(page) + uint64_t{k} * pitch));
   }
-};
-
-// Goes from row to row, as long as they lie together without a look at the pages.
-template <typename T>
-class RowCursor {
- public:
-  constexpr RowCursor(const PagedRows& rows, uint32_t k) : rows_(rows), next_(k) { Find(); }
-
-  // The row it stands at; goes on to the one behind it.
-  constexpr const T* Next() {
-    if (left_ == 0) Find();
-    const T* row = static_cast<const T*>(static_cast<const void*>(at_));
-    at_ += rows_.pitch;
-    ++next_;
-    --left_;
-    return row;
+  // Rows from row k on that lie one behind the other.
+  constexpr uint32_t together(uint32_t k) const {
+    return k < first_rows ? first_rows - k : page_rows - (k - first_rows) % page_rows;
   }
-
- private:
-  constexpr void Find() {
-    at_ = rows_.row<std::byte>(next_);
-    left_ = next_ < rows_.first_rows ? rows_.first_rows - next_
-                                     : rows_.page_rows - (next_ - rows_.first_rows) % rows_.page_rows;
-  }
-
-  const PagedRows& rows_;
-  uint32_t next_;
-  uint32_t left_ = 0;
-  const std::byte* at_ = nullptr;
 };
 
 // T: the activation type, which matrices are kept in; vectors are one row of float32.

@@ -12,10 +12,15 @@ namespace {
 constexpr int32_t kSpreadRows = 64;   // outputs are spread over as many warps as there are, for
 constexpr int kColumnsPerWarp = 4;    // more rows that many to each
 constexpr int kKroneckerFloats = kMaxKroneckerRows;
-constexpr int kKroneckerBlocks = 32;  // of a row and part
-constexpr int kCirculantFloats = kMaxCirculantBlock;
-static_assert(sizeof(float) * std::max(kKroneckerFloats, kCirculantFloats) <= 48 << 10,
+constexpr int kKroneckerBlocks = 64;  // of a row and part
+constexpr int kCirculantPairs = 4096;  // values of kernels that a block has at a time
+constexpr int kThreadOutputs = 8;      // neighbours that a thread of a circulant delta adds up
+constexpr int kCirculantOutputs = 32;  // that a block does
+constexpr int kCirculantThreads = kCirculantOutputs / kThreadOutputs;  // of such a group a block has 64
+constexpr int kDotLanes = 8;           // of a Kronecker delta's inner products
+static_assert(sizeof(float) * std::max(kKroneckerFloats, kMaxCirculantBlock + kCirculantPairs) <= 48 << 10,
               "what a kernel gets unasked");
+static_assert(kAdaptedWarps * kCirculantOutputs <= kCirculantPairs);
 
 template <typename T>
 __global__ void RotateInputs(const RowAdapters adapters, ModuleId module, const Matrix x,
@@ -33,12 +38,14 @@ __global__ void RotateInputs(const RowAdapters adapters, ModuleId module, const 
     to[c] = from[c];
     return;
   }
-  const int32_t column = c % parts->rotation_block, first = c - column;
+  const int32_t block = parts->rotation_block, column = c % block, first = c - column;
+  const int64_t pitch = parts->rotation.pitch / sizeof(T);
   float sum = 0;
-  RowCursor<T> rotation(parts->rotation, first);
-#pragma unroll 4
-  for (int32_t i = 0; i < parts->rotation_block; ++i) {
-    sum += ToFloat(from[first + i]) * ToFloat(rotation.Next()[column]);
+  for (int32_t i = 0; i < block;) {
+    const T* rotation = parts->rotation.row<T>(first + i) + column;
+    const int32_t end = i + min(block - i, static_cast<int32_t>(parts->rotation.together(first + i)));
+#pragma unroll 16
+    for (; i < end; ++i, rotation += pitch) sum += ToFloat(from[first + i]) * ToFloat(*rotation);
   }
   to[c] = FromFloat<T>(sum);
 }
@@ -96,76 +103,179 @@ __global__ void __launch_bounds__(kAdaptedThreads) AddRows(const StructuredArgs 
   });
 }
 
-// A thread an output of one row, a few of the row's blocks at a time.
+// sums[i] += Σ_j kernel[j] · x[(at + i + j) mod b] over `count` of j. at < b.
+__device__ void AddCirculantRun(const float* kernel, int32_t count, const float* x, int32_t b, int32_t at,
+                                float (&sums)[kThreadOutputs]) {
+  const auto next = [&] {
+    const float value = x[at];
+    at = at + 1 == b ? 0 : at + 1;
+    return value;
+  };
+  float window[kThreadOutputs];
+#pragma unroll
+  for (float& value : window) value = next();
+#pragma unroll 8
+  for (int32_t j = 0; j < count; ++j) {
+    const float weight = kernel[j];
+#pragma unroll
+    for (int i = 0; i < kThreadOutputs; ++i) sums[i] += weight * window[i];
+#pragma unroll
+    for (int i = 0; i + 1 < kThreadOutputs; ++i) window[i] = window[i + 1];
+    window[kThreadOutputs - 1] = next();
+  }
+}
+
+// This thread's share of kernels · x for its outputs from k on: of `pairs` of a kernel's value and an input,
+// which go on from pair `first` of the blocks in x.
+__device__ void AddCirculantPairs(const float* kernels, int32_t first, int32_t pairs, const float* x, int32_t b,
+                                  int32_t k, float (&sums)[kThreadOutputs]) {
+  constexpr int32_t kGroups = kAdaptedThreads / kCirculantThreads;
+  const int32_t each = DivideUp(pairs, kGroups) | 1;  // odd: groups read other banks
+  int32_t p = threadIdx.x / kCirculantThreads * each;
+  for (const int32_t end = min(p + each, pairs); p < end;) {
+    const int32_t block = (first + p) / b, j = (first + p) % b, count = min(end - p, b - j);
+    AddCirculantRun(kernels + p, count, x + block * b, b, (k + j) % b, sums);
+    p += count;
+  }
+}
+
+// Of all threads of a block: the sums of outputs 0, 1, ... of its groups, output o's to thread o. `scratch`:
+// floats that nobody uses.
+__device__ float SumOfGroups(float (&sums)[kThreadOutputs], float* scratch) {
+  const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (float& sum : sums) {
+    for (int step = kCirculantThreads; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  }
+  if (lane < kCirculantThreads) {
+    for (int i = 0; i < kThreadOutputs; ++i) {
+      scratch[warp * kCirculantOutputs + lane * kThreadOutputs + i] = sums[i];
+    }
+  }
+  __syncthreads();
+  float total = 0;
+  if (threadIdx.x < kCirculantOutputs) {
+    for (int w = 0; w < kAdaptedWarps; ++w) total += scratch[w * kCirculantOutputs + threadIdx.x];
+  }
+  return total;
+}
+
+// Widens rows [0, count) of `width` values to `to`, one behind the other: row(i) is where one lies. Of all threads of
+// a block; with kVectors eight values at a time, where rows are as many and aligned so.
+template <typename T, bool kVectors, typename Row>
+__device__ void Widen(int32_t count, int32_t width, const Row& row, float* to) {
+  constexpr int32_t kEach = kVectors ? 8 : 1;
+  int32_t lanes = 32;  // of a row
+  while (lanes < kAdaptedThreads && lanes * kEach < width) lanes *= 2;
+#pragma unroll 4
+  for (int32_t i = threadIdx.x / lanes; i < count; i += kAdaptedThreads / lanes) {
+    const T* from = row(i);
+    for (int32_t c = threadIdx.x % lanes * kEach; c < width; c += lanes * kEach) {
+      if constexpr (kVectors) StoreVec(to + i * width + c, LoadWide(from + c));
+      else to[i * width + c] = ToFloat(from[c]);
+    }
+  }
+}
+
+// S(x)[block · b + k + o] of one row for o in [0, kCirculantOutputs), output o's to thread o.
+template <typename T, bool kVectors>
+__device__ float CirculantOutputs(const PagedRows& circulant, int32_t b, const T* x, int32_t width, int32_t block,
+                                  int32_t k, float* values, float* kernels) {
+  const int32_t blocks = width / b, at_once = max(1, kCirculantPairs / b);
+  const int32_t mine = k + threadIdx.x % kCirculantThreads * kThreadOutputs;
+  float sums[kThreadOutputs] = {};
+  for (int32_t n = 0; n < blocks; n += at_once) {
+    const int32_t count = min(at_once, blocks - n);
+    __syncthreads();  // others may still read
+    Widen<T, kVectors>(1, count * b, [&](int32_t) { return x + n * b; }, values);
+    for (int32_t first = 0; first < count * b; first += kCirculantPairs) {
+      if (first > 0) __syncthreads();  // of one kernel alone, which is longer
+      Widen<T, kVectors>(
+          count, min(b - first, kCirculantPairs),
+          [&](int32_t i) { return circulant.row<T>(block * blocks + n + i) + first; }, kernels);
+      __syncthreads();
+      AddCirculantPairs(kernels, first, min(count * b - first, kCirculantPairs), values, b, mine, sums);
+    }
+  }
+  __syncthreads();
+  return SumOfGroups(sums, kernels);
+}
+
+// A block some outputs of a few rows.
 template <typename T, typename Y>
 __global__ void __launch_bounds__(kAdaptedThreads) AddCirculant(const StructuredArgs args) {
-  __shared__ float shared[kCirculantFloats];  // [blocks, b] of x
+  __shared__ alignas(16) float values[kMaxCirculantBlock];  // [blocks, b] of x
+  __shared__ alignas(16) float kernels[kCirculantPairs];
   LetKernelAfterStart();
   WaitForKernelBefore();
-  const int32_t row = blockIdx.y, part = blockIdx.z;
-  const AdapterParts* adapter = args.adapters.of(row);
-  if (adapter == nullptr || adapter->modules == nullptr) return;
-  const ModuleParts& m = adapter->modules[args.first_module + part];
-  const int32_t b = m.circulant_block;
-  if (b == 0) return;
-  const T* x = args.x.row<T>(row);
-  const int32_t o = blockIdx.x * blockDim.x + threadIdx.x, k = o % b;
-  const int32_t blocks = args.x.width / b, at_once = max(1, kCirculantFloats / 8 / b);
-  const bool mine = o < args.out[part];
-  float sum = 0;
-  for (int32_t first = 0; first < blocks; first += at_once) {
-    const int32_t count = min(at_once, blocks - first);
-    for (int32_t i = threadIdx.x; i < count * b; i += blockDim.x) {
-      shared[i] = ToFloat(x[first * b + i]);
-    }
-    __syncthreads();
-    RowCursor<T> kernels(m.circulant, (mine ? o / b : 0) * blocks + first);
-    for (int32_t n = 0; n < count; ++n) {
-      const T* kernel = kernels.Next();
-      const float* values = shared + n * b;
-#pragma unroll 8
-      for (int32_t j = 0; j < b; ++j) {
-        const int32_t at = k + j < b ? k + j : k + j - b;
-        sum += ToFloat(kernel[j]) * values[at];
+  const int32_t part = blockIdx.z, begin = blockIdx.y * kAdaptedRows;
+  ForEachAdapter(args.adapters, begin, args.x.rows, [&](const AdapterParts& adapter, uint32_t mask) {
+    if (adapter.modules == nullptr) return;
+    const ModuleParts& module = adapter.modules[args.first_module + part];
+    const int32_t b = module.circulant_block;
+    if (b == 0) return;
+    const PagedRows circulant = module.circulant;
+    const int32_t slices = DivideUp(b, kCirculantOutputs);
+    for (int32_t s = blockIdx.x; s < args.out[part] / b * slices; s += gridDim.x) {
+      const int32_t block = s / slices, k = s % slices * kCirculantOutputs, o = k + threadIdx.x;
+      for (uint32_t left = mask; left != 0; left &= left - 1) {
+        const int32_t row = begin + __ffs(left) - 1;
+        const T* x = args.x.row<T>(row);
+        const float sum =
+            b % 8 == 0 ? CirculantOutputs<T, true>(circulant, b, x, args.x.width, block, k, values, kernels)
+                       : CirculantOutputs<T, false>(circulant, b, x, args.x.width, block, k, values, kernels);
+        if (threadIdx.x >= kCirculantOutputs || o >= b) continue;
+        Add(args.y.row<Y>(row) + FirstColumn(args, part) + block * b + o, sum);
       }
     }
-    __syncthreads();
+  });
+}
+
+// store(i, a(i) · b(i)) for i in [0, count): inner products of `width` values, each of some lanes.
+template <typename Left, typename Right, typename Store>
+__device__ void ForDots(int32_t count, int32_t width, const Left& a, const Right& b, const Store& store) {
+  constexpr int32_t kGroups = kAdaptedThreads / kDotLanes;
+  const int32_t lane = threadIdx.x % kDotLanes;
+  for (int32_t first = 0; first < count; first += kGroups) {
+    const int32_t i = first + threadIdx.x / kDotLanes;
+    float sum = 0;
+    if (i < count) {
+      const auto* left = a(i);
+      const auto* right = b(i);
+#pragma unroll 8
+      for (int32_t j = lane; j < width; j += kDotLanes) sum += ToFloat(left[j]) * ToFloat(right[j]);
+    }
+#pragma unroll
+    for (int step = kDotLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (i < count && lane == 0) store(i, sum);
   }
-  if (mine) Add(args.y.row<Y>(row) + FirstColumn(args, part) + o, sum);
 }
 
 // s = w1 X w2ᵀ of one row, a few columns of w2ᵀ at a time.
 template <typename T, typename Y>
 __global__ void __launch_bounds__(kAdaptedThreads) AddKronecker(const StructuredArgs args) {
-  __shared__ float shared[kKroneckerFloats];  // [in1, columns] of X w2ᵀ
+  __shared__ float shared[kKroneckerFloats];  // [columns, in1]: X w2ᵀ, turned
   LetKernelAfterStart();
   WaitForKernelBefore();
   const int32_t row = blockIdx.y, part = blockIdx.z;
   const AdapterParts* adapter = args.adapters.of(row);
   if (adapter == nullptr || adapter->modules == nullptr) return;
-  const ModuleParts& m = adapter->modules[args.first_module + part];
-  if (m.w1.rows == 0) return;
+  const ModuleParts& module = adapter->modules[args.first_module + part];
+  if (module.w1.rows == 0) return;
+  const PagedRows w1 = module.w1, w2 = module.w2;  // here, since what is stored might be theirs for all that is known
+  const int32_t in1 = module.in1, in2 = module.in2, out1 = module.out1, out2 = module.out2;
   const T* x = args.x.row<T>(row);
   Y* y = args.y.row<Y>(row) + FirstColumn(args, part);
-  const int32_t most = min(kKroneckerFloats / m.in1, DivideUp(m.out2, gridDim.x));
-  for (int32_t q = blockIdx.x * most; q < m.out2; q += gridDim.x * most) {
-    const int32_t columns = min(most, m.out2 - q);
-    for (int32_t i = threadIdx.x; i < m.in1 * columns; i += blockDim.x) {
-      const T* w2 = m.w2.row<T>(q + i % columns);
-      const T* from = x + int64_t{i / columns} * m.in2;
-      float sum = 0;
-#pragma unroll 8
-      for (int32_t j = 0; j < m.in2; ++j) sum += ToFloat(w2[j]) * ToFloat(from[j]);
-      shared[i] = sum;
-    }
+  const int32_t most = min(kKroneckerFloats / in1, DivideUp(out2, gridDim.x));
+  for (int32_t q = blockIdx.x * most; q < out2; q += gridDim.x * most) {
+    const int32_t columns = min(most, out2 - q);
+    ForDots(in1 * columns, in2, [&](int32_t i) { return w2.row<T>(q + i / in1); },
+            [&](int32_t i) { return x + int64_t{i % in1} * in2; },
+            [&](int32_t i, float sum) { shared[i] = sum; });
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < m.out1 * columns; i += blockDim.x) {
-      const T* w1 = m.w1.row<T>(i / columns);
-      float sum = 0;
-#pragma unroll 8
-      for (int32_t p = 0; p < m.in1; ++p) sum += ToFloat(w1[p]) * shared[p * columns + i % columns];
-      Add(y + int64_t{i / columns} * m.out2 + q + i % columns, sum);
-    }
+    ForDots(out1 * columns, in1, [&](int32_t i) { return w1.row<T>(i / columns); },
+            [&](int32_t i) { return shared + i % columns * in1; },
+            [&](int32_t i, float sum) { Add(y + int64_t{i / columns} * out2 + q + i % columns, sum); });
     __syncthreads();
   }
 }
@@ -235,6 +345,15 @@ LaunchShape ThreadShape(const StructuredArgs& args) {
   return {dim3(DivideUp(Widest(args), kAdaptedThreads), args.x.rows, args.parts), kAdaptedThreads};
 }
 
+// A block 32 outputs of a few rows, or so many times that as all of them would keep the device busy with blocks
+// that find nothing to do.
+LaunchShape CirculantShape(const StructuredArgs& args) {
+  constexpr int32_t kBlocksPerMultiprocessor = 32;
+  const int32_t rows = DivideUp(args.x.rows, kAdaptedRows);
+  const int32_t most = DivideUp(Multiprocessors() * kBlocksPerMultiprocessor, rows * args.parts);
+  return {dim3(std::min(most, DivideUp(Widest(args), kCirculantOutputs)), rows, args.parts), kAdaptedThreads};
+}
+
 // fn(T, Y): of x and of y.
 template <typename Fn>
 cudaError_t WithTypes(const StructuredArgs& args, const Fn& fn) {
@@ -262,7 +381,7 @@ cudaError_t LaunchAddStructured(const StructuredArgs& args, cudaStream_t stream)
       error = Launch(kernel, shape, stream, args);
     };
     launch(Part::kRows, AddRows<T, Y>, WarpShape(args));
-    launch(Part::kCirculant, AddCirculant<T, Y>, ThreadShape(args));
+    launch(Part::kCirculant, AddCirculant<T, Y>, CirculantShape(args));
     launch(Part::kKronecker, AddKronecker<T, Y>, by_row);
     return error;
   });
