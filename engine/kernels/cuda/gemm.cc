@@ -272,7 +272,7 @@ bool Gemm::InOneIsFaster(Matrix weight, Matrix x, Matrix gate_up, Matrix out, cu
 }
 
 void Gemm::MultiplyGated(Matrix weight, Matrix x, Matrix gate_up, Matrix out, int32_t more, cudaStream_t stream) {
-  if (!batch_invariant_ && more == 0 && x.rows <= kFewRows && CanStream(weight, x)) {
+  if (!batch_invariant_ && more == 0 && CanStream(weight, x)) {
     errors_->Note(LaunchGatedStreamGemm(weight, x, out, stream), "a gated product of few rows");
     return;
   }

@@ -13,7 +13,7 @@ inline constexpr int32_t kMaxStreamedRows = 64;
 bool CanStream(Matrix weight, Matrix x);
 
 // Up to so many rows it takes less time than cuBLASLt's products; with more, up to
-// kMaxStreamedRows, only beside other kernels, which it leaves more room.
+// kMaxStreamedRows, only gated, or beside other kernels, which it leaves more room.
 inline constexpr int32_t kFewRows = 32;
 
 // y = x Wᵀ with float32 sums, the same for a row whatever the others are. weight: [y.width, x.width]
