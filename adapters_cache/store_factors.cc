@@ -1,6 +1,6 @@
 #include "adapters_cache/store_factors.h"
 
-#include <emmintrin.h>
+#include <immintrin.h>
 
 #include <algorithm>
 #include <bit>
@@ -46,8 +46,33 @@ __m128i NarrowHalves(__m128i halves) {
   return _mm_or_si128(sign, narrow);
 }
 
-void NarrowHalves(const std::byte* from, int64_t count, std::byte* to) {
+// The same of all whole sixteens; returns how many values they are.
+__attribute__((target("avx2"))) int64_t NarrowSixteens(const std::byte* from, int64_t count, std::byte* to) {
+  const __m256i magnitudes = _mm256_set1_epi16(INT16_MAX), smallest = _mm256_set1_epi16(1 << 10);
+  const __m256i one = _mm256_set1_epi16(1), three = _mm256_set1_epi16(3), bias = _mm256_set1_epi16(112 << 7);
   int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 2 * i));
+    const __m256i magnitude = _mm256_and_si256(halves, magnitudes);
+    if (_mm256_movemask_epi8(_mm256_cmpgt_epi16(smallest, magnitude)) != 0) {
+      for (int half = 0; half < 32; half += 16) {
+        const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i + half));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i + half), NarrowHalves(eight));
+      }
+      continue;
+    }
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(magnitude, 3), one);
+    const __m256i rounded = _mm256_srli_epi16(_mm256_add_epi16(_mm256_add_epi16(magnitude, three), odd), 3);
+    const __m256i sign = _mm256_xor_si256(halves, magnitude);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * i),
+                        _mm256_or_si256(sign, _mm256_add_epi16(rounded, bias)));
+  }
+  return i;
+}
+
+void NarrowHalves(const std::byte* from, int64_t count, std::byte* to) {
+  static const bool has_avx2 = __builtin_cpu_supports("avx2");
+  int64_t i = has_avx2 ? NarrowSixteens(from, count, to) : 0;
   for (; i + 8 <= count; i += 8) {
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i), NarrowHalves(halves));
@@ -64,23 +89,32 @@ class StoredRows {
  public:
   StoredRows(const RawTensor& tensor, DType dtype) : tensor_(tensor), dtype_(dtype) {}
 
-  // Until the next call.
-  absl::StatusOr<const std::byte*> Read(int64_t first, int64_t rows) {
+  absl::Status Write(int64_t first, int64_t rows, std::byte* to) {
     const TensorView& view = tensor_.view;
-    if (view.dtype == dtype_) return view.row(first);
     const int64_t count = rows * view.row_elements();
-    stored_.resize(ByteSize(dtype_, count));
+    if (view.dtype == dtype_) {
+      std::memcpy(to, view.row(first), ByteSize(dtype_, count));
+      return absl::OkStatus();
+    }
     if (view.dtype == DType::kF16 && dtype_ == DType::kBF16) {
-      NarrowHalves(view.row(first), count, stored_.data());
-      return stored_.data();
+      NarrowHalves(view.row(first), count, to);
+      return absl::OkStatus();
     }
     floats_.resize(count);
     Dequantize(view.dtype, view.row(first), count, floats_.data());
-    const int64_t bad = StoreFloats(floats_.data(), count, dtype_, stored_.data());
-    if (bad == count) return stored_.data();
+    const int64_t bad = StoreFloats(floats_.data(), count, dtype_, to);
+    if (bad == count) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat(tensor_.name, ": element ", first * view.row_elements() + bad, " is ", floats_[bad],
                      ", too large for the bfloat16 that `fast` precision stores; use `exact`"));
+  }
+
+  // Until the next call.
+  absl::StatusOr<const std::byte*> Read(int64_t first, int64_t rows) {
+    if (tensor_.view.dtype == dtype_) return tensor_.view.row(first);
+    stored_.resize(ByteSize(dtype_, rows * tensor_.view.row_elements()));
+    LK_RETURN_IF_ERROR(Write(first, rows, stored_.data()));
+    return stored_.data();
   }
 
  private:
@@ -156,11 +190,9 @@ int64_t StoreFloats(const float* values, int64_t count, DType dtype, std::byte* 
 }
 
 absl::Status StoreRows(const RawTensor& tensor, DType dtype, int64_t stride, std::byte* to) {
-  const int64_t row_bytes = ByteSize(dtype, tensor.view.row_elements());
   StoredRows from(tensor, dtype);
   for (int64_t r = 0; r < tensor.view.rows(); ++r) {
-    LK_ASSIGN_OR_RETURN(const std::byte* row, from.Read(r, 1));
-    std::memcpy(to + ByteSize(dtype, r * stride), row, row_bytes);
+    LK_RETURN_IF_ERROR(from.Write(r, 1, to + ByteSize(dtype, r * stride)));
   }
   return absl::OkStatus();
 }
