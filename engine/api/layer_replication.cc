@@ -1,7 +1,6 @@
 #include "engine/api/layer_replication.h"
 
 #include "absl/strings/str_cat.h"
-#include "engine/base/status_macros.h"
 #include "engine/tensor/json.h"
 
 namespace lorikeet {
@@ -14,7 +13,7 @@ constexpr int32_t kMostLayers = 4096;
 absl::StatusOr<LayerReplication> ParseLayerReplication(std::string_view json) {
   LayerReplication replication;
   if (json.empty()) return replication;
-  LK_ASSIGN_OR_RETURN(const nlohmann::json ranges, ParseJson(json, "layer replication"));
+  const nlohmann::json ranges = ParseJson(json, "layer replication").value_or(nlohmann::json());
   const auto is_layer = [](const nlohmann::json& value) {
     return value.is_number_integer() && value >= 0 && value <= kMostLayers;
   };

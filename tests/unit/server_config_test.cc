@@ -50,6 +50,18 @@ TEST(ServerConfigTest, FlagsOverrideTheFile) {
   EXPECT_THAT(config->adapter_roots, ElementsAre("/r"));
 }
 
+TEST(ServerConfigTest, LayersAreStackedByRanges) {
+  const auto config = ParseServerConfig(
+      std::vector<std::string>{"--model", "m.gguf", "--layer-replication", "[[0, 4], [2, 6]]"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(ToString(config->layer_replication), "[[0,4],[2,6]]");
+  for (const char* bad : {"x", "[0,4]", "[[4,4]]", "[[-1,4]]", "[[0,4,6]]", "[[0,4.5]]", "[[0,4000],[0,97]]"}) {
+    EXPECT_EQ(ErrorOf({"--layer-replication", bad}),
+              absl::StrCat("--layer-replication: '", bad,
+                           "' is not a list of ranges of layers like [[0,4],[2,6]], of at most 4096 layers in all"));
+  }
+}
+
 TEST(ServerConfigTest, FlagErrorsNameTheFlagTheValueAndTheBound) {
   EXPECT_THAT(ErrorOf({"--grpc-prot", "5"}), HasSubstr("did you mean '--grpc-port'"));
   EXPECT_THAT(ErrorOf({"--confg", "f"}), HasSubstr("did you mean '--config'"));
