@@ -26,8 +26,9 @@ void ParseMole(const AdapterFiles& files, RawAdapter* raw, Problems* problems) {
   for (const auto& [name, view] : files.tensors.tensors()) {
     const std::string canonical = CanonicalName(name);
     std::string_view path = canonical;
-    if (!StripSuffix(&path, ".mole_gate.weight")) unused.push_back(name);
-    else raw->modules[std::string(path)].tensors.emplace("mole_gate.weight", RawTensor{name, view});
+    const bool placed = StripSuffix(&path, ".mole_gate.weight") &&
+                        raw->modules[std::string(path)].tensors.emplace("mole_gate.weight", RawTensor{name, view}).second;
+    if (!placed) unused.push_back(name);
   }
   if (unused.empty()) return;
   problems->Invalid(

@@ -58,6 +58,9 @@ TEST_F(MoleAdapter, GatesAreOfTheLinearsThatHaveLoras) {
 TEST_F(MoleAdapter, NothingElseIsInTheFile) {
   Put("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", {2, 2});
   ExpectRefused(absl::StatusCode::kInvalidArgument, {"1 tensors have no place"});
+  adapter_.tensors.erase("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+  Put("base_model.model.model.layers.0.self_attn.q_proj.mole_gate.default.weight", {2, 2});  // once more
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"1 tensors have no place"});
 }
 
 TEST_F(MoleAdapter, SettingsAreChecked) {
