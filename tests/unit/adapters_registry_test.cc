@@ -266,7 +266,9 @@ TEST_F(Registry, ADirectoryThatTurnsIntoALinkLeadsNowhereElse) {
     const auto info = Load("one", inside);
     ++ends[info.status().code()];
     EXPECT_TRUE(info.ok() || absl::IsPermissionDenied(info.status())) << info.status();
-    if (info.ok()) EXPECT_EQ(info->version, allowed);
+    if (info.ok()) {
+      EXPECT_EQ(info->version, allowed);
+    }
   }
   stop = true;
   turner.join();
