@@ -40,11 +40,14 @@ bool IsSet(const Json& value) {
   return !(value.is_structured() && value.empty()) && value != "";
 }
 
-bool TrainsOnResidual(const Json& config) {
+std::string InitOf(const Json& config) {
   const auto init = config.find("init_lora_weights");
-  if (init == config.end() || !init->is_string()) return false;
-  const std::string name = absl::AsciiStrToLower(init->get<std::string>());
-  return name == "pissa" || name == "olora";
+  return init == config.end() || !init->is_string() ? "" : absl::AsciiStrToLower(init->get<std::string>());
+}
+
+bool TrainsOnResidual(const Json& config) {
+  const std::string init = InitOf(config);
+  return init == "pissa" || init == "olora";
 }
 
 absl::StatusOr<int64_t> TaskOf(const Json& config, int64_t tasks) {

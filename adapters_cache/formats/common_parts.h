@@ -52,6 +52,8 @@ void WarnOfUnknownKeys(const nlohmann::ordered_json& config, std::string_view ke
 // configuration. INVALID_ARGUMENT: it is not there, or not below `tasks`.
 absl::StatusOr<int64_t> TaskOf(const nlohmann::ordered_json& config, int64_t tasks);
 
+// What init_lora_weights names, in lower case; empty: nothing.
+std::string InitOf(const nlohmann::ordered_json& config);
 // Whether the training began by taking what init_lora_weights names from the base's weights (PiSSA, OLoRA): a copy
 // of an adapted one in the file is what was left.
 bool TrainsOnResidual(const nlohmann::ordered_json& config);

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/common_parts.h"
 #include "adapters_cache/formats/methods.h"
@@ -65,11 +64,9 @@ absl::Status SubtractComponents(const ModuleTensors& m, bool largest, int64_t co
 
 // What the training's start took from the base's weight.
 absl::Status SubtractStart(const ModuleTensors& m, int64_t rank, double scale, Lowered* out) {
-  const auto init = m.config().find("init_lora_weights");
-  if (init == m.config().end() || !init->is_string()) return absl::OkStatus();
-  const std::string name = absl::AsciiStrToLower(init->get<std::string>());
-  if (name == "pissa") return SubtractComponents(m, true, rank, out);  // Meng et al. 2024
-  if (name != "olora") return absl::OkStatus();                     // Büyükakyüz 2024
+  const std::string init = InitOf(m.config());
+  if (init == "pissa") return SubtractComponents(m, true, rank, out);  // Meng et al. 2024
+  if (init != "olora") return absl::OkStatus();                        // Büyükakyüz 2024
   const int64_t most = std::min(m.in(), m.out());
   if (rank > most) return m.Invalid(absl::StrCat("rank ", rank, " of ", most));
   // Q's first columns are those of W's alone, and R's first rows what they make of W.

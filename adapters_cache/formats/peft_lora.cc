@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/formats/arrow.h"
 #include "adapters_cache/formats/common_parts.h"
@@ -281,12 +280,7 @@ class LoraReader {
       return config.contains(key) && IsSet(config[key]);
     };
     const bool shaped = relative_ || set("use_qalora") || set("use_bdlora") || set("kasa_config");
-    bool started = false;
-    if (config.contains("init_lora_weights") && config["init_lora_weights"].is_string()) {
-      const std::string init = absl::AsciiStrToLower(config["init_lora_weights"].get<std::string>());
-      started = init == "pissa" || init == "olora";
-    }
-    if (!shaped && !started) return;
+    if (!shaped && !TrainsOnResidual(config)) return;
     if (options_.lora_bias || (options_.dora && shaped)) {
       problems_->Unserved(
           "use_dora or lora_bias together with use_qalora, use_bdlora, kasa_config or LoRA-XS, and lora_bias "

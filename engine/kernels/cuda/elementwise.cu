@@ -130,10 +130,7 @@ __global__ void SwiGlu(const Matrix gate_up, const Beside beside, const Matrix o
   }
   Vec8<T> result;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float g = gate.v[j];
-    result.v[j] = FromFloat<T>(g / (1.0f + expf(-g)) * up.v[j]);
-  }
+  for (int j = 0; j < 8; ++j) result.v[j] = FromFloat<T>(GateUp(gate.v[j], up.v[j]));
   StoreVec(out.row<T>(row) + i, result);
 }
 

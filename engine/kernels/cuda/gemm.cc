@@ -253,7 +253,7 @@ void Gemm::MultiplyExtended(Matrix weight, Matrix x, Matrix y, int32_t more, cud
 }
 
 bool Gemm::InOneIsFaster(Matrix weight, Matrix x, Matrix gate_up, Matrix out, cudaStream_t stream) {
-  if (batch_invariant_ || x.rows <= kFewRows || !CanTileGated(weight, x, out)) return false;
+  if (batch_invariant_ || !CanTileGated(weight, x, out)) return false;
   Matrix padded = x;
   padded.rows = PaddedRows(x.rows);
   const Key key = KeyOf(weight, padded, gate_up);

@@ -106,8 +106,8 @@ __device__ void StoreGated(const float* partial, const Matrix& y, int32_t first)
     const float* const of_row = partial + row * kPartialStride + column;
     const float4 g = *reinterpret_cast<const float4*>(of_row);
     const float4 u = *reinterpret_cast<const float4*>(of_row + kGroupRows);
-    const auto gated = [](float gate, float up) { return gate / (1.0f + expf(-gate)) * up; };
-    StoreAllOfFour<Y>(y, row, first + column, {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)});
+    StoreAllOfFour<Y>(y, row, first + column,
+                      {GateUp(g.x, u.x), GateUp(g.y, u.y), GateUp(g.z, u.z), GateUp(g.w, u.w)});
   }
 }
 

@@ -168,7 +168,7 @@ __device__ void StageTile(std::byte* staged, const float (&sums)[kHalves][kColum
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         d[e] = sums[half][j * 4 + e];
-        if constexpr (kGated) d[e] = d[e] / (1.0f + expf(-d[e])) * sums[1][j * 4 + e];
+        if constexpr (kGated) d[e] = GateUp(d[e], sums[1][j * 4 + e]);
       }
       StoreTransposed(to + j * 8 * kStride * 2, Pack2<T>(d[0], d[1]), Pack2<T>(d[2], d[3]), Pack2<T>(d[4], d[5]),
                       Pack2<T>(d[6], d[7]));

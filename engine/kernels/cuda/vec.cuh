@@ -59,6 +59,9 @@ __device__ inline uint4 LoadStreaming(const void* p) {
   return v;
 }
 
+// silu(gate) · up (Shazeer 2020, SwiGLU).
+__device__ inline float GateUp(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
 inline constexpr uint4 kZero = {0, 0, 0, 0};
 
 __device__ inline uint4 LoadCached(const void* p) { return *static_cast<const uint4*>(p); }
