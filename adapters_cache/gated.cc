@@ -42,10 +42,6 @@ absl::Status CheckWidths(const Gating& gating, const BaseModel& base) {
 absl::StatusOr<std::vector<std::shared_ptr<const Adapter>>> NormaliseExperts(const RawAdapter& raw,
                                                                              const BaseModel& base,
                                                                              const NormaliseOptions& options) {
-  if (!options.on_host) {
-    return absl::UnimplementedError(
-        "gates per token (X-LoRA, Arrow, MoLE) are computed on the CPU alone; serve the base with device cpu");
-  }
   std::vector<std::shared_ptr<const Adapter>> experts;
   for (const RawAdapter& expert : raw.experts) {
     LK_ASSIGN_OR_RETURN(auto adapter, Normalise(expert, base, options));

@@ -20,7 +20,7 @@ absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseGated(const RawAdapter& 
 absl::StatusOr<std::shared_ptr<const Adapter>> NormaliseMole(const RawAdapter& raw, const BaseModel& base,
                                                              const NormaliseOptions& options);
 
-// Its experts, each with pairs on linears alone. UNIMPLEMENTED: more, or not on_host.
+// Its experts, each with pairs on linears alone. UNIMPLEMENTED: more.
 absl::StatusOr<std::vector<std::shared_ptr<const Adapter>>> NormaliseExperts(const RawAdapter& raw,
                                                                              const BaseModel& base,
                                                                              const NormaliseOptions& options);

@@ -39,10 +39,6 @@ absl::Status CheckRouters(const RawAdapter& raw, const BaseModel& base) {
 absl::Status PackMlpMixture(const RawAdapter& raw, const BaseModel& base,
                             const NormaliseOptions& options, Adapter* adapter) {
   if (raw.routed == 0) return absl::OkStatus();
-  if (!options.on_host) {
-    return absl::UnimplementedError(
-        "routers over LoRAs (MixLoRA) are computed on the CPU alone; serve the base with device cpu");
-  }
   LK_RETURN_IF_ERROR(CheckRouters(raw, base));
   MlpMixture& mixture = adapter->mlp_mixture;
   mixture.chosen = raw.routed;

@@ -6,8 +6,8 @@
 
 namespace lorikeet {
 
-// Nothing where `raw` has no routers. UNIMPLEMENTED: without on_host. INVALID_ARGUMENT,
-// NOT_FOUND: routers or an expert that do not fit the base.
+// Nothing where `raw` has no routers. INVALID_ARGUMENT, NOT_FOUND: routers or an expert that do not fit
+// the base.
 absl::Status PackMlpMixture(const RawAdapter& raw, const BaseModel& base,
                             const NormaliseOptions& options, Adapter* adapter);
 

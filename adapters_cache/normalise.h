@@ -37,7 +37,7 @@ struct NormaliseOptions {
 // that have no tensors, listed. INVALID_ARGUMENT: a shape that does not fit (module, tensor, found,
 // expected), a rank over Limits::kMaxAdapterRank, a value that is not finite (tensor and index) or
 // that overflows in the precision asked for, a tensor that the variant does not use.
-// RESOURCE_EXHAUSTED: a dense delta without allow_dense. UNIMPLEMENTED: gates or routers where not on_host.
+// RESOURCE_EXHAUSTED: a dense delta without allow_dense.
 absl::StatusOr<std::shared_ptr<const Adapter>> Normalise(const RawAdapter& raw,
                                                          const BaseModel& base,
                                                          const NormaliseOptions& options);

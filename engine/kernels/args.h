@@ -130,8 +130,8 @@ struct ExpertsArgs {
 // out's rows of adapters with an MlpMixture become what that makes of x.
 struct MlpMixtureArgs {
   Expert mlp;  // the layer's
-  Matrix x;    // [T, D] float32
-  Matrix out;  // [T, D] float32
+  Matrix x;    // [T, D]
+  Matrix out;  // [T, D]
   int32_t layer = 0;
 };
 

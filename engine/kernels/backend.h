@@ -117,8 +117,7 @@ class Backend {
   virtual void SwiGlu(Matrix gate_up, Matrix out) = 0;
   // REQUIRES: BackendOptions::experts.
   virtual void Experts(const ExpertsArgs& args) = 0;
-  // A device whose adapters are images is given none that has mixtures.
-  virtual void MlpMixtures(const MlpMixtureArgs&) {}
+  virtual void MlpMixtures(const MlpMixtureArgs& args) = 0;
 
   // One token a row of `logits` [rows, vocab] float32, as engine/kernels/sampler.h defines it, from
   // the row's own vocabulary, which may reach into what lies between rows; on return `out` is filled. A failure is the device's: nothing can be computed after it.

@@ -159,6 +159,8 @@ TEST(CudaEngine, RecordedStepsGiveTheSameLogitsToTheBit) {
     std::vector<Lane> lanes(8);
     for (Lane& lane : lanes) {
       if (rng() % 4 != 0) lane.adapter = server.Lease(cases[rng() % cases.size()].adapters);
+      // The runner's own pass makes gates of the base's states.
+      if (lane.adapter.get() != nullptr && lane.adapter.get()->gating.experts > 0) lane.adapter = {};
       const Adapter* adapter = lane.adapter.get();
       const int32_t virtuals = adapter != nullptr ? adapter->virtual_tokens.count : 0;
       for (int32_t k = 0; k < virtuals; ++k) lane.tokens.push_back(-1 - k);

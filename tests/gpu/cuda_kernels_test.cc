@@ -24,6 +24,8 @@ struct LinearCase {
   std::vector<AdapterSegment> segments;
   std::vector<const RandomAdapter*> row_adapter;  // [rows]
   std::vector<std::unique_ptr<RandomAdapter>> adapters;
+  std::vector<std::vector<float>> gate_values;
+  std::vector<const float*> gates;  // [rows]
 };
 
 struct LinearShape {
@@ -51,6 +53,7 @@ LinearCase RandomLinear(const LinearShape& shape, DType factors, std::mt19937& r
     if (i % 2) c.adapters.back()->Share(c.in, c.outs);
     if (i % 2) c.adapters.back()->StandBeside(c.outs, rng, /*on_host=*/false);
     if (i == 4) c.adapters.back()->MakeBlocks(c.in, c.outs);
+    if (i > 1) c.adapters.back()->GateRanks(c.in, /*own=*/i == 3, rng);
   }
   c.row_adapter.assign(rows, nullptr);
   for (int32_t r = rng() % 3; r < rows;) {
@@ -60,6 +63,11 @@ LinearCase RandomLinear(const LinearShape& shape, DType factors, std::mt19937& r
     c.segments.push_back({r, end, &adapter->adapter});
     std::fill(c.row_adapter.begin() + r, c.row_adapter.begin() + end, adapter);
     r = end + rng() % 2;
+  }
+  c.gates.assign(rows, nullptr);
+  for (int32_t r = 0; r < rows; ++r) {
+    const int32_t width = c.row_adapter[r] ? c.row_adapter[r]->adapter.gating.width() : 0;
+    if (width > 0) c.gates[r] = c.gate_values.emplace_back(RandomFloats(width, rng)).data();
   }
   return c;
 }
@@ -162,7 +170,7 @@ std::vector<Wanted> WantedRow(const LinearCase& c, int32_t r, const float* x, co
   std::vector<Wanted> row;
   std::vector<double> expected, magnitude;
   for (size_t m = 0; m < c.outs.size(); ++m) {
-    ReferenceRow(x, c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m, &expected, &magnitude);
+    ReferenceRow(x, c.in, c.outs[m], w[m], bias[m], c.row_adapter[r], m, &expected, &magnitude, c.gates[r]);
     for (int32_t n = 0; n < c.outs[m]; ++n) {
       // Rounded to the type: the product, the rank's sums, the result of each of up to three
       // steps, all about the size that random signs leave of the magnitude. Then float32 sums
@@ -200,6 +208,8 @@ void CheckLinears(const TypeCase& type, Weights weights, Reader reader, bool ext
         if (!extended) continue;
         delta.out_scale = delta.bias = nullptr;
         delta.low_rank.rank_scale = delta.low_rank.delta_scale = nullptr;
+        delta.rank_gate = nullptr;
+        delta.prototypes = nullptr;
       }
     }
     std::vector<std::vector<std::byte>> stored;
@@ -238,7 +248,8 @@ void CheckLinears(const TypeCase& type, Weights weights, Reader reader, bool ext
                                              .positions = positions,
                                              .sequence_begin = begin,
                                              .page_begin = page_begin,
-                                             .segments = c.segments});
+                                             .segments = c.segments,
+                                             .gates = c.gates});
     const int32_t room = backend->x_room(c.in);
     DeviceRows dx(backend.get(), rows, c.in, type.dtype, room);
     x.resize(int64_t{rows} * c.in, NAN);  // rows computed for nothing must touch no other

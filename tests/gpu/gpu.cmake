@@ -24,7 +24,7 @@ lorikeet_gpu_test(cuda_batch_invariance_test ${PROJECT_SOURCE_DIR}/tests/golden/
   LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
 lorikeet_gpu_test(cuda_variants_test ${PROJECT_SOURCE_DIR}/tests/golden/variants_test.cc
   ${gpu}/cuda_test_backend.cc LIBS lorikeet_engine lorikeet_runner lorikeet_adapters_cache)
-lorikeet_gpu_test(cuda_adapters_test ${gpu}/cuda_adapters_test.cc
+lorikeet_gpu_test(cuda_adapters_test ${gpu}/cuda_adapters_test.cc ${gpu}/cuda_mixture_test.cc
   LIBS lorikeet_kernels_cuda lorikeet_kernels_cpu)
 lorikeet_gpu_test(cuda_engine_test ${gpu}/cuda_engine_test.cc ${gpu}/cuda_test_backend.cc
   ${PROJECT_SOURCE_DIR}/tests/support/model_harness.cc

@@ -28,6 +28,7 @@ struct RandomAdapter {
   Adapter adapter;
   std::vector<std::vector<float>> a, b;  // [module] the factors as floats, [rank, in], [rank, out]
   std::vector<std::vector<float>> vectors;
+  std::vector<std::vector<int32_t>> lists;
 
   // Ranks are 0 (one in four) to `max_rank`.
   RandomAdapter(int32_t in, const std::vector<int32_t>& outs, DType dtype, int32_t max_rank,
@@ -122,6 +123,31 @@ struct RandomAdapter {
     }
   }
 
+  // A gate for each rank: the step's, a set of them for each linear, or by prototypes, which any type holds, the
+  // linears' own.
+  void GateRanks(int32_t in, bool own, std::mt19937& rng) {
+    const auto modules = static_cast<int32_t>(a.size());
+    const auto experts = static_cast<int32_t>(2 + rng() % 7);
+    if (own) {
+      adapter.prototype_gates = {experts, static_cast<int32_t>(1 + rng() % experts), std::sqrt(static_cast<float>(in)),
+                                 rng() % 2 == 0};
+    } else {
+      adapter.gating.experts = experts;
+      adapter.gating.sets = modules;
+    }
+    for (int32_t m = 0; m < modules; ++m) {
+      ModuleDelta& delta = adapter.modules[m];
+      adapter.gating.set_of.push_back(modules - 1 - m);
+      std::vector<int32_t>& gates = lists.emplace_back();
+      for (int32_t k = 0; k < delta.low_rank.rank; ++k) gates.push_back(static_cast<int32_t>(rng() % experts));
+      if (!gates.empty()) delta.rank_gate = gates.data();
+      if (!own || gates.empty()) continue;
+      std::vector<float>& prototypes = vectors.emplace_back(RandomFloats(int64_t{experts} * in, rng));
+      for (float& v : prototypes) v = std::clamp(std::round(v * 16) / 16, -4.0f, 4.0f);
+      delta.prototypes = prototypes.data();
+    }
+  }
+
   static int64_t Stride(int32_t width) { return (width + 31) / 32 * 32; }
 
   static std::vector<float> Fill(std::byte* p, int32_t rank, int32_t width, int64_t stride,
@@ -143,6 +169,25 @@ struct RandomAdapter {
   }
 };
 
+// [experts] of a linear's input x: the definition in engine/api/adapter.h.
+inline std::vector<double> SharesByPrototypes(const PrototypeGates& gates, const float* prototypes, const float* x,
+                                              int32_t in) {
+  std::vector<double> scores(gates.experts), shares(gates.experts);
+  for (int32_t e = 0; e < gates.experts; ++e) {
+    for (int32_t i = 0; i < in; ++i) scores[e] += double{prototypes[int64_t{e} * in + i]} * x[i];
+    if (gates.magnitudes) scores[e] = std::abs(scores[e]);
+  }
+  std::vector<double> sorted = scores;
+  std::sort(sorted.rbegin(), sorted.rend());
+  double sum = 0;
+  for (int32_t e = 0; e < gates.experts; ++e) {
+    if (scores[e] < sorted[gates.chosen - 1]) continue;
+    sum += shares[e] = std::exp((scores[e] - sorted[0]) / gates.temperature);
+  }
+  for (double& share : shares) share /= sum;
+  return shares;
+}
+
 // t becomes what the pair makes of its ranks before B; `magnitude`, of the terms' magnitudes, likewise.
 inline void MixAndScaleRanks(const LowRank& pair, std::vector<double>* t, std::vector<double>* magnitude) {
   const std::vector<double> plain = *t, plain_magnitude = *magnitude;
@@ -160,10 +205,11 @@ inline void MixAndScaleRanks(const LowRank& pair, std::vector<double>* t, std::v
 }
 
 // One row of one output by the definition in engine/api/adapter.h, and the sum of its terms'
-// magnitudes.
+// magnitudes. `gates`: the row's, where they come with the step.
 inline void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vector<float>& w,
                          const std::vector<float>& bias, const RandomAdapter* adapter,
-                         size_t module, std::vector<double>* y, std::vector<double>* magnitude) {
+                         size_t module, std::vector<double>* y, std::vector<double>* magnitude,
+                         const float* gates = nullptr) {
   y->assign(out, 0);
   magnitude->assign(out, 0);
   std::vector<double> t, t_magnitude;
@@ -178,6 +224,19 @@ inline void ReferenceRow(const float* x, int32_t in, int32_t out, const std::vec
     t_magnitude.push_back(bound * delta->low_rank.scale);
   }
   if (delta) MixAndScaleRanks(delta->low_rank, &t, &t_magnitude);
+  std::vector<double> shares;
+  if (delta && delta->prototypes) {
+    shares = SharesByPrototypes(adapter->adapter.prototype_gates, delta->prototypes, x, in);
+  } else if (delta && delta->rank_gate) {
+    const Gating& gating = adapter->adapter.gating;
+    const float* of_linear = gates + gating.set_of[module] * gating.experts;
+    shares.assign(of_linear, of_linear + gating.experts);
+  }
+  for (size_t k = 0; k < t.size() && !shares.empty(); ++k) {
+    const double gate = shares[delta->rank_gate[k]];
+    t[k] *= gate;
+    t_magnitude[k] *= std::abs(gate);
+  }
   const float* delta_scale = delta ? delta->low_rank.delta_scale : nullptr;
   for (int32_t n = 0; n < out; ++n) {
     double sum = 0, bound = 0;

@@ -60,13 +60,10 @@ inline std::vector<VariantCase> LoadVariantCases() {
 // A case's base without the layers it is stacked of.
 inline std::string ModelOf(const std::string& base) { return base.substr(0, base.find(" [")); }
 
-// A GPU computes no gates per token (X-LoRA, Arrow, MoLE and MixLoRA), and of experts
-// no more than pairs, output scales and biases.
+// A GPU computes of experts no more than pairs, output scales and biases.
 inline bool RunsOnTestDevice(const VariantCase& c) {
-  const bool gates = c.name.starts_with("xlora") || c.name.starts_with("arrow") || c.name.starts_with("mixlora") ||
-                     c.name.starts_with("mole");
   const bool structured = c.name == "experts_ia3" || c.name == "experts_lokr";
-  return !(gates || structured) || kTestDevice == std::string("cpu");
+  return !structured || kTestDevice == std::string("cpu");
 }
 
 // A base model with its engine and registry.

@@ -227,10 +227,6 @@ TEST_F(ArrowAdapter, WhatIsIgnoredIsSaid) {
   ExpectRefused(absl::StatusCode::kInvalidArgument, {"no place", "lora_arrow.prototypes"});
 }
 
-TEST_F(ArrowAdapter, ADeviceWithoutGatesRefusesIt) {
-  ExpectRefused(absl::StatusCode::kUnimplemented, {"Arrow", "device cpu"}, {.on_host = false});
-}
-
 TEST(SharesByPrototypes, AreOfAsManyAsAreChosen) {
   const PrototypeGates gates{.experts = 3, .chosen = 2, .temperature = 0.5f};
   const float prototypes[] = {1, 0, 0, -1, 0, 0};

@@ -108,10 +108,6 @@ TEST_F(GatedAdapter, SettingsAreChecked) {
   }
 }
 
-TEST_F(GatedAdapter, ADeviceWithoutGatesRefusesIt) {
-  ExpectRefused(absl::StatusCode::kUnimplemented, {"device cpu"}, {.on_host = false});
-}
-
 TEST_F(GatedAdapter, InspectionListsTheExperts) {
   ASSERT_TRUE(Load().ok());
   ExpectReported({"0/self_attn.q_proj", "1/self_attn.q_proj", "loads"});

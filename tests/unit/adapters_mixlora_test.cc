@@ -108,10 +108,6 @@ TEST_F(MixLora, SettingsAreChecked) {
   EXPECT_EQ(warnings_.size(), 1);
 }
 
-TEST_F(MixLora, ADeviceWithoutRoutersRefusesIt) {
-  ExpectRefused(absl::StatusCode::kUnimplemented, {"device cpu"}, {.on_host = false});
-}
-
 TEST_F(MixLora, InspectionListsTheExperts) {
   ASSERT_TRUE(Load().ok());
   ExpectReported({"self_attn.q_proj", "1/mlp.up_proj", "loads"});

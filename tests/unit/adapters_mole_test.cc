@@ -77,9 +77,5 @@ TEST_F(MoleAdapter, OnlyPairsHaveGates) {
   ExpectRefused(absl::StatusCode::kUnimplemented, {"expert 1 has "});
 }
 
-TEST_F(MoleAdapter, ADeviceWithoutGatesRefusesIt) {
-  ExpectRefused(absl::StatusCode::kUnimplemented, {"on the CPU alone"}, {.on_host = false});
-}
-
 }  // namespace
 }  // namespace lorikeet

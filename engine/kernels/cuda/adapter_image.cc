@@ -53,8 +53,8 @@ class Planner {
 
   // Rows in the activation type.
   PagedRows Matrix(const HostRows& from) { return Place(from, dtype_); }
-  // One row that stays float32.
-  PagedRows Vector(const float* values, int32_t width) {
+  // One row of elements of four bytes, which stay as they are.
+  PagedRows Vector(const void* values, int32_t width) {
     return Place({values, DType::kF32, 1, width}, DType::kF32);
   }
   // Rows of one element of four bytes.
@@ -207,25 +207,48 @@ RowTiles TilesInShared(const Adapter& adapter, DType dtype, int64_t page_bytes) 
   return tiles;
 }
 
+// Linears with pairs: the model's, and behind them those of a mixture's LoRAs.
+struct PairedModules {
+  std::vector<ModuleDelta> deltas;
+  std::vector<ModuleWidths> widths;
+};
+
+PairedModules PairedModulesOf(const Adapter& adapter, const std::vector<ModuleWidths>& widths, int32_t layers) {
+  PairedModules all{adapter.modules, widths};
+  if (adapter.mlp_mixture.experts.empty()) return all;
+  all.deltas.resize(ModuleCount(layers));
+  all.widths.resize(ModuleCount(layers));
+  for (const auto& lora : adapter.mlp_mixture.experts) {
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      for (const Linear linear : {Linear::kGate, Linear::kUp, Linear::kDown}) {
+        const ModuleId module = LayerModule(layer, linear);
+        all.deltas.push_back(lora->module(module));
+        all.widths.push_back(widths[module]);
+      }
+    }
+  }
+  return all;
+}
+
 // Lays out the rank rows of an adapter's linears.
 class TilePlanner {
  public:
-  TilePlanner(const Adapter& adapter, const std::vector<ModuleWidths>& widths, DType dtype,
-              int64_t page_bytes, Planner* planner)
-      : adapter_(adapter),
-        widths_(widths),
+  TilePlanner(const Adapter& adapter, const PairedModules& modules, DType dtype, int64_t page_bytes,
+              Planner* planner)
+      : deltas_(modules.deltas),
+        widths_(modules.widths),
         dtype_(dtype),
         page_bytes_(page_bytes),
         planner_(planner),
         shared_(TilesInShared(adapter, dtype, page_bytes)) {}
 
   absl::Status Plan(ImagePlan* plan) {
-    const size_t modules = adapter_.modules.size();
-    for (size_t m = 0; m < modules; ++m) NoteShared(adapter_.modules[m].low_rank, widths_[m]);
+    const size_t modules = deltas_.size();
+    for (size_t m = 0; m < modules; ++m) NoteShared(deltas_[m].low_rank, widths_[m]);
     std::vector<int32_t> tile_ranks(modules, kTileRanks);
     plan->tiles_per_module = 1;
     for (size_t m = 0; m < modules; ++m) {
-      const LowRank& pair = adapter_.modules[m].low_rank;
+      const LowRank& pair = deltas_[m].low_rank;
       if (pair.rank == 0) continue;
       LK_ASSIGN_OR_RETURN(tile_ranks[m], TileRanks(pair, widths_[m]));
       plan->tiles_per_module = std::max(plan->tiles_per_module, DivideUp(pair.rank, tile_ranks[m]));
@@ -233,8 +256,8 @@ class TilePlanner {
     // Kernels look up every linear of the model, whether the adapter goes so far or not.
     plan->tiles.resize(std::max(modules, widths_.size()) * plan->tiles_per_module);
     for (size_t m = 0; m < modules; ++m) {
-      if (adapter_.modules[m].empty()) continue;
-      PlanModule(adapter_.modules[m], widths_[m], tile_ranks[m], &plan->tiles[m * plan->tiles_per_module]);
+      if (deltas_[m].empty()) continue;
+      PlanModule(deltas_[m], widths_[m], tile_ranks[m], &plan->tiles[m * plan->tiles_per_module]);
     }
     return absl::OkStatus();
   }
@@ -333,7 +356,7 @@ class TilePlanner {
   static constexpr int32_t kFewestRanks = 4;
   static constexpr int32_t kMostTiles = 32;  // kernels work and keep sums by tiles, however few ranks these have
 
-  const Adapter& adapter_;
+  const std::vector<ModuleDelta>& deltas_;
   const std::vector<ModuleWidths>& widths_;
   const DType dtype_;
   const int64_t page_bytes_;
@@ -343,10 +366,11 @@ class TilePlanner {
 };
 
 bool IsScaled(const ModuleDelta& delta) {
-  return delta.low_rank.rank_scale != nullptr || delta.low_rank.delta_scale != nullptr;
+  return delta.low_rank.rank_scale != nullptr || delta.low_rank.delta_scale != nullptr || delta.rank_gate != nullptr;
 }
 
-ModuleParts PlanModule(const ModuleDelta& delta, ModuleWidths widths, Planner* planner) {
+ModuleParts PlanModule(const Adapter& adapter, ModuleId module, ModuleWidths widths, Planner* planner) {
+  const ModuleDelta& delta = adapter.modules[module];
   const auto [in, out] = widths;
   ModuleParts parts;
   if (const int32_t block = delta.input_rotation.block; block > 0) {
@@ -373,6 +397,9 @@ ModuleParts PlanModule(const ModuleDelta& delta, ModuleWidths widths, Planner* p
   parts.dense = planner->Matrix({delta.dense.data, delta.dense.dtype, delta.dense.rows, in});
   parts.rank_scale = planner->Vector(delta.low_rank.rank_scale, delta.low_rank.rank);
   parts.delta_scale = planner->Vector(delta.low_rank.delta_scale, out);
+  parts.rank_gate = planner->Vector(delta.rank_gate, delta.low_rank.rank);
+  if (const Gating& gating = adapter.gating; gating.experts > 0) parts.first_gate = gating.set_of[module] * gating.experts;
+  parts.prototypes = planner->Matrix({delta.prototypes, DType::kF32, adapter.prototype_gates.experts, in});
   parts.replaced = planner->Replaced(delta.rows, in);
   return parts;
 }
@@ -411,7 +438,7 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
   if (std::any_of(adapter.modules.begin(), adapter.modules.end(), structured)) {
     for (size_t m = 0; m < modules; ++m) {
       tables->modules.push_back(structured(adapter.modules[m])
-                                    ? PlanModule(adapter.modules[m], widths[m], planner)
+                                    ? PlanModule(adapter, static_cast<ModuleId>(m), widths[m], planner)
                                     : ModuleParts());
     }
     tables->modules.resize(std::max(modules, widths.size()));
@@ -438,6 +465,13 @@ void PlanParts(const Adapter& adapter, const std::vector<ModuleWidths>& widths, 
   for (const Bottleneck& bottleneck : adapter.bottlenecks) {
     tables->bottlenecks.push_back(PlanBottleneck(bottleneck, width, planner));
   }
+  tables->adapter.prototype_gates = adapter.prototype_gates;
+  const MlpMixture& mixture = adapter.mlp_mixture;
+  const auto loras = static_cast<int32_t>(mixture.experts.size());
+  tables->adapter.mixture = {loras, mixture.chosen};
+  for (const std::vector<float>& router : mixture.routers) {
+    tables->routers.push_back(planner->Matrix({router.data(), DType::kF32, loras, width}));
+  }
 }
 
 // What the kernels of parts do not take.
@@ -462,6 +496,10 @@ absl::Status CheckParts(const Adapter& adapter, const std::vector<ModuleWidths>&
 }
 
 absl::Status CheckExperts(const Adapter& adapter, const ExpertModules& experts) {
+  if (experts.layers > 0 && !adapter.mlp_mixture.experts.empty()) {
+    return absl::InvalidArgumentError(
+        "the adapter deals tokens out among LoRAs of MLPs, and this model has experts in their place; set device to cpu");
+  }
   const auto modules = static_cast<int32_t>(adapter.modules.size());
   for (ModuleId m = 0; m < modules; ++m) {
     const ModuleDelta& delta = adapter.modules[m];
@@ -512,6 +550,7 @@ PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts) {
     add(Part::kOutputRotation, delta.output_rotation.scale != nullptr);
     add(Part::kReplacedRows, delta.rows.rows.data != nullptr);
     add(Part::kScaledPairs, IsScaled(delta));
+    add(Part::kPrototypes, delta.prototypes != nullptr);
   }
   const auto modules = static_cast<int32_t>(adapter.modules.size());
   for (ModuleId m = 0; m < modules; ++m) {
@@ -522,6 +561,7 @@ PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts) {
   add(Part::kPrefix, adapter.virtual_tokens.kv != nullptr);
   add(Part::kPromptAttention, !adapter.prompt_attention.empty());
   add(Part::kBottlenecks, !adapter.bottlenecks.empty());
+  add(Part::kMixture, !adapter.mlp_mixture.experts.empty());
   return set;
 }
 
@@ -552,10 +592,12 @@ void ForEachRows(PartTables* tables, const std::function<void(PagedRows*)>& fn) 
   all(e.a, e.b, e.out_scale, e.replaced.rows, e.replaced.index, t.rows, t.kv);
   for (ModuleParts& m : tables->modules) {
     all(m.rotation, m.output_scale, m.output_cross, m.w1, m.w2, m.circulant, m.row_begin, m.column,
-        m.value, m.dense, m.replaced.rows, m.replaced.index, m.rank_scale, m.delta_scale);
+        m.value, m.dense, m.replaced.rows, m.replaced.index, m.rank_scale, m.delta_scale, m.rank_gate,
+        m.prototypes);
   }
   for (PagedRows& norm : tables->norms) all(norm);
   for (PromptAttentionParts& p : tables->prompt_attention) all(p.k, p.v);
+  for (PagedRows& router : tables->routers) all(router);
   for (BottleneckParts& b : tables->bottlenecks) all(b.down, b.up, b.down_bias, b.up_bias);
 }
 
@@ -571,8 +613,10 @@ absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<Mo
   }
   LK_RETURN_IF_ERROR(CheckParts(adapter, widths));
   LK_RETURN_IF_ERROR(CheckExperts(adapter, experts));
-  LK_RETURN_IF_ERROR(TilePlanner(adapter, widths, dtype, page_bytes, &planner).Plan(&plan));
-  PlanParts(adapter, widths, experts.layers_of(adapter.modules.size()), &planner, &plan.parts);
+  const int32_t layers = experts.layers_of(adapter.modules.size());
+  const PairedModules modules = PairedModulesOf(adapter, widths, layers);
+  LK_RETURN_IF_ERROR(TilePlanner(adapter, modules, dtype, page_bytes, &planner).Plan(&plan));
+  PlanParts(adapter, widths, layers, &planner, &plan.parts);
   LK_RETURN_IF_ERROR(planner.status());
   plan.pages = planner.DivideUpPages();
   return plan;

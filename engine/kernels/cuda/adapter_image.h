@@ -60,6 +60,7 @@ struct PartTables {
   std::vector<PagedRows> norms;
   std::vector<PromptAttentionParts> prompt_attention;
   std::vector<BottleneckParts> bottlenecks;
+  std::vector<PagedRows> routers;
 };
 
 // fn(PagedRows&) for all that there are.
@@ -81,7 +82,7 @@ struct ImagePlan {
     int64_t to = 0;                   // byte offset in the image
   };
   std::vector<Piece> pieces;
-  // [modules * tiles_per_module]; pointers are image offsets + 1, those into Adapter::shared's image with
+  // [modules, and those of a mixture, * tiles_per_module]; pointers are image offsets + 1, those into Adapter::shared's image with
   // kInShared as well.
   std::vector<RankTile> tiles;
   int32_t tiles_per_module = 0;

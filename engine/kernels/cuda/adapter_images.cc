@@ -337,7 +337,7 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
   }
   const auto size = [](const auto&... tables) { return (TableWriter::Size(tables) + ...); };
   const size_t bytes = size(tiles, addresses, parts.modules, parts.norms, parts.prompt_attention,
-                            parts.bottlenecks, adapter);
+                            parts.bottlenecks, parts.routers, adapter);
   void* base = nullptr;
   const cudaError_t error = cudaMallocAsync(&base, bytes, stream_);
   if (error != cudaSuccess) return error;
@@ -356,6 +356,7 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
     a.norms = writer.Append(parts.norms);
     a.prompt_attention = writer.Append(parts.prompt_attention);
     a.bottlenecks = writer.Append(parts.bottlenecks);
+    a.mixture.routers = writer.Append(parts.routers);
   }
   resident->adapter.parts = writer.Append(adapter);
   return cudaMemcpyAsync(base, tables_[0].data(), tables_[0].size(), cudaMemcpyHostToDevice, stream_);

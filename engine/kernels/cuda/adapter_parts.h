@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "engine/api/adapter.h"
+#include "engine/api/module.h"
 
 namespace lorikeet::cuda {
 
@@ -54,6 +55,11 @@ struct ModuleParts {
   PagedRows column, value;                   // [nonzeros, 1] int32, float32
   PagedRows dense;                           // [out, in] T
   PagedRows rank_scale, delta_scale;         // of the low-rank pair: [rank], [out]
+  // [rank] int32: which of a row's gates scales a rank, counted from `first_gate` unless there are
+  // prototypes, whose shares are the gates.
+  PagedRows rank_gate;
+  int32_t first_gate = 0;
+  PagedRows prototypes;                      // [experts, in] T
   ReplacedParts replaced;                    // of width in
 };
 
@@ -87,6 +93,19 @@ struct BottleneckParts {
   PagedRows down_bias, up_bias;  // [width], [D]
 };
 
+// The LoRAs' pairs are RankTiles behind the model's modules: FirstMixtureModule.
+struct MlpMixtureParts {
+  int32_t experts = 0;
+  int32_t chosen = 0;
+  const PagedRows* routers = nullptr;  // [layers] of [experts, D] T
+};
+
+// Of a model of `layers` layers, the number of `linear` in LoRA 0 of an adapter's mixture; LoRAs are
+// `layers` * kLinearsPerExpert apart.
+constexpr ModuleId FirstMixtureModule(int32_t layers, int32_t layer, Linear linear) {
+  return ModuleCount(layers) + layer * kLinearsPerExpert + static_cast<int>(linear) - static_cast<int>(Linear::kGate);
+}
+
 struct AdapterParts {
   const ModuleParts* modules = nullptr;  // by ModuleId, or nullptr
   EmbeddingParts embedding;
@@ -94,6 +113,8 @@ struct AdapterParts {
   VirtualTokenParts virtual_tokens;
   const PromptAttentionParts* prompt_attention = nullptr;  // [layers] or nullptr
   const BottleneckParts* bottlenecks = nullptr;            // by NormIndex, or nullptr
+  PrototypeGates prototype_gates;
+  MlpMixtureParts mixture;
 };
 
 // What a step must launch kernels for, as bits of a PartSet.
@@ -113,7 +134,9 @@ enum class Part : uint32_t {
   kBottlenecks = 1 << 11,
   kExperts = 1 << 12,    // low-rank pairs, output scales and biases of experts
   kBias = 1 << 13,       // of a linear, as kOutScale
-  kScaledPairs = 1 << 14,  // ranks and deltas of pairs, computed by the low-rank kernels
+  kScaledPairs = 1 << 14,  // ranks and deltas of pairs, by vectors or gates, computed by the low-rank kernels
+  kPrototypes = 1 << 15,   // gates that linears make of their inputs
+  kMixture = 1 << 16,      // LoRAs of MLPs
 };
 using PartSet = uint32_t;
 
@@ -142,12 +165,17 @@ LinearSet LinearsOf(const Adapter& adapter, const ExpertModules& experts);
 // The adapters of an operation's rows.
 struct RowAdapters {
   const AdapterParts* const* parts = nullptr;  // [T] of the step's rows; nullptr: none of these parts
+  const float* const* gates = nullptr;         // [T] as StepInput has them; nullptr: the row has none
   const int32_t* logit_rows = nullptr;         // RowSet::kLogits: the step's row of each
   int32_t first_row = 0;                       // of the row set: row 0 is its row `first_row`
 
-  constexpr const AdapterParts* of(int32_t row) const {
+  constexpr const AdapterParts* of(int32_t row) const { return parts[step_row(row)]; }
+  constexpr const float* gates_of(int32_t row) const { return gates[step_row(row)]; }
+
+ private:
+  constexpr int32_t step_row(int32_t row) const {
     const int32_t at = row + first_row;
-    return parts[logit_rows != nullptr ? logit_rows[at] : at];
+    return logit_rows != nullptr ? logit_rows[at] : at;
   }
 };
 

@@ -2,7 +2,9 @@
 // adapter has it.
 #include <algorithm>
 
+#include "engine/api/limits.h"
 #include "engine/kernels/cuda/cuda_backend.h"
+#include "engine/kernels/cuda/gates.h"
 #include "engine/kernels/cuda/model_parts.h"
 
 namespace lorikeet::cuda {
@@ -16,7 +18,7 @@ bool CudaBackend::Has(LinearPart part, const LinearArgs& args) const {
 }
 
 RowAdapters CudaBackend::AdaptersOf(RowSet rows, int32_t first_row) const {
-  return {arrays_.parts(), rows == RowSet::kLogits ? arrays_.logit_rows() : nullptr, first_row};
+  return {arrays_.parts(), arrays_.gates(), rows == RowSet::kLogits ? arrays_.logit_rows() : nullptr, first_row};
 }
 
 StructuredArgs CudaBackend::StructuredOf(const LinearArgs& args) const {
@@ -56,6 +58,15 @@ void CudaBackend::MultiplyRotated(const LinearArgs& args) {
     }
     column += out;
   }
+}
+
+void CudaBackend::DealShares(const LinearArgs& args, cudaStream_t stream) {
+  if (shares_ == nullptr) {
+    shares_ = Allocate(int64_t{options_.max_rows} * kMaxParts * Limits::kMaxExperts * int64_t{sizeof(float)});
+  }
+  const auto parts = static_cast<int32_t>(args.weight->out.size());
+  Note(LaunchShares({AdaptersOf(args.rows, args.first_row), args.weight->first_module, parts, args.x,
+                     reinterpret_cast<float*>(shares_.get())}, stream), "shares of LoRAs");
 }
 
 void CudaBackend::Bottlenecks(const BottleneckArgs& args) {

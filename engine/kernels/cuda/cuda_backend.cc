@@ -188,16 +188,27 @@ void CudaBackend::PlanAdapters(const StepInput& step) {
   linears_ = 0;
   part_set_ = 0;
   work_.parts.clear();
+  work_.gates.clear();
   work_.experts.clear();
+  work_.mixed_rows.clear();
+  work_.mixture_chosen = 0;
   for (const AdapterSegment& segment : step.segments) {
     const DeviceAdapter& adapter = adapters_.Get(*segment.adapter);
     segments.push_back(
         {segment.row_begin, segment.row_end, adapter.tiles, adapter.tiles_per_module});
     linears_ |= adapter.linears;
     part_set_ |= adapter.part_set;
-    if ((adapter.part_set & Bit(Part::kExperts)) != 0) work_.experts.push_back(segments.back());
+    if ((adapter.part_set & (Bit(Part::kExperts) | Bit(Part::kMixture))) != 0) work_.experts.push_back(segments.back());
+    if ((adapter.part_set & Bit(Part::kMixture)) != 0) {
+      for (int32_t r = segment.row_begin; r < segment.row_end; ++r) work_.mixed_rows.push_back(r);
+      work_.mixture_chosen = std::max(work_.mixture_chosen, segment.adapter->mlp_mixture.chosen);
+    }
     if (adapter.parts == nullptr) continue;
     work_.parts.push_back({segment.row_begin, segment.row_end, adapter.parts});
+    const size_t gates = segment.adapter->gating.width();
+    for (int32_t r = segment.row_begin; gates > 0 && r < segment.row_end; ++r) {
+      work_.gates.push_back({r, {step.gates[r], gates}});
+    }
   }
   // Few rows make few tasks: small tiles spread them, though more of them read the same factors.
   const auto is_short = [](const DeviceSegment& s) {
@@ -258,7 +269,8 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
   rows_ = std::min(PaddedRows(rows), options_.max_rows);
   PlanAttention(step, layout_.kv_heads, options_.batch_invariant, &work_);
   PlanAdapters(step);
-  recordable_ &= work_.extension.segments.empty();  // whose columns are not what a recorded step's are
+  // What these launch is not a function of the number of rows.
+  recordable_ &= work_.extension.segments.empty() && work_.mixed_rows.empty();
   bool moved = GrowScratch();
   moved |= arrays_.Send(step, work_, rows_, stream_);
   if (moved) DropGraphs();
@@ -267,7 +279,7 @@ int32_t CudaBackend::BeginStep(const StepInput& step) {
 
 bool CudaBackend::ExtendsProducts(std::span<const DeviceSegment> long_segments) const {
   const bool alone = !Has(Part::kOutScale) && !Has(Part::kBias) && !Has(Part::kBottlenecks) &&
-                     !Has(Part::kScaledPairs);
+                     !Has(Part::kScaledPairs) && !Has(Part::kMixture);
   return alone && !options_.batch_invariant && ExtensionColumns(long_segments, 1) <= most_room_;
 }
 
@@ -343,6 +355,7 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& wo
   out.y = args.y;
   out.first_row = args.first_row;
   if (Has(Part::kScaledPairs)) out.scaled = AdaptersOf(args.rows, args.first_row);
+  out.shares = reinterpret_cast<const float*>(shares_.get());
   return out;
 }
 
@@ -350,6 +363,7 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& wo
 void CudaBackend::MultiplyLowRank(const LinearArgs& args, Matrix y, bool add, Segments segments,
                                   cudaStream_t stream) {
   const StepHeader* header = arrays_.header();
+  if (Has(Part::kPrototypes)) DealShares(args, stream);
   const auto multiply = [&](const LowRankWork& work, const LowRankList* list) {
     if (work.expands.empty()) return;
     LowRankArgs low_rank = LowRankOf(args, work, list);
@@ -395,7 +409,8 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   const bool adapted = Has(LinearPart::kAny, args);
   const bool rotated = Has(LinearPart::kInputRotation, args);
   const bool sums = Has(LinearPart::kSum, args), outputs = Has(LinearPart::kOutput, args);
-  const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks);
+  const bool whole = rotated || sums || outputs || Has(Part::kOutScale) || Has(Part::kBottlenecks) ||
+                     Has(Part::kMixture);
   const int32_t extension = adapted && !whole ? ExtensionColumnsOf(args) : 0;
   const Segments left = extension > 0 ? Segments::kShort : Segments::kAll;
   const bool can_be_apart = !whole && dtype_ != DType::kF32 && !options_.batch_invariant;
@@ -412,10 +427,7 @@ void CudaBackend::LinearProducts(const LinearArgs& args) {
   else Multiply(weight, args.x, args.y, apart);
   if (sums) Note(LaunchAddStructured(StructuredOf(args), stream_), "structured deltas");
   if (adapted && !apart) MultiplyLowRank(args, args.y, true, left, stream_);
-  if (weight.bias != nullptr) {
-    const auto* bias = reinterpret_cast<const float*>(weight.bias.get());
-    Note(LaunchAddBias(args.y, bias, stream_), "bias");
-  }
+  AddBias(weight, args.y);
   if (outputs) Note(LaunchAdaptOutputs(StructuredOf(args), stream_), "outputs");
 }
 
@@ -425,6 +437,11 @@ void CudaBackend::Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, b
     return;
   }
   gemm_.Multiply(weight.rows, x, y, stream_, beside);
+}
+
+void CudaBackend::AddBias(const CudaLinearWeight& weight, Matrix y) {
+  if (weight.bias == nullptr) return;
+  Note(LaunchAddBias(y, reinterpret_cast<const float*>(weight.bias.get()), stream_), "bias");
 }
 
 void CudaBackend::MultiplyApart(const LinearArgs& args, Segments segments) {

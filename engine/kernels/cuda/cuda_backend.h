@@ -74,6 +74,7 @@ class CudaBackend final : public Backend {
   void Bottlenecks(const BottleneckArgs& args) override;
   void SwiGlu(Matrix gate_up, Matrix out) override;
   void Experts(const ExpertsArgs& args) override;
+  void MlpMixtures(const MlpMixtureArgs& args) override;
   absl::Status Sample(Matrix logits, std::span<const LogitRow> rows,
                       std::span<SampledToken> out) override;
   absl::Status Download(const float* from, std::span<float> to) override;
@@ -123,7 +124,12 @@ class CudaBackend final : public Backend {
   RowAdapters AdaptersOf(RowSet rows, int32_t first_row = 0) const;
   StructuredArgs StructuredOf(const LinearArgs& args) const;
   void Multiply(const CudaLinearWeight& weight, Matrix x, Matrix y, bool beside);
+  void AddBias(const CudaLinearWeight& weight, Matrix y);
   void MultiplyRotated(const LinearArgs& args);
+  // Makes shares_ of the product's input.
+  void DealShares(const LinearArgs& args, cudaStream_t stream);
+  // Some rows of mixtures, all their pairs.
+  void MixRows(const MlpMixtureArgs& args, const int32_t* rows, int32_t count);
   void ReserveExperts();
   Routing RoutingOf(int32_t chosen) const;
   // [2, experts]: where the weights of gate and up lie, then of down.
@@ -176,6 +182,7 @@ class CudaBackend final : public Backend {
     int32_t more = 0;  // columns
   } held_;  // the product that SwiGlu is to make; y.data is nullptr: none
   DeviceMemory rotated_;  // [max_rows, widest_input_] once an adapter rotates inputs
+  DeviceMemory shares_;   // of max_rows rows of kMaxParts linears once an adapter has prototypes
   DeviceMemory inner_;    // [max_rows, D] float32 once one has bottlenecks
   DeviceMemory routing_;  // of max_rows rows: what RoutingOf points into
   struct {
@@ -183,7 +190,8 @@ class CudaBackend final : public Backend {
     DeviceMemory rows[3];                             // [max_rows * experts_per_token] of each
     std::map<const Expert*, DeviceMemory> weights;    // by a layer's first
   } experts_;
-  DeviceMemory slots_;  // of the low-rank sums
+  DeviceMemory mixture_;  // of kMixturePairs pairs, once an adapter has a mixture
+  DeviceMemory slots_;    // of the low-rank sums
   int64_t slot_floats_ = 0;
   DeviceMemory partials_;  // of attention
   int64_t partial_floats_ = 0;

@@ -1,11 +1,18 @@
-// Layers with experts.
+// Layers with experts, and adapters that make some of an MLP.
+#include <algorithm>
 #include <vector>
 
 #include "engine/kernels/cuda/cuda_backend.h"
 #include "engine/kernels/cuda/elementwise.h"
 #include "engine/kernels/cuda/experts.h"
+#include "engine/kernels/cuda/mlp_mixture.h"
 
 namespace lorikeet::cuda {
+namespace {
+
+constexpr int32_t kMixturePairs = 512;  // that are computed at a time
+
+}  // namespace
 
 void CudaBackend::ReserveExperts() {
   const int64_t pairs = int64_t{options_.max_rows} * options_.experts_per_token;
@@ -65,7 +72,10 @@ void CudaBackend::Experts(const ExpertsArgs& args) {
     Note(LaunchExpertProduct(product, routing, stream_), "a product of experts");
     if (!Has(Part::kExperts)) return;
     const auto parts = static_cast<int32_t>(linear.out.size());
-    Note(LaunchExpertDeltas(product, {arrays_.row_tiles(), linear.first_module, parts, linear.out[0]},
+    Note(LaunchExpertDeltas(product, {.adapters = arrays_.row_tiles(),
+                                      .first_module = linear.first_module,
+                                      .parts = parts,
+                                      .out = linear.out[0]},
                             routing, stream_),
          "adapters of experts");
   };
@@ -74,6 +84,55 @@ void CudaBackend::Experts(const ExpertsArgs& args) {
   Note(LaunchSwiGlu(gate_up, Beside(), gated, stream_), "activation");
   multiply({.weights = weights + experts, .x = gated, .y = out, .tiles = tiles}, last);
   Note(LaunchSumExperts(out, args.out, routing, stream_), "the sum of experts");
+}
+
+// Scratch for a part of the rows at a time.
+void CudaBackend::MlpMixtures(const MlpMixtureArgs& args) {
+  const auto rows = static_cast<int32_t>(work_.mixed_rows.size());
+  const int32_t most = std::max(1, kMixturePairs / std::max(1, work_.mixture_chosen));
+  for (int32_t begin = 0; begin < rows; begin += most) {
+    MixRows(args, arrays_.mixed_rows() + begin, std::min(most, rows - begin));
+  }
+}
+
+void CudaBackend::MixRows(const MlpMixtureArgs& args, const int32_t* rows, int32_t count) {
+  const auto& gate_up = static_cast<const CudaLinearWeight&>(*args.mlp.gate_up);
+  const auto& down = static_cast<const CudaLinearWeight&>(*args.mlp.down);
+  const int32_t widths[] = {args.x.width, gate_up.width(), down.in, down.width()};
+  constexpr int64_t kRoutingBytes = 3 * kMixturePairs * int64_t{sizeof(int32_t)};
+  if (mixture_ == nullptr) {
+    int64_t row = 0;
+    for (const int32_t width : widths) row += width;
+    mixture_ = Allocate(kRoutingBytes + ByteSize(dtype_, kMixturePairs * row));
+  }
+  auto* const values = reinterpret_cast<int32_t*>(mixture_.get());
+  const Routing routing{.chosen = work_.mixture_chosen,
+                        .experts = values,
+                        .weights = reinterpret_cast<float*>(values + kMixturePairs),
+                        .rows = values + 2 * kMixturePairs};
+  std::byte* at = mixture_.get() + kRoutingBytes;
+  Matrix scratch[4];
+  for (int i = 0; i < 4; ++i) {
+    scratch[i] = Matrix(at, count * routing.chosen, widths[i], dtype_);
+    at += ByteSize(dtype_, int64_t{kMixturePairs} * widths[i]);
+  }
+  const auto& [x, gate_up_out, gated, out] = scratch;
+  const auto multiply = [&](const CudaLinearWeight& weight, Linear first, Matrix from, Matrix to) {
+    Multiply(weight, from, to, false);
+    const ExpertDeltas deltas{.adapters = arrays_.row_tiles(),
+                              .first_module = FirstMixtureModule(layout_.layers, args.layer, first),
+                              .expert_modules = layout_.layers * kLinearsPerExpert,
+                              .parts = static_cast<int32_t>(weight.out.size()),
+                              .out = weight.out[0]};
+    Note(LaunchExpertDeltas({.x = from, .y = to}, deltas, routing, stream_), "a mixture's LoRAs");
+    AddBias(weight, to);
+  };
+  Note(LaunchDealToLoras(AdaptersOf(RowSet::kAll), args.layer, rows, count, args.x, routing, x, stream_),
+       "routing to LoRAs");
+  multiply(gate_up, Linear::kGate, x, gate_up_out);
+  Note(LaunchSwiGlu(gate_up_out, Beside(), gated, stream_), "activation");
+  multiply(down, Linear::kDown, gated, out);
+  Note(LaunchSumLoras(out, count, routing, args.out, stream_), "the sum of LoRAs");
 }
 
 }  // namespace lorikeet::cuda

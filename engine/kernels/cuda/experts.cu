@@ -263,6 +263,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The expert of a position: tiles lie in order of their positions.
 __device__ int32_t ExpertOf(const Routing& routing, int32_t position) {
+  if (routing.tiles == nullptr) return routing.experts[position];
   int32_t low = 0, high = *routing.tile_count - 1;
   while (low < high) {
     const int32_t middle = (low + high + 1) / 2;
@@ -282,7 +283,9 @@ __global__ void AdaptExperts(const ExpertProduct product, const ExpertDeltas del
   const int32_t position = blockIdx.x, part = blockIdx.y, in = product.x.width, out = deltas.out;
   const RowTiles adapter = deltas.adapters[routing.rows[position]];
   if (adapter.tiles == nullptr) return;
-  const ModuleId module = deltas.first_module + ExpertOf(routing, position) * kLinearsPerExpert + part;
+  const int32_t expert = ExpertOf(routing, position);
+  if (expert < 0) return;
+  const ModuleId module = deltas.first_module + expert * deltas.expert_modules + part;
   const RankTile* const tiles = adapter.tiles + int64_t{module} * adapter.tiles_per_module;
   const int32_t tile_count = tiles[0].module_tiles;
   const RankTile& first = tiles[0];

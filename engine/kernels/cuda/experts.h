@@ -26,7 +26,8 @@ struct ExpertTile {
   int32_t rows = 0;
 };
 
-// Device memory. T rows, K experts each.
+// Device memory. T rows, K experts each. Without tiles, of an adapter's MlpMixture: positions are the
+// pairs, row by row, and what a row has less than K has expert -1.
 struct Routing {
   int32_t chosen = 0;           // K
   int32_t* experts = nullptr;   // [T, K] ascending
@@ -62,10 +63,11 @@ cudaError_t LaunchExpertProduct(const ExpertProduct& product, const Routing& rou
                                 cudaStream_t stream);
 
 // The same products' adapters: low-rank pairs, output scales and biases of modules
-// first_module + expert * kLinearsPerExpert + part, each part `out` columns of y.
+// first_module + expert * expert_modules + part, each part `out` columns of y.
 struct ExpertDeltas {
   const RowTiles* adapters = nullptr;  // [T]
   ModuleId first_module = 0;
+  int32_t expert_modules = kLinearsPerExpert;
   int32_t parts = 1;
   int32_t out = 0;
 };

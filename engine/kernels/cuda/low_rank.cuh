@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/kernels/cuda/adapter_image.h"
+#include "engine/kernels/cuda/gates.h"
 #include "engine/kernels/cuda/low_rank.h"
 #include "engine/kernels/cuda/vec.cuh"
 
@@ -42,8 +43,13 @@ __device__ const T* RankRow(const void* const (&places)[2], int first, const Row
 struct PairScales {
   const float* rank = nullptr;   // nullptr: 1
   const float* delta = nullptr;  // nullptr: 1
+  const int32_t* gate = nullptr;   // with `gates`: a rank's
+  const float* gates = nullptr;    // nullptr: 1
 
-  __device__ float of_rank(int32_t k) const { return rank != nullptr ? rank[k] : 1.0f; }
+  __device__ float of_rank(int32_t k) const {
+    const float scale = rank != nullptr ? rank[k] : 1.0f;
+    return gates != nullptr ? scale * gates[gate[k]] : scale;
+  }
 };
 
 // `row` may be none of x's.
@@ -54,6 +60,11 @@ __device__ inline PairScales ScalesOf(const LowRankArgs& args, int32_t row, int3
   const ModuleParts& module = adapter->modules[args.first_module + part];
   if (module.rank_scale.rows > 0) scales.rank = module.rank_scale.row<float>(0);
   if (module.delta_scale.rows > 0) scales.delta = module.delta_scale.row<float>(0);
+  if (module.rank_gate.rows > 0) {
+    scales.gate = module.rank_gate.row<int32_t>(0);
+    scales.gates = module.prototypes.rows > 0 ? SharesOf(args.shares, args.parts, row, part)
+                                              : args.scaled.gates_of(row) + module.first_gate;
+  }
   return scales;
 }
 

@@ -85,6 +85,7 @@ struct LowRankArgs {
   bool add = true;        // to y; false: y's rows that have an adapter become the delta alone
   int32_t first_row = 0;  // x row 0 is row `first_row` of the items' rows
   RowAdapters scaled;     // of x's rows, whose ranks and deltas may have scales; without parts: none has
+  const float* shares = nullptr;  // of x's rows, where an adapter of theirs has prototypes: LaunchShares made them
 };
 
 // Slices that shrink cuts `in` into: a function of the width alone, so that a row's sums are added

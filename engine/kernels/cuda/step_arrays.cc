@@ -68,7 +68,8 @@ std::vector<DeviceSegment> LogitSegments(const std::vector<DeviceSegment>& segme
 
 int64_t StepArrays::RowBytes(int32_t rows) {
   constexpr int64_t kBytesPerRow =
-      kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*) + sizeof(RowTiles) + sizeof(ExtendedRow);
+      kRowArrays * sizeof(int32_t) + sizeof(const AdapterParts*) + sizeof(const float*) + sizeof(RowTiles) +
+      sizeof(ExtendedRow);
   static_assert(kRowArrays * sizeof(int32_t) % alignof(const AdapterParts*) == 0);
   static_assert(alignof(RowTiles) <= alignof(const AdapterParts*));
   static_assert(alignof(ExtendedRow) <= alignof(RowTiles));
@@ -122,12 +123,20 @@ void StepArrays::WriteRows(const StepInput& step, const StepWork& work) {
   for (const PartsSegment& s : work.parts) {
     std::fill(parts + s.row_begin, parts + s.row_end, s.parts);
   }
-  auto* tiles = reinterpret_cast<RowTiles*>(parts + rows);
+  auto* gates = reinterpret_cast<const float**>(parts + rows);
+  std::fill_n(gates, rows, nullptr);
+  auto* tiles = reinterpret_cast<RowTiles*>(gates + rows);
   std::fill_n(tiles, rows, RowTiles());
   for (const DeviceSegment& s : work.experts) {
     std::fill(tiles + s.row_begin, tiles + s.row_end, RowTiles{s.tiles, s.tiles_per_module});
   }
   DescribeRows(work.extension, {reinterpret_cast<ExtendedRow*>(tiles + rows), static_cast<size_t>(rows)});
+}
+
+void StepArrays::AppendGates(std::span<const RowGates> rows) {
+  const auto at = reinterpret_cast<const std::byte*>(gates()) - device_;
+  auto* const of_row = reinterpret_cast<const float**>(host_ + at);
+  for (const RowGates& row : rows) of_row[row.row] = Append(row.values);
 }
 
 bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
@@ -141,18 +150,21 @@ bool StepArrays::Send(const StepInput& step, const StepWork& work, int32_t rows,
   };
   int64_t need = kHeaderBytes + RowBytes(rows);
   need += bytes(step.logit_rows) + bytes(step.page_begin) + bytes(step.page_ids);
-  need += bytes(work.decodes) + bytes(work.prompts) + bytes(work.extension.gathers);
+  need += bytes(work.decodes) + bytes(work.prompts) + bytes(work.extension.gathers) + bytes(work.mixed_rows);
   for (const LowRankWork* list : {&work.rows, &work.prompts_low_rank, &work.logits}) {
     need += bytes(list->shrinks) + bytes(list->expands);
   }
+  for (const RowGates& row : work.gates) need += bytes(row.values);
   const bool moved = Reserve(need, stream);
   if (!errors_->status().ok()) return moved;
   rows_ = rows;
   WriteRows(step, work);
   used_ = kHeaderBytes + RowBytes(rows);
 
+  AppendGates(work.gates);
   StepHeader header;
   logit_rows_ = Append(step.logit_rows);
+  mixed_rows_ = Append(std::span(work.mixed_rows));
   gathers_ = Append(std::span(work.extension.gathers));
   header.attention = {static_cast<int32_t>(work.decodes.size()),
                       static_cast<int32_t>(work.prompts.size()),

@@ -35,6 +35,12 @@ struct PartsSegment {
   const AdapterParts* parts = nullptr;
 };
 
+// Of a row whose adapter's gates come with the step.
+struct RowGates {
+  int32_t row = 0;
+  std::span<const float> values;
+};
+
 enum AdaptedRow : int32_t { kExtendsProducts = 1, kExtendsNone = 2 };
 
 // What a step computes, worked out before anything is sent.
@@ -47,7 +53,10 @@ struct StepWork {
   LowRankWork logits;
   ExtensionPlan extension;       // of the long ones, where products are extended
   std::vector<PartsSegment> parts;
-  std::vector<DeviceSegment> experts;  // of adapters that change experts
+  std::vector<RowGates> gates;
+  std::vector<DeviceSegment> experts;  // of adapters that change experts, or have mixtures
+  std::vector<int32_t> mixed_rows;     // of adapters with mixtures
+  int32_t mixture_chosen = 0;          // the most of theirs
 };
 
 // all_prompts: rows alone, too, are prompts', whose pages are folded in one order whatever else is in the step.
@@ -76,14 +85,18 @@ class StepArrays {
   const AdapterParts* const* parts() const {  // [rows] nullptr: a row without
     return reinterpret_cast<const AdapterParts* const*>(RowArray(kRowArrays));
   }
+  const float* const* gates() const {  // [rows] nullptr: a row without
+    return reinterpret_cast<const float* const*>(parts() + rows_);
+  }
   const RowTiles* row_tiles() const {  // [rows] of work.experts
-    return reinterpret_cast<const RowTiles*>(parts() + rows_);
+    return reinterpret_cast<const RowTiles*>(gates() + rows_);
   }
   const ExtendedRow* extended_rows() const {  // [rows] where products are extended
     return reinterpret_cast<const ExtendedRow*>(row_tiles() + rows_);
   }
   const GatherItem* gathers() const { return gathers_; }
   const int32_t* logit_rows() const { return logit_rows_; }
+  const int32_t* mixed_rows() const { return mixed_rows_; }
 
  private:
   static constexpr int64_t kRowArrays = 4;
@@ -96,8 +109,9 @@ class StepArrays {
   // Of all per-row arrays.
   static int64_t RowBytes(int32_t rows);
   bool Reserve(int64_t bytes, cudaStream_t stream);
-  // The per-row arrays of rows_ rows, to the host's block.
+  // The per-row arrays of rows_ rows, to the host's block; but for gates.
   void WriteRows(const StepInput& step, const StepWork& work);
+  void AppendGates(std::span<const RowGates> gates);
   // Copies values to the end of the block; returns where they will be on the device.
   template <typename T>
   const T* Append(std::span<const T> values);
@@ -109,6 +123,7 @@ class StepArrays {
   int64_t used_ = 0;
   int32_t rows_ = 0;
   const int32_t* logit_rows_ = nullptr;
+  const int32_t* mixed_rows_ = nullptr;
   const GatherItem* gathers_ = nullptr;
   cudaEvent_t sent_ = nullptr;
 };
