@@ -47,6 +47,7 @@ constexpr Kin kKin[] = {
      "Poly, PEANuT, converted PiSSA, OLoRA, CorDA"},
     {"DoRA, r16", "QDoRA"},
     {"OLoRA, r16", "unconverted PiSSA, KaSA, OSF, weighted sums: pairs of more ranks"},
+    {"Arrow, 8 of r16, BF16", "MoLE; X-LoRA, which takes a step of the base alone as well"},
     {"VeRA, r256", "PVeRA"},
     {"MiSS, r64", "Bone"},
     {"BEFT, q and v", "BitFit, bias=all, lora_bias"},
@@ -66,10 +67,9 @@ struct Variant {
   std::shared_ptr<const Adapter> adapter;
 };
 
-// As a server of two bytes an activation loads it; nullptr: a GPU refuses it.
+// As a server of two bytes an activation loads it.
 std::shared_ptr<const Adapter> Load(const Format& format, const BaseModel& base, const fs::path& directory,
                                     SharedBlobs* blobs) {
-  if (format.experts > 0) return nullptr;
   WriteFormat(format, directory);
   auto files = ReadAdapterFiles(directory, {});
   LK_CHECK_MSG(files.ok(), files.status().ToString());
@@ -174,7 +174,7 @@ int Run(const fs::path& folder, int32_t layers) {
   }
   costs.SetOthers(std::move(others));
   const auto measure = [&](const Variant& variant) {
-    if (variant.adapter != nullptr) costs.Print(variant, costs.Place(variant.adapter));
+    costs.Print(variant, costs.Place(variant.adapter));
   };
   for (const Format& format : formats) measure({format.name, Load(format, base, folder / "adapter", &blobs)});
   for (const Variant& variant : OfTables(config)) measure(variant);

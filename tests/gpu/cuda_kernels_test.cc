@@ -130,7 +130,8 @@ LinearShape ShapeFor(uint32_t seed, Weights weights, std::mt19937& rng) {
   const int32_t unit = weights == Weights::kCodesOfFile ? 64 : 8;
   const auto below = [&rng](int32_t n) { return static_cast<int32_t>(rng() % n); };
   switch (seed % 3) {
-    case 0: return {.rows = 1 + below(40), .longest = static_cast<int32_t>(1 + seed % 4), .widest = 2400, .in_unit = unit};
+    case 0: return {.rows = 1 + below(40), .longest = static_cast<int32_t>(1 + seed % 4), .widest = 2400,
+                    .max_rank = seed % 2 == 0 ? 90 : 700, .in_unit = unit};
     case 1: return {.rows = 1 + below(300), .longest = 90, .widest = 2400, .in_unit = unit};
     default: return {.rows = 1100 + below(500), .longest = 400, .widest = 1200, .in_unit = unit};
   }

@@ -14,6 +14,7 @@
 #include "engine/base/in_parallel.h"
 #include "engine/base/status_macros.h"
 #include "engine/kernels/cuda/cuda_status.h"
+#include "engine/kernels/cuda/low_rank.h"
 
 namespace lorikeet::cuda {
 namespace {
@@ -235,6 +236,7 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   packed.linears = LinearsOf(adapter, experts_);
   packed.part_set = PartsOf(adapter, experts_);
   LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, experts_, dtype_, page_bytes_));
+  if (packed.plan.tiles_per_module > kFewTiles) packed.part_set |= Bit(Part::kLongRanks);
   LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
   const std::vector<ImagePlan::Piece>& pieces = packed.plan.pieces;
   InParallel(static_cast<int64_t>(pieces.size()), [&](int64_t i) {

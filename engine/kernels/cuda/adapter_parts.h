@@ -137,6 +137,7 @@ enum class Part : uint32_t {
   kScaledPairs = 1 << 14,  // ranks and deltas of pairs, by vectors or gates, computed by the low-rank kernels
   kPrototypes = 1 << 15,   // gates that linears make of their inputs
   kMixture = 1 << 16,      // LoRAs of MLPs
+  kLongRanks = 1 << 17,    // pairs of more than kFewTiles, by the low-rank kernels
 };
 using PartSet = uint32_t;
 
@@ -144,7 +145,7 @@ constexpr PartSet Bit(Part part) { return static_cast<PartSet>(part); }
 PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts);
 // Whether an AdapterParts is needed for them.
 constexpr bool BeyondLowRank(PartSet parts) {
-  return (parts & ~(Bit(Part::kOutScale) | Bit(Part::kBias) | Bit(Part::kExperts))) != 0;
+  return (parts & ~(Bit(Part::kOutScale) | Bit(Part::kBias) | Bit(Part::kExperts) | Bit(Part::kLongRanks))) != 0;
 }
 
 // Which linears have what in some layer: eight bits a LinearPart, by Linear, the head's last. A router

@@ -348,6 +348,7 @@ LowRankArgs CudaBackend::LowRankOf(const LinearArgs& args, const LowRankWork& wo
       recorded ? kExpectedTiles * rows_ : static_cast<int32_t>(work.shrinks.size());
   out.slots = reinterpret_cast<float*>(slots_.get());
   out.max_tiles = work.max_tiles;
+  out.long_ranks = Has(Part::kLongRanks);
   out.first_module = args.weight->first_module;
   out.parts = static_cast<int32_t>(args.weight->out.size());
   std::copy(args.weight->out.begin(), args.weight->out.end(), out.out);

@@ -19,6 +19,9 @@ constexpr int kSlice = kWarps * kWarpSlice;     // elements of `in` a shrink tas
 constexpr int kWarpBlocks = 2;                  // of columns
 constexpr int kTaskColumns = kWarps * kWarpBlocks * kBlock;
 constexpr int kSlotFloats = kDecodeTileRows * kTileRanks;
+// Of pairs with many tiles a block takes the columns of one warp, and its warps take the tiles by turns.
+constexpr int kLongWarps = 8;
+constexpr int kLongColumns = kWarpBlocks * kBlock;
 
 // ---- shrink
 
@@ -121,6 +124,8 @@ struct ExpandTask {
   int32_t first_column;   // of the part in y
 };
 
+// kColumns: of a block of tasks, of which the block's warps have a share each or all the whole.
+template <int kColumns>
 __device__ ExpandTask ReadExpand(const LowRankArgs& args, int32_t task, int32_t blocks) {
   ExpandTask out;
   out.item = args.list->expands[task / blocks];
@@ -128,7 +133,7 @@ __device__ ExpandTask ReadExpand(const LowRankArgs& args, int32_t task, int32_t 
   out.part = 0;
   out.first_column = 0;
   while (true) {
-    const int32_t part_blocks = DivideUp(args.out[out.part], kTaskColumns);
+    const int32_t part_blocks = DivideUp(args.out[out.part], kColumns);
     if (block < part_blocks) break;
     block -= part_blocks;
     out.first_column += args.out[out.part++];
@@ -136,8 +141,8 @@ __device__ ExpandTask ReadExpand(const LowRankArgs& args, int32_t task, int32_t 
   out.tiles =
       out.item.tiles + int64_t{args.first_module + out.part} * out.item.tiles_per_module;
   out.tile = out.tiles[0];
-  out.column = block * kTaskColumns + threadIdx.x / 32 * kWarpBlocks * kBlock +
-               threadIdx.x % 32 / 4 * 8;
+  const int32_t of_warp = kColumns == kTaskColumns ? threadIdx.x / 32 * kWarpBlocks * kBlock : 0;
+  out.column = block * kColumns + of_warp + threadIdx.x % 32 / 4 * 8;
   return out;
 }
 
@@ -155,6 +160,26 @@ __device__ void LoadShrunk(const float* slot, int32_t slices, const Scale& scale
   }
   shrunk[0][0] = Pack2<T>(low.x * scale(2 * t), low.y * scale(2 * t + 1));
   shrunk[0][1] = Pack2<T>(high.x * scale(2 * t + 8), high.y * scale(2 * t + 9));
+}
+
+// The same of rank tile i of a task's module.
+template <typename T, bool kScaled>
+__device__ void LoadShrunkOf(const LowRankArgs& args, const ExpandTask& work, const RankTile& tile, int32_t i,
+                             int32_t slices, const PairScales& scales, uint32_t (&shrunk)[1][2]) {
+  const int64_t slot = (int64_t{work.item.first_shrink + i} * args.parts + work.part) * slices;
+  const auto scale = [&](int k) {
+    if (!kScaled) return tile.scale;
+    return k < tile.ranks ? tile.scale * scales.of_rank(i * work.tile.ranks + k) : 0.0f;
+  };
+  LoadShrunk<T>(args.slots + slot * kSlotFloats, slices, scale, shrunk);
+}
+
+// Of this lane's row.
+template <bool kScaled>
+__device__ PairScales ScalesOf(const LowRankArgs& args, const ExpandTask& work) {
+  const int g = threadIdx.x % 32 / 4;
+  if (!kScaled || g >= work.item.rows) return {};
+  return ScalesOf(args, work.item.row_begin + g - args.first_row, work.part);
 }
 
 template <typename T, typename Y, bool kScaled>
@@ -185,7 +210,7 @@ __global__ void __launch_bounds__(kThreads)
   ExpandTask work;
   uint4 b[kWarpBlocks][4];
   const auto read = [&](int32_t task) {
-    work = ReadExpand(args, task, blocks);
+    work = ReadExpand<kTaskColumns>(args, task, blocks);
     LoadColumns<T, kWarpBlocks, true>(work.tile, args.out[work.part], work.column, b);
   };
   if (blockIdx.x < tasks) read(blockIdx.x);
@@ -193,22 +218,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int32_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const ExpandTask mine = work;
     const int32_t tile_count = mine.tile.module_tiles;
+    const bool is_long = tile_count > kFewTiles;
     RankTile tile = mine.tile;
     float sums[kWarpBlocks][1][4][4] = {};
-    PairScales scales;
-    if constexpr (kScaled) {
-      const int g = threadIdx.x % 32 / 4;
-      if (g < mine.item.rows) scales = ScalesOf(args, mine.item.row_begin + g - args.first_row, mine.part);
-    }
-    for (int32_t i = 0; i < tile_count; ++i) {
+    const PairScales scales = ScalesOf<kScaled>(args, mine);
+    for (int32_t i = 0; i < tile_count && !is_long; ++i) {
       uint32_t shrunk[1][2];
-      const int64_t slot =
-          (int64_t{mine.item.first_shrink + i} * args.parts + mine.part) * slices;
-      const auto scale = [&](int k) {
-        if (!kScaled) return tile.scale;
-        return k < tile.ranks ? tile.scale * scales.of_rank(i * mine.tile.ranks + k) : 0.0f;
-      };
-      LoadShrunk<T>(args.slots + slot * kSlotFloats, slices, scale, shrunk);
+      LoadShrunkOf<T, kScaled>(args, mine, tile, i, slices, scales, shrunk);
 #pragma unroll
       for (int n = 0; n < kWarpBlocks; ++n) MultiplyColumns<T, 1>(b[n], shrunk, sums[n]);
       if (i + 1 == tile_count) break;
@@ -218,7 +234,52 @@ __global__ void __launch_bounds__(kThreads)
     if (task + gridDim.x < tasks) read(task + gridDim.x);
     const bool changed = !args.add || tile_count > 0 || mine.tile.out_scale != nullptr ||
                          mine.tile.bias != nullptr;
-    if (changed) StoreColumns<T, Y, kScaled>(args, mine, mine.tile, sums);
+    if (changed && !is_long) StoreColumns<T, Y, kScaled>(args, mine, mine.tile, sums);
+  }
+}
+
+// The first warp's sums become those of all warps.
+__device__ void AddWarps(float (&sums)[kWarpBlocks][1][4][4]) {
+  constexpr int kSums = sizeof(sums) / sizeof(float);
+  __shared__ float shared[kLongWarps - 1][kSums][32];
+  float* const mine = &sums[0][0][0][0];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    if (warp > 0) shared[warp - 1][i][lane] = mine[i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    for (int w = 0; w < kLongWarps - 1 && warp == 0; ++w) mine[i] += shared[w][i][lane];
+  }
+  __syncthreads();
+}
+
+// Of the modules with more than kFewTiles, which Expand leaves out.
+template <typename T, typename Y, bool kScaled>
+__global__ void __launch_bounds__(32 * kLongWarps)
+    ExpandLong(const __grid_constant__ LowRankArgs args, int32_t slices, int32_t blocks) {
+  const int32_t tasks = args.list->expand_count * blocks, warp = threadIdx.x / 32;
+  LetKernelAfterStart();
+  WaitForKernelBefore();
+  for (int32_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    const ExpandTask work = ReadExpand<kLongColumns>(args, task, blocks);
+    const int32_t tile_count = work.tile.module_tiles;
+    if (tile_count <= kFewTiles) continue;
+    float sums[kWarpBlocks][1][4][4] = {};
+    const PairScales scales = ScalesOf<kScaled>(args, work);
+    for (int32_t i = warp; i < tile_count; i += kLongWarps) {
+      const RankTile tile = work.tiles[i];
+      uint4 b[kWarpBlocks][4];
+      LoadColumns<T, kWarpBlocks, false>(tile, args.out[work.part], work.column, b);
+      uint32_t shrunk[1][2];
+      LoadShrunkOf<T, kScaled>(args, work, tile, i, slices, scales, shrunk);
+#pragma unroll
+      for (int n = 0; n < kWarpBlocks; ++n) MultiplyColumns<T, 1>(b[n], shrunk, sums[n]);
+    }
+    AddWarps(sums);
+    if (warp == 0) StoreColumns<T, Y, kScaled>(args, work, work.tile, sums);
   }
 }
 
@@ -273,11 +334,11 @@ __global__ void LowRankFloat(const __grid_constant__ LowRankArgs args) {
 }
 
 // As many blocks as the device holds at a time, no more than there are likely to be tasks.
-template <auto kKernel>
+template <auto kKernel, int kBlockThreads = kThreads>
 dim3 Grid(int64_t tasks) {
   static const int64_t most = [] {
     int blocks = 0;
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, kThreads, 0);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, kBlockThreads, 0);
     return int64_t{blocks} * Multiprocessors();
   }();
   return dim3(static_cast<uint32_t>(std::clamp<int64_t>(tasks, 1, most)));
@@ -291,16 +352,19 @@ cudaError_t ShrinkDecode(const LowRankArgs& args, cudaStream_t stream) {
   return Launch(kKernel, {Grid<kKernel>(tasks), kThreads}, stream, args, slices);
 }
 
-template <typename T, typename Y>
-cudaError_t ExpandDecode(const LowRankArgs& args, cudaStream_t stream) {
+template <auto kKernel, int kColumns, int kBlockThreads>
+cudaError_t LaunchExpandDecode(const LowRankArgs& args, cudaStream_t stream) {
   int32_t blocks = 0;
-  for (int32_t p = 0; p < args.parts; ++p) blocks += DivideUp(args.out[p], kTaskColumns);
-  const auto launch = [&]<auto kKernel>() {
-    return Launch(kKernel, {Grid<kKernel>(int64_t{args.expected_expands} * blocks), kThreads}, stream,
-                  args, ShrinkSlices(args.x.width), blocks);
-  };
-  return args.scaled.parts != nullptr ? launch.template operator()<Expand<T, Y, true>>()
-                                      : launch.template operator()<Expand<T, Y, false>>();
+  for (int32_t p = 0; p < args.parts; ++p) blocks += DivideUp(args.out[p], kColumns);
+  const dim3 grid = Grid<kKernel, kBlockThreads>(int64_t{args.expected_expands} * blocks);
+  return Launch(kKernel, {grid, kBlockThreads}, stream, args, ShrinkSlices(args.x.width), blocks);
+}
+
+template <typename T, typename Y, bool kScaled>
+cudaError_t ExpandDecode(const LowRankArgs& args, cudaStream_t stream) {
+  const cudaError_t error = LaunchExpandDecode<Expand<T, Y, kScaled>, kTaskColumns, kThreads>(args, stream);
+  if (error != cudaSuccess || !args.long_ranks) return error;
+  return LaunchExpandDecode<ExpandLong<T, Y, kScaled>, kLongColumns, 32 * kLongWarps>(args, stream);
 }
 
 }  // namespace
@@ -344,12 +408,12 @@ cudaError_t LaunchShrink(const LowRankArgs& args, cudaStream_t stream) {
 
 cudaError_t LaunchExpand(const LowRankArgs& args, cudaStream_t stream) {
   if (args.tile_rows == kPromptTileRows) return LaunchPromptExpand(args, stream);
+  const auto expand = [&]<typename T, typename Y>(T, Y) {
+    return args.scaled.parts != nullptr ? ExpandDecode<T, Y, true>(args, stream) : ExpandDecode<T, Y, false>(args, stream);
+  };
   const bool wide = args.y.dtype == DType::kF32;
-  if (args.x.dtype == DType::kBF16) {
-    return wide ? ExpandDecode<BFloat16, float>(args, stream)
-                : ExpandDecode<BFloat16, BFloat16>(args, stream);
-  }
-  return wide ? ExpandDecode<Half, float>(args, stream) : ExpandDecode<Half, Half>(args, stream);
+  if (args.x.dtype == DType::kBF16) return wide ? expand(BFloat16(), float()) : expand(BFloat16(), BFloat16());
+  return wide ? expand(Half(), float()) : expand(Half(), Half());
 }
 
 cudaError_t LaunchLowRankFloat(const LowRankArgs& args, cudaStream_t stream) {

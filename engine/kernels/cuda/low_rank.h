@@ -4,7 +4,8 @@
 //   shrink  a task is 16 ranks of one part, a slice of `in`, and a few rows of one adapter; its
 //           sums go to a slot of its own, so results depend on nothing that runs beside it
 //   expand  a task is a block of a part's columns and the same rows; it adds up the slices, runs
-//           through all the module's ranks, and applies the adapter's output scale and bias
+//           through all the module's ranks, and applies the adapter's output scale and bias;
+//           modules of many ranks are left to a launch more, in steps that have such
 //
 // For prompts a shrink task takes 64 rows and up to 64 ranks, which may be of several parts, so that
 // x is read once for them; the slices are added up before expand, by a launch of their own.
@@ -28,6 +29,9 @@ namespace lorikeet::cuda {
 inline constexpr int32_t kDecodeTileRows = 8;
 inline constexpr int32_t kPromptTileRows = 64;
 inline constexpr int32_t kMaxParts = 3;
+
+// Tiles of a module, ranks up to 64, beyond which expanding is shared by the warps of a block.
+inline constexpr int32_t kFewTiles = 4;
 
 struct alignas(16) ShrinkItem {
   const RankTile* tiles = nullptr;  // [module * tiles_per_module + tile]
@@ -77,6 +81,7 @@ struct LowRankArgs {
   int32_t expected_expands = 0;
   float* slots = nullptr;       // at least SlotFloats()
   int32_t max_tiles = 0;        // prompts: the most tiles_per_module of an item
+  bool long_ranks = false;      // a module of an item may have more than kFewTiles
   ModuleId first_module = 0;
   int32_t parts = 0;
   int32_t out[kMaxParts] = {};
