@@ -3,7 +3,8 @@
 // prompts and answers of 8 to 512 tokens, random weights.
 //   bench_trace 8b|7b SECONDS (RANKS RATES ADAPTERS)...
 // RANKS, taken in turn, RATES, requests a second, and ADAPTERS, 0: the base alone, are comma-separated; a
-// line for each rate and number of adapters. Adapters of one rank have the same values in the host's
+// line for each rate and number of adapters. 7b's adapters are on q, k, v and o alone, as the target_modules
+// of S-LoRA's own are, 8b's on all seven linears. Adapters of one rank have the same values in the host's
 // memory; each is packed and copied for itself, once for all lines.
 //
 // Traffic does not pause between lines. Before the SECONDS of one begin it has run for as many steps as
@@ -203,24 +204,26 @@ std::vector<Number> Numbers(const std::string& text) {
 }
 
 // As many as any group asks for, by ranks.
-std::map<std::string, Adapters> AdaptersOf(const ModelSource& model, const std::vector<Group>& groups) {
+std::map<std::string, Adapters> AdaptersOf(const ModelSource& model, const std::vector<Group>& groups,
+                                           Linear last) {
   std::map<std::string, Adapters> made;
   for (const Group& group : groups) {
     const int32_t most = *std::max_element(group.counts.begin(), group.counts.end());
     Adapters& adapters = made[group.ranks];
     if (static_cast<int32_t>(adapters.size()) >= most) continue;
-    adapters = SyntheticAdapters(model, most, Numbers<int32_t>(group.ranks));
+    adapters = SyntheticAdapters(model, most, Numbers<int32_t>(group.ranks), last);
   }
   return made;
 }
 
-int Run(const ModelConfig& config, double seconds, const std::vector<Group>& groups) {
+// Adapters on a layer's linears up to `last`.
+int Run(const ModelConfig& config, Linear last, double seconds, const std::vector<Group>& groups) {
   SyntheticEngine engine(config);
   std::printf("%s, %.1f GiB of pages, %.0f s\n", DeviceName().c_str(),
               static_cast<double>(engine.options().pages) *
                   static_cast<double>(engine.options().kv.page_bytes()) / (1 << 30),
               seconds);
-  const std::map<std::string, Adapters> adapters = AdaptersOf(engine.model(), groups);
+  const std::map<std::string, Adapters> adapters = AdaptersOf(engine.model(), groups, last);
   PrintHead();
   Trace trace(&engine);
   for (const Group& group : groups) {
@@ -241,6 +244,7 @@ int Run(const ModelConfig& config, double seconds, const std::vector<Group>& gro
 
 int main(int argc, char** argv) {
   using namespace lorikeet::bench;
+  using lorikeet::Linear;
   if (argc < 6 || argc % 3 != 0) {
     std::fprintf(stderr, "bench_trace 8b|7b SECONDS (RANKS RATES ADAPTERS)...\n");
     return 2;
@@ -249,6 +253,7 @@ int main(int argc, char** argv) {
   for (int i = 3; i < argc; i += 3) {
     groups.push_back({argv[i], Numbers<double>(argv[i + 1]), Numbers<int32_t>(argv[i + 2])});
   }
-  const bool small = std::strcmp(argv[1], "7b") == 0;
-  return Run(small ? Llama7B() : Llama8B(), std::atof(argv[2]), groups);
+  const double seconds = std::atof(argv[2]);
+  if (std::strcmp(argv[1], "7b") == 0) return Run(Llama7B(), Linear::kO, seconds, groups);
+  return Run(Llama8B(), Linear::kDown, seconds, groups);
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <random>
+#include <utility>
 
 #include "engine/base/check.h"
 
@@ -23,29 +24,38 @@ void FillRandom(AlignedBuffer* memory, float scale) {
   }
 }
 
-ModelConfig Llama(int32_t ffn, int32_t kv_heads, int32_t vocab) {
+ModelConfig Llama(int32_t layers, int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t ffn,
+                  int32_t vocab) {
   ModelConfig config;
   config.family = "llama";
-  config.layers = 32;
-  config.hidden = 4096;
+  config.layers = layers;
+  config.heads = heads;
+  config.hidden = heads * head_dim;
   config.ffn = ffn;
-  config.heads = 32;
   config.kv_heads = kv_heads;
-  config.head_dim = 128;
+  config.head_dim = head_dim;
   config.vocab = vocab;
   config.context = 8192;
-  for (int i = 0; i < 64; ++i) {
-    config.rope_inverse_frequencies.push_back(std::pow(500000.0f, -static_cast<float>(i) / 64));
+  const int32_t pairs = head_dim / 2;
+  for (int i = 0; i < pairs; ++i) {
+    config.rope_inverse_frequencies.push_back(
+        std::pow(500000.0f, -static_cast<float>(i) / static_cast<float>(pairs)));
   }
   config.layer_uses_rope.assign(config.layers, 1);
   config.layer_uses_window.assign(config.layers, 0);
   return config;
 }
 
+// Whether an adapter on a layer's linears up to `last` has one at `module`.
+bool HasPair(ModuleId module, Linear last) {
+  return module % kLinearsPerLayer <= static_cast<int>(last);
+}
+
 }  // namespace
 
-ModelConfig Llama8B() { return Llama(14336, 8, 128256); }
-ModelConfig Llama7B() { return Llama(11008, 32, 32000); }
+ModelConfig Llama8B() { return Llama(32, 32, 8, 128, 14336, 128256); }
+ModelConfig Llama7B() { return Llama(32, 32, 32, 128, 11008, 32000); }
+ModelConfig SmolLM2() { return Llama(30, 9, 3, 64, 1536, 49152); }
 
 SyntheticModel::SyntheticModel(const ModelConfig& config) {
   config_ = config;
@@ -78,10 +88,10 @@ const TensorView* SyntheticModel::View(std::vector<int64_t> shape) {
   return views_.back().get();
 }
 
-int64_t AdapterBytes(const ModelSource& model, int32_t rank) {
+int64_t AdapterBytes(const ModelSource& model, int32_t rank, Linear last) {
   int64_t values = 0;
-  const int modules = ModuleCount(model.config().layers) - 1;
-  for (ModuleId m = 0; m < modules; ++m) {
+  for (ModuleId m = 0; m < HeadModule(model.config().layers); ++m) {
+    if (!HasPair(m, last)) continue;
     values += model.weight(m).rows() + model.weight(m).row_elements();
   }
   return 2 * rank * values;
@@ -89,16 +99,16 @@ int64_t AdapterBytes(const ModelSource& model, int32_t rank) {
 
 std::vector<std::shared_ptr<const Adapter>> SyntheticAdapters(const ModelSource& model,
                                                               int32_t count,
-                                                              const std::vector<int32_t>& ranks) {
-  // As long as the program.
-  static std::map<int32_t, AlignedBuffer> blocks;
+                                                              const std::vector<int32_t>& ranks,
+                                                              Linear last) {
+  static std::map<std::pair<int32_t, Linear>, AlignedBuffer> blocks;  // as long as the program
   std::vector<std::shared_ptr<const Adapter>> adapters;
   const int modules = ModuleCount(model.config().layers);
   for (int32_t i = 0; i < count; ++i) {
     const int32_t rank = ranks[i % ranks.size()];
-    AlignedBuffer& block = blocks[rank];
+    AlignedBuffer& block = blocks[{rank, last}];
     if (block.size() == 0) {
-      block = AlignedBuffer(AdapterBytes(model, rank));
+      block = AlignedBuffer(AdapterBytes(model, rank, last));
       FillRandom(&block, 0.01f);
     }
     auto adapter = std::make_shared<Adapter>();
@@ -107,6 +117,7 @@ std::vector<std::shared_ptr<const Adapter>> SyntheticAdapters(const ModelSource&
     adapter->modules.resize(modules);
     const std::byte* at = block.data();
     for (ModuleId m = 0; m + 1 < modules; ++m) {
+      if (!HasPair(m, last)) continue;
       LowRank& pair = adapter->modules[m].low_rank;
       pair.rank = rank;
       pair.a_stride = model.weight(m).row_elements();

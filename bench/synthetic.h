@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/api/adapter.h"
+#include "engine/api/module.h"
 #include "engine/base/aligned_buffer.h"
 #include "engine/model/model_source.h"
 
@@ -24,16 +25,20 @@ class SyntheticModel final : public ModelSource {
   std::vector<std::unique_ptr<TensorView>> views_;
 };
 
-// Llama-3.1-8B's shapes (Grattafiori et al. 2024), and Llama-7B's (Touvron et al. 2023).
+// Llama-3.1-8B's shapes (Grattafiori et al. 2024), Llama-7B's (Touvron et al. 2023), and
+// SmolLM2-135M's (Ben Allal et al. 2025).
 ModelConfig Llama8B();
 ModelConfig Llama7B();
+ModelConfig SmolLM2();
 
-// `count` adapters on all seven linears of every layer, ranks taken in turn. Factors of one rank
-// share a block of host memory; every adapter is copied to the device on its own.
+// `count` adapters on the linears of every layer up to `last`, all seven or, with kO, attention's four;
+// ranks taken in turn. Factors of one rank share a block of host memory; every adapter is copied to the
+// device on its own.
 std::vector<std::shared_ptr<const Adapter>> SyntheticAdapters(const ModelSource& model,
                                                               int32_t count,
-                                                              const std::vector<int32_t>& ranks);
+                                                              const std::vector<int32_t>& ranks,
+                                                              Linear last = Linear::kDown);
 // Bytes of one adapter's factors.
-int64_t AdapterBytes(const ModelSource& model, int32_t rank);
+int64_t AdapterBytes(const ModelSource& model, int32_t rank, Linear last = Linear::kDown);
 
 }  // namespace lorikeet::bench

@@ -53,6 +53,8 @@ void StepSums::OnStep(const StepStats& stats) {
   micros += stats.step_us;
   preempted += stats.preempted;
   dropped += stats.images_dropped;
+  hits += stats.image_hits;
+  misses += stats.image_misses;
 }
 
 SyntheticEngine::SyntheticEngine(const ModelConfig& config, RunnerOptions options)

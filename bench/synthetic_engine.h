@@ -1,5 +1,5 @@
-// The whole engine on a GPU over a synthetic model, as bench_engine, bench_trace and bench_loads load it: up to
-// 256 requests at a time, 768 rows a step, no prefix cache.
+// The whole engine on a GPU over a synthetic model, as bench_engine, bench_trace, bench_loads and
+// bench_popular load it: up to 256 requests at a time, 768 rows a step, no prefix cache.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@ namespace lorikeet::bench {
 class StepSums final : public StatsSink {
  public:
   void OnStep(const StepStats& stats) override;
-  std::atomic<int64_t> steps{0}, rows{0}, micros{0}, preempted{0}, dropped{0};
+  std::atomic<int64_t> steps{0}, rows{0}, micros{0}, preempted{0}, dropped{0}, hits{0}, misses{0};
 };
 
 class TimedRunner;
