@@ -27,7 +27,7 @@ DECAY = 0.4  # of a rank against the one before it
 CASES = {
     "arrow": ("llama", 4, 0, dict(r=4, target_modules=MIX), dict(top_k=2)),
     "arrow_gks": ("qwen2", 3, 2, dict(r=3, target_modules="all-linear", use_rslora=True),
-                  dict(top_k=3, router_temperature=0.5, use_gks=True)),
+                  dict(top_k=3, router_temperature=2, use_gks=True)),
 }
 
 
