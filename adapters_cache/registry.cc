@@ -242,6 +242,10 @@ void AdapterRegistry::SetAliasAsync(const std::string& alias,
                                     const std::string& tenant, LoadDone done) {
   core_->SetAlias(alias, targets, tenant, std::move(done));
 }
+std::unique_ptr<AdapterRegistry::DiskRoom> AdapterRegistry::DiskRoomFor(const std::string& name,
+                                                                        const std::string& tenant) {
+  return core_->DiskRoomFor(name, tenant);
+}
 void AdapterRegistry::TellIfUnused(const std::string& directory) {
   core_->TellIfUnused(directory);
 }

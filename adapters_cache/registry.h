@@ -25,6 +25,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -118,10 +119,13 @@ struct RegistryStats {
   int64_t read_failures = 0;  // of later ones
   int64_t read_bytes = 0;     // in memory, of those that succeeded
   int64_t read_us = 0;        // that they took, building included
+  int64_t disk_bytes = 0;     // of the directories of Options::owned
 };
 
 class AdapterRegistry final : public AdapterStore {
  public:
+  class Core;  // registry_core.h
+
   struct Options {
     std::string base_name;  // what clients call the base model: no adapter may take it
     // Directories that Load may read below. None: every Load is refused.
@@ -137,6 +141,7 @@ class AdapterRegistry final : public AdapterStore {
     // Of each tenant that has a name (LoadOptions::tenant).
     int32_t tenant_max_adapters = std::numeric_limits<int32_t>::max();
     int64_t tenant_host_bytes = std::numeric_limits<int64_t>::max();
+    int64_t tenant_disk_bytes = std::numeric_limits<int64_t>::max();  // of directories of `owned`
     // Makes the text of an adapter of its files (AdapterFiles::text), read from the directory `where`;
     // `vocab`: its tokens. Empty: adapters speak as the base does.
     std::function<absl::StatusOr<std::shared_ptr<const AdapterText>>(
@@ -159,6 +164,28 @@ class AdapterRegistry final : public AdapterStore {
     kOperator,  // from the command line or configuration: any path
   };
 
+  // Room for files that come below `owned` and are to be loaded as a name: of that name's tenant, or of who
+  // brings it. Given back when it dies; the files count as the name's once they are loaded.
+  class DiskRoom {
+   public:
+    ~DiskRoom();
+    // RESOURCE_EXHAUSTED: so many bytes more are beyond tenant_disk_bytes. What the name keeps now, and these
+    // files replace, does not count, but for others that come for the same name at the same time.
+    absl::Status Take(int64_t bytes);
+
+   private:
+    friend Core;
+    DiskRoom(std::shared_ptr<Core> core, std::string name, std::string tenant)
+        : core_(std::move(core)), name_(std::move(name)), tenant_(std::move(tenant)) {}
+
+    const std::shared_ptr<Core> core_;
+    const std::string name_;
+    std::string tenant_;
+    int64_t bytes_ = 0;           // below, with the registry's lock
+    int64_t replaced_bytes_ = 0;
+  };
+  std::unique_ptr<DiskRoom> DiskRoomFor(const std::string& name, const std::string& tenant);
+
   struct LoadOptions {
     Origin origin = Origin::kClient;
     bool replace = false;  // a name that leads to another version is led to this one
@@ -166,6 +193,7 @@ class AdapterRegistry final : public AdapterStore {
     bool keep = true;      // the name survives the process
     std::string version;   // DATA_LOSS if it is another; empty: any
     std::string tenant;    // whose name it is, if it is new; empty: nobody's
+    DiskRoom* room = nullptr;  // that was taken for these files; lives until `done` is called
   };
 
   using LoadDone = std::function<void(absl::StatusOr<AdapterInfo>)>;
@@ -190,8 +218,8 @@ class AdapterRegistry final : public AdapterStore {
   // (path and roots are named); NOT_FOUND: no such directory or file; DATA_LOSS: truncated or
   // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
   // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters or tenant_max_adapters names
-  // are taken, or it alone, or if it is to be pinned with all that is, has more than host_bytes or
-  // tenant_host_bytes; and what AdapterSources::FetchAsync says of URLs.
+  // are taken, it alone, or if it is to be pinned with all that is, has more than host_bytes or
+  // tenant_host_bytes, or its files would take its tenant beyond tenant_disk_bytes; and what AdapterSources::FetchAsync says of URLs.
   void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
   // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has
@@ -260,8 +288,6 @@ class AdapterRegistry final : public AdapterStore {
   static constexpr int kMaxTargets = 8;
   static constexpr int kMaxTargetWeight = 1'000'000;
   static constexpr int kMaxWatchedEvents = 4096;  // that a slow reader may leave unread
-
-  class Core;  // registry_core.h
 
  private:
   explicit AdapterRegistry(std::shared_ptr<Core> core);

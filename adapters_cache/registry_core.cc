@@ -208,7 +208,7 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
   for (const Target& target : entry.targets) {
     if (entry.pinned) AddPins(target.version, 1);
   }
-  const std::string location_before = std::exchange(entry.location, std::move(location));
+  entry.location = std::move(location);
   entry.origin = origin;
   const bool was_kept = !fresh && entry.kept;
   entry.kept = kept;
@@ -216,7 +216,7 @@ void AdapterRegistry::Core::PointName(const std::string& name, std::vector<Targe
   if (kept || was_kept) Changed(name);
   Emit(AdapterEvent::Kind::kRegistered, name, entry.targets.front().version->record.id);
   DropTargets(before, entry.pinned, nullptr);
-  Left(location_before);
+  KeepFolders(&entry);  // last, so that what it leaves waits until the state file says so
 }
 
 void AdapterRegistry::Core::DropTargets(const std::vector<Target>& targets, bool pinned,
@@ -258,7 +258,7 @@ void AdapterRegistry::Core::Unload(std::string_view name, std::chrono::microseco
       drains_.push_back(drain);
       Emit(AdapterEvent::Kind::kUnloaded, drain->name, drain->result.version);
       DropTargets(entry.targets, entry.pinned, drain);
-      Left(entry.location);
+      LeaveFolders(entry.folders, entry.tenant);
       return WhenSaved([this, drain, drain_time](const absl::Status& saved) {
         std::lock_guard lock(mutex_);
         drain->saved = saved;
@@ -344,6 +344,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::PointAlias(
   }
   if (!names_.contains(alias)) LK_RETURN_IF_ERROR(CheckNames(tenant));
   std::string location = resolved.front().version->record.location();
+  LK_RETURN_IF_ERROR(CheckKeeps(alias, tenant, DirectoriesOf(resolved, location), nullptr));
   PointName(alias, std::move(resolved), std::move(location), Origin::kClient, /*kept=*/true,
             tenant);
   return Describe(alias, names_.find(alias)->second);
@@ -424,16 +425,16 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Get(std::string_view name) co
 
 // Versions that requests hold or wait for are among them.
 bool AdapterRegistry::Core::Uses(const std::string& directory) const {
+  const auto folder = folders_.find(directory);
   return loading_.contains(directory) ||
-         std::ranges::any_of(
-             names_, [&](const auto& name) { return name.second.location == directory; }) ||
+         (folder != folders_.end() && !folder->second.names.empty()) ||
          std::ranges::any_of(versions_, [&](const auto& version) {
            return version.second->record.path == directory;
          });
 }
 
 void AdapterRegistry::Core::Left(const std::string& directory) {
-  if (!options_.on_unused || fs::path(directory).parent_path() != options_.owned) return;
+  if (!IsOwned(directory)) return;
   left_[directory] = generation_;
   left_more_ = true;
   reaper_wakes_.notify_one();
@@ -456,6 +457,7 @@ RegistryStats AdapterRegistry::Core::stats() const {
   stats.names = static_cast<int64_t>(names_.size());
   stats.versions = static_cast<int64_t>(versions_.size());
   stats.host_bytes = HostBytes();
+  for (const auto& [directory, folder] : folders_) stats.disk_bytes += folder.bytes;
   return stats;
 }
 

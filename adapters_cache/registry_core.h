@@ -41,6 +41,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   void SetAlias(const std::string& alias, const std::vector<AdapterTarget>& targets,
                 const std::string& tenant, LoadDone done);
   void TellIfUnused(const std::string& directory);
+  std::unique_ptr<DiskRoom> DiskRoomFor(const std::string& name, const std::string& tenant);
   void SetDevice(DeviceTier* device);
   std::vector<AdapterInfo> List(const AdapterFilter& filter) const;
   absl::StatusOr<AdapterInfo> Get(std::string_view name) const;
@@ -50,6 +51,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   std::unique_ptr<AdapterWatch> Watch(std::function<void()> wake);
 
  private:
+  friend DiskRoom;
   using SteadyTime = std::chrono::steady_clock::time_point;
   struct Watcher;
   class WatchHandle;
@@ -92,6 +94,14 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     VersionPtr version;
     int32_t weight = 1;
   };
+  // A directory of `owned`.
+  struct Folder {
+    int64_t bytes = 0;
+    std::map<std::string, int32_t> names;  // that keep it, by tenant
+  };
+  using Folders = std::map<std::string, Folder>;
+  using FolderAt = Folders::iterator;
+
   struct Name {
     std::vector<Target> targets;
     std::string location;             // that a reload reads
@@ -103,6 +113,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     int64_t host_misses = 0;
     int64_t loaded_at_unix_us = 0;
     int64_t last_used_unix_us = 0;
+    std::vector<FolderAt> folders;    // that it keeps
   };
   using Names = std::map<std::string, Name, std::less<>>;
 
@@ -111,6 +122,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
     int32_t names = 0;
     int64_t host_bytes = 0;    // of versions in host memory and of reads under way
     int64_t pinned_bytes = 0;  // of versions with pins, there or not
+    int64_t disk_bytes = 0;    // of folders that its names keep, and of rooms
   };
 
   // Registers a directory, or (`version` set) reads a version again, room for it taken.
@@ -156,6 +168,21 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   absl::StatusOr<std::filesystem::path> ResolveDirectory(const std::filesystem::path& path,
                                                          Origin origin) const;
   std::filesystem::path FindRelative(const std::filesystem::path& path) const;
+
+  // ---- registry_disk.cc
+  bool IsOwned(const std::string& directory) const;
+  void Measure(const std::string& directory);
+  // With mutex_ held:
+  static std::set<std::string> DirectoriesOf(const std::vector<Target>& targets,
+                                             const std::string& location);
+  std::vector<FolderAt> FoldersOf(const std::set<std::string>& directories);
+  void KeepFolders(Name* entry);
+  void LeaveFolders(const std::vector<FolderAt>& folders, const std::string& tenant);
+  int64_t BytesOfItsOwn(const Name& entry, const std::vector<FolderAt>& others) const;
+  absl::Status CheckDisk(const std::string& tenant, int64_t more, int64_t less) const;
+  absl::Status CheckKeeps(const std::string& name, const std::string& tenant,
+                          const std::set<std::string>& directories, const DiskRoom* room);
+  void GiveBack(DiskRoom* room);
 
   // ---- registry_state.cc: the saver's thread
   void RunSaver();
@@ -246,6 +273,8 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   Names names_;
   std::unordered_map<std::string, VersionPtr> versions_;  // by id
   std::unordered_map<std::string, Tenant> tenants_;
+  Folders folders_;                     // from their first load until they are removed
+  std::multiset<std::string> coming_;   // names that rooms are for
   std::list<Version*> cold_;  // in host memory, neither leased nor pinned; longest unused first
   int64_t host_bytes_ = 0;      // of versions in host memory and of reads under way
   mutable SharedBlobs blobs_;   // that they have in common, besides

@@ -68,6 +68,7 @@ void AdapterRegistry::Core::RunLoad(Job job) {
   const absl::StatusOr<fs::path> directory = ResolveDirectory(job.path, origin);
   if (!directory.ok()) return job.done(directory.status());
   BeginUse(*directory);
+  Measure(*directory);
   const absl::StatusOr<AdapterInfo> info = LoadNow(job, *directory, origin);
   Change([&] { return info; }, std::move(job.done));
   EndUse(*directory);
@@ -112,10 +113,11 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job,
       }
       if (!named) return Publish(job, {.record = record});
       Name& entry = names_.find(job.name)->second;
-      Left(entry.location);
       entry.location = record.location();
       entry.origin = job.options.origin;
       if (entry.kept) Changed(job.name);
+      if (job.options.room != nullptr) GiveBack(job.options.room);
+      KeepFolders(&entry);
       return job.options.pin ? Pin(job.name, true) : Describe(job.name, entry);
     }
   }
@@ -198,6 +200,9 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
   if (!named) {
     std::string location = loaded.record.location();
     const auto known = versions_.find(loaded.record.id);
+    const VersionRecord& record = known != versions_.end() ? known->second->record : loaded.record;
+    LK_RETURN_IF_ERROR(CheckKeeps(job.name, job.options.tenant, {location, record.path},
+                                  job.options.room));
     if (job.options.pin) {
       LK_RETURN_IF_ERROR(known != versions_.end()
                              ? CheckFits(*known->second)
@@ -214,6 +219,7 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::Publish(const Job& job, Loade
       CountHost(*version, 1);
       Admit(version.get(), std::move(loaded.adapter));
     }
+    if (job.options.room != nullptr) GiveBack(job.options.room);
     PointName(job.name, {{version, 1}}, std::move(location), job.options.origin, job.options.keep,
               job.options.tenant);
   }

@@ -17,8 +17,9 @@ constexpr size_t kMostAbsent = 4096;
 
 void AdapterRegistry::Core::FetchThenLoad(Job job) {
   const std::string location = job.path.string();
+  const std::string tenant = job.options.tenant;
   options_.sources->FetchAsync(
-      location, {},
+      location, {}, tenant,
       [core = shared_from_this(), job = std::move(job),
        location](const absl::StatusOr<FetchedAdapter>& fetched) mutable {
         core->OnFetched(std::move(job), location, fetched);
@@ -46,7 +47,7 @@ void AdapterRegistry::Core::OnFetched(Job job, const std::string& location,
 // With the lock. The files may have left the disk cache since.
 void AdapterRegistry::Core::FetchThenRead(const VersionPtr& version) {
   options_.sources->FetchAsync(
-      version->record.source, version->record.path,
+      version->record.source, version->record.path, version->tenant,
       [core = shared_from_this(), version](const absl::StatusOr<FetchedAdapter>& fetched) {
         core->OnFetchedAgain(version, fetched);
       });

@@ -12,6 +12,8 @@ namespace lorikeet {
 absl::Status AdapterRegistry::Core::Restore() {
   if (options_.state_file.empty()) return absl::OkStatus();
   LK_ASSIGN_OR_RETURN(const RegistryRecords records, ReadRegistryFile(options_.state_file));
+  for (const auto& [id, version] : records.versions) Measure(version.path);
+  for (const auto& [name, record] : records.names) Measure(record.location);
   std::unique_lock lock(mutex_);
   RestoreNames(records);
   return SaveAll(lock);  // what a crash left at the log's end is not built upon

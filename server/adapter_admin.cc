@@ -104,15 +104,22 @@ void AdapterAdmin::Load(const Client& client, const v1::LoadAdapterRequest& requ
                        finish);
 }
 
+std::unique_ptr<AdapterRegistry::DiskRoom> AdapterAdmin::DiskRoomFor(const Client& client,
+                                                                     const std::string& name) {
+  return registry_->DiskRoomFor(name, client.caller->tenant);
+}
+
 void AdapterAdmin::LoadUploaded(const Client& client, const v1::UploadHeader& header,
                                 const std::filesystem::path& path,
+                                AdapterRegistry::DiskRoom* room,
                                 Done<v1::LoadAdapterResponse> done) {
   registry_->LoadAsync(
       header.name(), path,
       {.origin = AdapterRegistry::Origin::kOperator,
        .replace = header.replace(),
        .pin = header.pin(),
-       .tenant = client.caller->tenant},
+       .tenant = client.caller->tenant,
+       .room = room},
       [this, path, finish = FinishLoad(client, "UploadAdapter", header.name(), path.string(),
                                        std::move(done))](const absl::StatusOr<AdapterInfo>& info) {
         uploads_->LoadEnded(path);

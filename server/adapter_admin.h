@@ -51,9 +51,13 @@ class AdapterAdmin {
 
   void Load(const Client& client, const v1::LoadAdapterRequest& request,
             Done<v1::LoadAdapterResponse> done);
-  // Loads what uploads() has kept in `path`.
+  // For the files of an upload under way.
+  std::unique_ptr<AdapterRegistry::DiskRoom> DiskRoomFor(const Client& client,
+                                                         const std::string& name);
+  // Loads what uploads() has kept in `path`; `room`, which was taken for it, lives until `done` is called.
   void LoadUploaded(const Client& client, const v1::UploadHeader& header,
-                    const std::filesystem::path& path, Done<v1::LoadAdapterResponse> done);
+                    const std::filesystem::path& path, AdapterRegistry::DiskRoom* room,
+                    Done<v1::LoadAdapterResponse> done);
   void Reload(const Client& client, const v1::ReloadAdapterRequest& request,
               Done<v1::LoadAdapterResponse> done);
   // `time_left`: of the call, absent: no bound.

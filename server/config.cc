@@ -179,6 +179,10 @@ void AddAdapterOptions(ServerConfig* c, OptionTable* table) {
   table->Int("tenant-adapter-host-mib", 0, 1 << 24, "MiB",
              "host memory for the adapters of each tenant in --keys; 0: no bound",
              &c->tenant_adapter_host_mib);
+  table->Int("tenant-adapter-disk-mib", 0, 1 << 24, "MiB",
+             "disk for the adapters that each tenant in --keys has uploaded, and as much for those fetched for it, "
+             "which make room for one another; 0: no bound",
+             &c->tenant_adapter_disk_mib);
 }
 
 }  // namespace

@@ -217,6 +217,8 @@ struct Metrics::Families {
   Gauge& device_resident = resident.Add({{"tier", "device"}});
   Gauge& adapter_bytes =
       make.Level("lorikeet_adapter_bytes", "Host memory of the adapters that are there");
+  Gauge& uploaded_bytes =
+      make.Level("lorikeet_adapter_uploaded_bytes", "Disk that uploaded adapters take");
   Gauge& image_bytes = make.Level("lorikeet_adapter_device_bytes",
                                   "Bytes of the pages that adapters take on the device");
   Gauge& image_waste = make.Level("lorikeet_adapter_device_waste_bytes",
@@ -413,6 +415,7 @@ void Metrics::SetRegistry(const RegistryStats& stats) {
   f.adapter_versions.Set(static_cast<double>(stats.versions));
   f.host_resident.Set(static_cast<double>(stats.in_host));
   f.adapter_bytes.Set(static_cast<double>(stats.host_bytes));
+  f.uploaded_bytes.Set(static_cast<double>(stats.disk_bytes));
   GrowTo(f.host_hits, static_cast<double>(stats.host_hits));
   GrowTo(f.host_misses, static_cast<double>(stats.host_misses));
   GrowTo(f.host_evictions, static_cast<double>(stats.evictions));

@@ -150,6 +150,9 @@ absl::Status Service::StartSources() {
   }
   options.directory = std::filesystem::path(config_.adapter_dir) / "fetched";
   options.disk_bytes = config_.adapter_disk_mib * kMiB;
+  if (config_.tenant_adapter_disk_mib > 0) {
+    options.tenant_disk_bytes = config_.tenant_adapter_disk_mib * kMiB;
+  }
   options.credentials = SourceCredentials::FromEnvironment();
   SourceEndpoints& endpoints = options.endpoints;
   if (!config_.s3_endpoint.empty()) endpoints.s3 = config_.s3_endpoint;
@@ -194,6 +197,9 @@ absl::Status Service::StartRegistry() {
   if (config_.tenant_max_adapters > 0) options.tenant_max_adapters = config_.tenant_max_adapters;
   if (config_.tenant_adapter_host_mib > 0) {
     options.tenant_host_bytes = config_.tenant_adapter_host_mib * kMiB;
+  }
+  if (config_.tenant_adapter_disk_mib > 0) {
+    options.tenant_disk_bytes = config_.tenant_adapter_disk_mib * kMiB;
   }
   if (!config_.adapter_dir.empty()) {
     options.state_file = std::filesystem::path(config_.adapter_dir) / "registry";

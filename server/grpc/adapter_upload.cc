@@ -61,7 +61,7 @@ void AdapterUpload::OnReadDone(bool ok) {
   }
   const absl::StatusOr<fs::path> path = Complete();
   if (!path.ok()) return Fail(path.status());
-  admin_->LoadUploaded(client_, header_, *path,
+  admin_->LoadUploaded(client_, header_, *path, room_.get(),
                        [this](const absl::StatusOr<v1::LoadAdapterResponse>& reply) {
                          if (reply.ok()) *response_ = EncodeResponse(*reply);
                          End(reply.status());
@@ -78,6 +78,7 @@ void AdapterUpload::Fail(const absl::Status& status) {
 void AdapterUpload::End(const absl::Status& status) {
   std::error_code ignored;
   if (!scratch_.empty()) fs::remove_all(scratch_, ignored);
+  room_.reset();
   Finish(ToGrpcStatus(status));
 }
 
@@ -108,6 +109,8 @@ absl::Status AdapterUpload::Begin(const v1::UploadHeader& header) {
     return absl::FailedPreconditionError(
         "this server has no directory to keep uploads in; it is started with --adapter-dir");
   }
+  room_ = admin_->DiskRoomFor(client_, header.name());
+  LK_RETURN_IF_ERROR(room_->Take(header.weights_bytes()));
   LK_ASSIGN_OR_RETURN(scratch_, admin_->uploads()->Scratch());
   LK_RETURN_IF_ERROR(Expect(kConfigName, kMaxConfigBytes, header.config_sha256()));
   LK_RETURN_IF_ERROR(Expect(kWeightsName, header.weights_bytes(), header.weights_sha256()));
@@ -143,6 +146,7 @@ absl::Status AdapterUpload::Append(const std::string& name, const std::string& b
   if (file.bytes > file.most) {
     return absl::DataLossError(absl::StrCat(name, " has more than ", file.most, " bytes"));
   }
+  if (name != kWeightsName) LK_RETURN_IF_ERROR(room_->Take(static_cast<int64_t>(bytes.size())));
   file.hash.Add(bytes);
   if (file.out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
     return absl::OkStatus();

@@ -54,6 +54,7 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   v1::UploadHeader header_;
   bool begun_ = false;
   std::filesystem::path scratch_;  // empty: nothing to remove
+  std::unique_ptr<AdapterRegistry::DiskRoom> room_;  // of the weights, and of the other files as they come
   std::map<std::string, File> files_;  // by name
 };
 

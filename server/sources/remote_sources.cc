@@ -43,7 +43,8 @@ absl::StatusOr<std::unique_ptr<RemoteSources>> RemoteSources::Create(Options opt
     }
   }
   LK_ASSIGN_OR_RETURN(std::unique_ptr<DiskCache> cache,
-                      DiskCache::Open(options.directory, options.disk_bytes));
+                      DiskCache::Open(options.directory, options.disk_bytes,
+                                      options.tenant_disk_bytes));
   return std::unique_ptr<RemoteSources>(new RemoteSources(std::move(options), std::move(cache)));
 }
 
@@ -71,14 +72,14 @@ void RemoteSources::Cancel() {
   cancel_wakes_.notify_all();
 }
 
-void RemoteSources::FetchAsync(std::string location, fs::path kept, Done done) {
+void RemoteSources::FetchAsync(std::string location, fs::path kept, std::string tenant, Done done) {
   const size_t source = SourceOf(location, options_.allowed);
   {
     std::lock_guard lock(mutex_);
     Key key(std::move(location), std::move(kept));
     std::vector<Done>& asked = asked_[key];
     asked.push_back(std::move(done));
-    if (asked.size() == 1) queue_.push_back({std::move(key), source});
+    if (asked.size() == 1) queue_.push_back({std::move(key), source, std::move(tenant)});
   }
   work_.notify_one();
 }
@@ -113,7 +114,7 @@ void RemoteSources::Loop() {
 absl::StatusOr<FetchedAdapter> RemoteSources::Fetch(const Wanted& wanted) {
   const auto& [location, kept] = wanted.key;
   if (cancelled_) return absl::CancelledError("the server is shutting down");
-  if (std::optional<FetchedAdapter> there = cache_->Find(kept)) return *there;
+  if (std::optional<FetchedAdapter> there = cache_->Find(kept, wanted.tenant)) return *there;
   LK_ASSIGN_OR_RETURN(const RemoteAdapter adapter, ParseLocation(location, options_.endpoints));
   if (wanted.source == options_.allowed.size()) {
     return absl::PermissionDeniedError(absl::StrCat(
@@ -121,8 +122,9 @@ absl::StatusOr<FetchedAdapter> RemoteSources::Fetch(const Wanted& wanted) {
   }
   LK_ASSIGN_OR_RETURN(const fs::path scratch, cache_->Scratch());
   absl::StatusOr<FetchedAdapter> fetched = [&]() -> absl::StatusOr<FetchedAdapter> {
-    LK_ASSIGN_OR_RETURN(const std::string name, FetchFiles(adapter, scratch));
-    return cache_->Keep(scratch, name);
+    const int64_t most = std::min(Limits::kMaxAdapterFileBytes, cache_->MostFor(wanted.tenant));
+    LK_ASSIGN_OR_RETURN(const std::string name, FetchFiles(adapter, most, scratch));
+    return cache_->Keep(scratch, name, wanted.tenant);
   }();
   std::error_code ignored;
   if (!fetched.ok()) fs::remove_all(scratch, ignored);
@@ -131,8 +133,7 @@ absl::StatusOr<FetchedAdapter> RemoteSources::Fetch(const Wanted& wanted) {
 
 // Returns a name made of what the files hold.
 absl::StatusOr<std::string> RemoteSources::FetchFiles(const RemoteAdapter& adapter,
-                                                      const fs::path& to) {
-  const int64_t most = std::min(Limits::kMaxAdapterFileBytes, options_.disk_bytes);
+                                                      int64_t most, const fs::path& to) {
   LK_ASSIGN_OR_RETURN(const Downloaded config,
                       FetchFile(adapter, kConfigName, kMaxConfigBytes, to));
   absl::StatusOr<Downloaded> weights = absl::NotFoundError("");

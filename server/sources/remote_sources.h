@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,6 +37,7 @@ class RemoteSources final : public AdapterSources {
     std::vector<std::string> allowed;  // locations, and what lies below them
     std::filesystem::path directory;   // of the disk cache
     int64_t disk_bytes = 0;
+    int64_t tenant_disk_bytes = std::numeric_limits<int64_t>::max();  // of them, each tenant's
     SourceEndpoints endpoints;
     SourceCredentials credentials;
     int32_t threads = 4;  // of each of `allowed`
@@ -47,7 +49,8 @@ class RemoteSources final : public AdapterSources {
   static absl::StatusOr<std::unique_ptr<RemoteSources>> Create(Options options);
   ~RemoteSources() override;  // nobody may ask any more
 
-  void FetchAsync(std::string location, std::filesystem::path kept, Done done) override;
+  void FetchAsync(std::string location, std::filesystem::path kept, std::string tenant,
+                  Done done) override;
 
   // Ends what is under way and all that comes with CANCELLED. Idempotent.
   void Cancel();
@@ -68,12 +71,13 @@ class RemoteSources final : public AdapterSources {
   struct Wanted {
     Key key;
     size_t source = 0;  // in `allowed`; behind them: none, and it is refused
+    std::string tenant;
   };
 
   void Loop();
   std::deque<Wanted>::iterator Next();  // whose source has a thread left
   absl::StatusOr<FetchedAdapter> Fetch(const Wanted& wanted);
-  absl::StatusOr<std::string> FetchFiles(const RemoteAdapter& adapter,
+  absl::StatusOr<std::string> FetchFiles(const RemoteAdapter& adapter, int64_t most,
                                          const std::filesystem::path& to);
   absl::StatusOr<Downloaded> FetchFile(const RemoteAdapter& adapter, const char* name,
                                        int64_t max_bytes, const std::filesystem::path& to);

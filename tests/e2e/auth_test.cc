@@ -263,6 +263,32 @@ TEST_F(AuthTest, TheKeysFileIsReadAgainWhileServing) {
   EXPECT_EQ(GenerateAs(user_, "").error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
+TEST_F(AuthTest, AnUploadBeyondItsTenantsDiskIsRefusedByItsHeader) {
+  config_.adapter_dir = (dir_.path() / "kept").string();
+  config_.tenant_adapter_disk_mib = 1;
+  Serve();
+  const auto announce = [&](int64_t bytes) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + a_);
+    v1::LoadAdapterResponse reply;
+    const auto writer = adapters().UploadAdapter(&context, &reply);
+    v1::UploadAdapterRequest part;
+    part.mutable_header()->set_name("a-sent");
+    part.mutable_header()->set_weights_bytes(bytes);
+    part.mutable_header()->set_weights_sha256(std::string(64, '0'));
+    part.mutable_header()->set_config_sha256(std::string(64, '0'));
+    writer->Write(part);
+    writer->WritesDone();
+    return writer->Finish();
+  };
+  const grpc::Status refused = announce((1 << 20) + 1);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.error_message(), AllOf(HasSubstr("1048577"), HasSubstr("1048576")));
+  for (int i = 0; i < 2; ++i) {  // an upload that ends early gives back what it took
+    EXPECT_EQ(announce(1 << 20).error_code(), grpc::StatusCode::DATA_LOSS) << i;
+  }
+}
+
 TEST_F(AuthTest, ChangesAreWrittenDown) {
   Serve();
   LoadAs(a_, "b-two", "lora");

@@ -367,6 +367,39 @@ TEST_F(Sources, TheDiskHasABudgetAndWhatIsLeftOverGoes) {
   EXPECT_EQ(Status(peer_.url() + "/a").code(), absl::StatusCode::kResourceExhausted);
 }
 
+TEST_F(Sources, ATenantsAdaptersMakeRoomForOneAnotherOnDisk) {
+  ASSERT_TRUE(Load("nobodys", peer_.url() + "/a").ok());
+  const int64_t each = sources_->stats().disk.bytes;
+  options_.disk_bytes = 10 * each;
+  options_.tenant_disk_bytes = 2 * each + each / 2;
+  Open();
+  const auto load = [&](const std::string& name, const std::string& tenant) {
+    Put("/" + name, 10 * name[0] + name[1]);
+    return Load(name, peer_.url() + "/" + name, {.tenant = tenant}).status();
+  };
+  for (const char* name : {"y1", "y2"}) ASSERT_TRUE(load(name, "y").ok());
+  for (const char* name : {"x1", "x2", "x3", "x4"}) ASSERT_TRUE(load(name, "x").ok());
+  EXPECT_EQ(sources_->stats().disk.adapters, 1 + 2 + 2);
+  EXPECT_EQ(sources_->stats().disk.evictions, 2);
+
+  registry_options_.host_bytes = 0;  // so that files are needed again
+  Open();
+  const size_t before = peer_.requests().size();
+  for (const char* name : {"x3", "x4", "y1", "y2", "nobodys"}) {
+    EXPECT_EQ(registry_->Acquire(name).status().code(), absl::StatusCode::kResourceExhausted);
+  }
+  EXPECT_EQ(peer_.requests().size(), before) << "they are there after a restart";
+  EXPECT_FALSE(registry_->Acquire("x1").ok());
+  EXPECT_EQ(peer_.requests().size(), before + 2) << "it had to go";
+  EXPECT_EQ(sources_->stats().disk.evictions, 1) << "whose they are is known again";
+
+  options_.tenant_disk_bytes = each / 2;
+  Open();
+  const absl::Status alone = load("x5", "x");
+  EXPECT_EQ(alone.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(alone.message()), HasSubstr(absl::StrCat(each / 2)));
+}
+
 TEST_F(Sources, UnknownNamesAreLookedForWhereThatIsAllowed) {
   fs::create_directories(dir_.path() / "folders");
   registry_options_.allowed_roots = {dir_.path() / "folders"};

@@ -1,6 +1,7 @@
 // Folders of uploads stay while a name, a request or a load has use of them, and go after it.
 #include "server/uploads.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "adapters_cache/registry.h"
 #include "adapters_cache/registry_file.h"
+#include "engine/base/directory_bytes.h"
 #include "tests/unit/adapters_support.h"
 
 namespace lorikeet {
@@ -27,6 +29,8 @@ namespace {
 using testing::TempDir;
 using testing::TestAdapter;
 using testing::TestBase;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 using std::chrono::hours;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
@@ -38,6 +42,8 @@ class UploadsTest : public ::testing::Test {
     options_.base_name = "the-base";
     options_.state_file = dir_.path() / "registry";
     fs::create_directories(Folders());
+    Write(dir_.path() / "probe", 0);
+    each_ = DirectoryBytes(dir_.path() / "probe");
     Open();
   }
   void TearDown() override { registry_.reset(); }
@@ -65,7 +71,14 @@ class UploadsTest : public ::testing::Test {
     TestAdapter::Lora(base_, {"q_proj"}, 4, seed).Write(folder);
   }
   // What UploadAdapter does, of the adapter made from `seed`.
-  absl::Status Upload(const std::string& name, uint32_t seed, bool replace = true) {
+  absl::Status Upload(const std::string& name, uint32_t seed, bool replace = true,
+                      const std::string& tenant = "") {
+    const auto room = registry_->DiskRoomFor(name, tenant);
+    const absl::Status fits = room->Take(each_);
+    return fits.ok() ? Send(name, seed, room.get(), replace, tenant) : fits;
+  }
+  absl::Status Send(const std::string& name, uint32_t seed, AdapterRegistry::DiskRoom* room,
+                    bool replace, const std::string& tenant) {
     const auto scratch = uploads_->Scratch();
     if (!scratch.ok()) return scratch.status();
     Write(*scratch, seed);
@@ -73,7 +86,10 @@ class UploadsTest : public ::testing::Test {
     if (!place.ok()) return place.status();
     std::promise<absl::Status> loaded;
     registry_->LoadAsync(name, *place,
-                         {.origin = AdapterRegistry::Origin::kOperator, .replace = replace},
+                         {.origin = AdapterRegistry::Origin::kOperator,
+                          .replace = replace,
+                          .tenant = tenant,
+                          .room = room},
                          [&](const absl::StatusOr<AdapterInfo>& info) {
                            uploads_->LoadEnded(*place);
                            registry_->TellIfUnused(*place);
@@ -96,6 +112,7 @@ class UploadsTest : public ::testing::Test {
 
   const TestBase base_ = TestBase::Random(1);
   const TempDir dir_;
+  int64_t each_ = 0;  // bytes of every upload
   AdapterRegistry::Options options_;
   std::unique_ptr<Uploads> uploads_;
   std::unique_ptr<AdapterRegistry> registry_;
@@ -169,6 +186,75 @@ TEST_F(UploadsTest, SentAgainReplaceFilesThatWereDamaged) {
   EXPECT_EQ(Count(), 1);
 }
 
+class TenantUploadsTest : public UploadsTest {
+ protected:
+  void SetUp() override {
+    UploadsTest::SetUp();
+    options_.tenant_disk_bytes = 2 * each_ + each_ / 2;
+    Open();
+  }
+  absl::Status UploadAs(const std::string& tenant, const std::string& name, uint32_t seed) {
+    return Upload(name, seed, /*replace=*/true, tenant);
+  }
+  void ExpectFull(const absl::Status& status, int others = 2) const {
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr("tenant 'x'"), HasSubstr(absl::StrCat(others * each_)),
+                      HasSubstr(absl::StrCat(options_.tenant_disk_bytes))));
+  }
+};
+
+TEST_F(TenantUploadsTest, HaveABoundThatAnotherTenantDoesNotFeel) {
+  ASSERT_TRUE(UploadAs("x", "x1", 1).ok() && UploadAs("x", "x2", 2).ok());
+  ExpectFull(UploadAs("x", "x3", 3));
+  EXPECT_TRUE(UploadAs("y", "y1", 1).ok()) << "the same files count for it as well";
+  EXPECT_TRUE(UploadAs("y", "y3", 3).ok());
+  for (uint32_t i = 4; i < 8; ++i) EXPECT_TRUE(UploadAs("", absl::StrCat("n", i), i).ok());
+  EXPECT_TRUE(UploadAs("x", "x2", 8).ok()) << "what is replaced makes room";
+  EXPECT_TRUE(UploadAs("", "x2", 9).ok()) << "and stays its tenant's";
+  ExpectFull(UploadAs("x", "x3", 3));
+  Open();
+  ExpectFull(UploadAs("x", "x3", 3));
+  EXPECT_EQ(registry_->stats().disk_bytes, (1 + 1 + 4 + 1) * each_);
+  ASSERT_TRUE(Unload("x2"));
+  EXPECT_TRUE(UploadAs("x", "again", 1).ok());
+  EXPECT_TRUE(UploadAs("x", "x3", 3).ok()) << "the same files are there once";
+}
+
+TEST_F(TenantUploadsTest, CountForAsLongAsAnyNameKeepsThem) {
+  ASSERT_TRUE(UploadAs("x", "x1", 1).ok() && UploadAs("x", "x2", 2).ok());
+  ASSERT_TRUE(registry_->SetAlias("alias", {{"x1", 1}}, "x").ok());
+  ASSERT_TRUE(Unload("x1"));
+  ExpectFull(UploadAs("x", "x3", 3));
+  ASSERT_TRUE(UploadAs("y", "y4", 4).ok());
+  ExpectFull(registry_->SetAlias("other", {{"y4", 1}}, "x").status());
+  ASSERT_TRUE(Unload("alias"));
+  EXPECT_TRUE(registry_->SetAlias("other", {{"y4", 1}}, "x").ok());
+  ExpectFull(UploadAs("x", "x3", 3));
+}
+
+TEST_F(TenantUploadsTest, AreCountedFromTheirFirstByteUntilTheyFail) {
+  ASSERT_TRUE(UploadAs("x", "x1", 1).ok());
+  {
+    const auto first = registry_->DiskRoomFor("x2", "x");
+    const auto second = registry_->DiskRoomFor("x3", "x");
+    ASSERT_TRUE(first->Take(each_).ok());
+    ExpectFull(second->Take(each_));
+    EXPECT_TRUE(second->Take(each_ / 4).ok());
+    ASSERT_TRUE(Send("x2", 2, first.get(), true, "x").ok());
+    ExpectFull(second->Take(each_));  // what is loaded counts
+  }
+  EXPECT_EQ(Upload("x2", 3, /*replace=*/false, "x").code(), absl::StatusCode::kAlreadyExists);
+  ASSERT_TRUE(Unload("x2"));
+  EXPECT_TRUE(UploadAs("x", "x3", 3).ok()) << "what failed is given back, what was loaded not twice";
+  {
+    const auto first = registry_->DiskRoomFor("x3", "x");
+    const auto second = registry_->DiskRoomFor("x3", "x");
+    EXPECT_TRUE(first->Take(each_).ok());
+    ExpectFull(second->Take(each_), 3);  // one at a time has the room of what it replaces
+  }
+}
+
 TEST_F(UploadsTest, UnderChangesOfEveryKindNoNameMissesItsFilesAndNoneAreLeft) {
   ASSERT_TRUE(Upload("n0", 1).ok());
   options_.host_bytes = registry_->Get("n0")->bytes;
@@ -191,7 +277,7 @@ TEST_F(UploadsTest, UnderChangesOfEveryKindNoNameMissesItsFilesAndNoneAreLeft) {
           break;
         }
         default: {
-          const absl::Status status = Upload(name, which);
+          const absl::Status status = Upload(name, which, true, name);
           EXPECT_TRUE(status.ok()) << status << " seed " << seed;
         }
       }
