@@ -6,4 +6,5 @@ lorikeet_test(experts_test ${PROJECT_SOURCE_DIR}/tests/unit/experts_test.cc
 lorikeet_test(sample_plan_test ${PROJECT_SOURCE_DIR}/tests/unit/sample_plan_test.cc
   ${PROJECT_SOURCE_DIR}/engine/kernels/cuda/sample_plan.cc LIBS lorikeet_kernels)
 lorikeet_test(adapter_image_test ${PROJECT_SOURCE_DIR}/tests/unit/adapter_image_test.cc
-  ${PROJECT_SOURCE_DIR}/engine/kernels/cuda/adapter_image.cc LIBS lorikeet_kernels)
+  ${PROJECT_SOURCE_DIR}/engine/kernels/cuda/adapter_image.cc
+  ${PROJECT_SOURCE_DIR}/engine/kernels/cuda/adapter_parts.cc LIBS lorikeet_kernels)

@@ -143,6 +143,8 @@ using PartSet = uint32_t;
 
 constexpr PartSet Bit(Part part) { return static_cast<PartSet>(part); }
 PartSet PartsOf(const Adapter& adapter, const ExpertModules& experts);
+// Whether the pair's ranks or its delta have scales or gates.
+bool IsScaled(const ModuleDelta& delta);
 // Whether an AdapterParts is needed for them.
 constexpr bool BeyondLowRank(PartSet parts) {
   return (parts & ~(Bit(Part::kOutScale) | Bit(Part::kBias) | Bit(Part::kExperts) | Bit(Part::kLongRanks))) != 0;
