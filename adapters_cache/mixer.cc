@@ -253,7 +253,8 @@ absl::StatusOr<AdapterLease> AdapterMixer::Sum(std::span<const WeightedAdapter> 
     std::erase_if(mixed_, [](const auto& entry) { return entry.second.expired(); });
     if (const auto known = mixed_.find(version); known != mixed_.end()) mixed = known->second.lock();
   }
-  if (mixed != nullptr) return AdapterLease(std::move(mixed));
+  const std::string tenant = leases.front().tenant();
+  if (mixed != nullptr) return AdapterLease(mixed, mixed, tenant);
   LK_ASSIGN_OR_RETURN(std::shared_ptr<const Adapter> made, SumAdapters(base_, terms, leases));
   const Adapter* adapter = made.get();
   mixed = std::shared_ptr<const Adapter>(
@@ -264,7 +265,7 @@ absl::StatusOr<AdapterLease> AdapterMixer::Sum(std::span<const WeightedAdapter> 
       });
   std::lock_guard lock(mutex_);
   mixed_[version] = mixed;
-  return AdapterLease(std::move(mixed));
+  return AdapterLease(mixed, mixed, tenant);
 }
 
 }  // namespace lorikeet

@@ -32,6 +32,7 @@
 #include "absl/status/statusor.h"
 #include "adapters_cache/adapter_sources.h"
 #include "adapters_cache/normalise.h"
+#include "engine/api/adapter_images.h"
 #include "engine/api/adapter_store.h"
 #include "engine/api/base_model.h"
 #include "engine/api/device_tier.h"
@@ -142,6 +143,8 @@ class AdapterRegistry final : public AdapterStore {
     int32_t tenant_max_adapters = std::numeric_limits<int32_t>::max();
     int64_t tenant_host_bytes = std::numeric_limits<int64_t>::max();
     int64_t tenant_disk_bytes = std::numeric_limits<int64_t>::max();  // of directories of `owned`
+    int32_t tenant_image_pages = std::numeric_limits<int32_t>::max();  // of `images`
+    const AdapterImages* images = nullptr;  // nullptr: adapters have none
     // Makes the text of an adapter of its files (AdapterFiles::text), read from the directory `where`;
     // `vocab`: its tokens. Empty: adapters speak as the base does.
     std::function<absl::StatusOr<std::shared_ptr<const AdapterText>>(
@@ -219,7 +222,7 @@ class AdapterRegistry final : public AdapterStore {
   // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
   // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters or tenant_max_adapters names
   // are taken, it alone, or if it is to be pinned with all that is, has more than host_bytes or
-  // tenant_host_bytes, or its files would take its tenant beyond tenant_disk_bytes; and what AdapterSources::FetchAsync says of URLs.
+  // tenant_host_bytes, its image has more than tenant_image_pages, or its files would take its tenant beyond tenant_disk_bytes; and what AdapterSources::FetchAsync says of URLs.
   void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
   // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has

@@ -147,7 +147,7 @@ AdapterLease AdapterRegistry::Core::Lease(const VersionPtr& version) {
       adapter, [core = shared_from_this(), version,
                 own = version->adapter](const Adapter*) mutable {
         core->OnLeaseDropped(version.get(), std::move(own));
-      }), version->adapter);
+      }), version->adapter, version->tenant);
 }
 
 // Any thread, often the engine's. The version keeps the adapter, so nothing is freed here.

@@ -165,6 +165,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
                                          Origin origin) const;
   absl::StatusOr<AdapterFiles> ReadAgain(const Job& job) const;
   absl::StatusOr<Loaded> Build(AdapterFiles files, Origin origin) const;
+  absl::Status CheckImage(const Job& job, const Adapter& adapter) const;
   absl::StatusOr<std::filesystem::path> ResolveDirectory(const std::filesystem::path& path,
                                                          Origin origin) const;
   std::filesystem::path FindRelative(const std::filesystem::path& path) const;

@@ -130,9 +130,25 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job,
                      " bytes; host memory for adapters has ", most,
                      most < options_.host_bytes ? " for one tenant" : ""));
   }
+  LK_RETURN_IF_ERROR(CheckImage(job, *loaded.adapter));
   std::lock_guard lock(mutex_);
   CountRead(loaded.record.bytes, start);
   return Publish(job, std::move(loaded));
+}
+
+absl::Status AdapterRegistry::Core::CheckImage(const Job& job, const Adapter& adapter) const {
+  const std::string& tenant = job.options.tenant;
+  if (tenant.empty() || options_.images == nullptr) return absl::OkStatus();
+  LK_ASSIGN_OR_RETURN(int64_t pages, options_.images->Pages(adapter));
+  if (adapter.shared != nullptr) {
+    LK_ASSIGN_OR_RETURN(const int32_t shared, options_.images->Pages(*adapter.shared));
+    pages += shared;
+  }
+  if (pages <= options_.tenant_image_pages) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("adapter ", QuotedName(job.name), " takes ", pages,
+                   " pages of the device; its tenant '", tenant, "' has ",
+                   options_.tenant_image_pages));
 }
 
 // Whether the name leads to `version` alone already; an error if it may not lead there.

@@ -23,7 +23,8 @@ SchedulerOptions ForScheduler(const EngineOptions& options) {
           .kv = options.kv,
           .pages = options.pages,
           .prefix_cache = options.prefix_cache,
-          .eos_ids = options.eos_ids};
+          .eos_ids = options.eos_ids,
+          .tenant_image_pages = options.tenant_image_pages};
 }
 
 absl::Status AtLeast(const char* name, int64_t value, int64_t bound) {
@@ -71,6 +72,12 @@ absl::StatusOr<ImagePages> ImagePagesOf(const Request& request, const AdapterIma
 absl::StatusOr<int32_t> TokensBeside(const Request& request, const SchedulerOptions& options,
                                      int32_t image_pages) {
   const int32_t kv_sets = request.adapter.get() ? request.adapter.get()->kv_sets() : 1;
+  if (!request.adapter.tenant().empty() && image_pages > options.tenant_image_pages) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "adapter '", request.adapter_name, "' takes ", image_pages, " pages of ",
+        options.kv.page_bytes(), " bytes; its tenant '", request.adapter.tenant(), "' has ",
+        options.tenant_image_pages));
+  }
   const int32_t tokens = ContextTokens(options, image_pages, kv_sets);
   if (tokens >= 2) return tokens;
   return absl::ResourceExhaustedError(absl::StrCat(

@@ -55,6 +55,8 @@ struct EngineOptions {
   bool prefix_cache = true;      // requests begin behind what earlier ones computed
   int32_t vocab = 0;
   std::vector<int32_t> eos_ids;
+  // For the images of each tenant's adapters (AdapterLease::tenant).
+  int32_t tenant_image_pages = std::numeric_limits<int32_t>::max();
 };
 
 class Engine final : public DeviceTier {

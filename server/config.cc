@@ -183,6 +183,10 @@ void AddAdapterOptions(ServerConfig* c, OptionTable* table) {
              "disk for the adapters that each tenant in --keys has uploaded, and as much for those fetched for it, "
              "which make room for one another; 0: no bound",
              &c->tenant_adapter_disk_mib);
+  table->Int("tenant-adapter-device-mib", 0, 1 << 24, "MiB",
+             "pages of a GPU for the adapters of each tenant in --keys, which make room for one another; where all "
+             "are in use its other requests wait; 0: no bound",
+             &c->tenant_adapter_device_mib);
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ struct ServerConfig {
   int32_t max_adapters = 100'000;
   int32_t tenant_max_adapters = 0;      // 0: no bound
   int32_t tenant_adapter_host_mib = 0;  // 0: no bound
-  int32_t tenant_adapter_disk_mib = 0;  // 0: no bound
+  int32_t tenant_adapter_disk_mib = 0;    // 0: no bound
+  int32_t tenant_adapter_device_mib = 0;  // 0: no bound
   std::string host = "127.0.0.1";
   int32_t grpc_port = 50051;  // 0: any free port
   int32_t http_port = 8080;   // 0: any free port

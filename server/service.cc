@@ -35,6 +35,14 @@ int32_t ContextTokens(const ServerConfig& config, const ServedModel& model) {
   return static_cast<int32_t>(tokens);
 }
 
+// For the images of one tenant's adapters.
+int32_t TenantImagePages(const ServerConfig& config, const ServedModel& model) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (config.tenant_adapter_device_mib == 0) return kMost;
+  return static_cast<int32_t>(
+      std::min(kMost, config.tenant_adapter_device_mib * kMiB / model.kv.page_bytes()));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Service>> Service::Open(const ServerConfig& config) {
@@ -192,6 +200,8 @@ absl::Status Service::StartRegistry() {
   };
   options.allow_dense = config_.allow_dense;
   options.on_host = model_.runner->images() == nullptr;
+  options.images = model_.runner->images();
+  options.tenant_image_pages = TenantImagePages(config_, model_);
   options.max_adapters = config_.max_adapters;
   if (config_.adapter_host_mib > 0) options.host_bytes = config_.adapter_host_mib * kMiB;
   if (config_.tenant_max_adapters > 0) options.tenant_max_adapters = config_.tenant_max_adapters;
@@ -236,6 +246,7 @@ absl::Status Service::StartEngine() {
   options.prefix_cache = !config_.no_prefix_cache;
   options.vocab = model_.vocab_size;
   options.eos_ids = model_.eos_ids;
+  options.tenant_image_pages = TenantImagePages(config_, model_);
   LK_ASSIGN_OR_RETURN(engine_, Engine::Start(options, model_.runner.get(), &clock_, &metrics_));
   registry_->SetDevice(engine_.get());
   context_ = {.text = {.tokenizer = model_.tokenizer.get(),

@@ -19,13 +19,16 @@ class AdapterLease {
   explicit AdapterLease(std::shared_ptr<const Adapter> adapter)
       : adapter_(std::move(adapter)), home_(adapter_) {}
   // `adapter` ends with the lease, `home` with the copy in host memory that it stands for.
-  AdapterLease(std::shared_ptr<const Adapter> adapter, std::weak_ptr<const Adapter> home)
-      : adapter_(std::move(adapter)), home_(std::move(home)) {}
+  AdapterLease(std::shared_ptr<const Adapter> adapter, std::weak_ptr<const Adapter> home,
+               std::string tenant = {})
+      : adapter_(std::move(adapter)), home_(std::move(home)), tenant_(std::move(tenant)) {}
 
   const Adapter* get() const { return adapter_.get(); }  // nullptr: base model
   const std::shared_ptr<const Adapter>& share() const { return adapter_; }
   // Expired once the adapter has left host memory: no lease of this very copy can follow.
   const std::weak_ptr<const Adapter>& home() const { return home_; }
+  // Whose share of the device its image takes; empty: nobody's.
+  const std::string& tenant() const { return tenant_; }
   std::string_view version() const {
     return adapter_ ? std::string_view(adapter_->version) : std::string_view();
   }
@@ -33,6 +36,7 @@ class AdapterLease {
  private:
   std::shared_ptr<const Adapter> adapter_;
   std::weak_ptr<const Adapter> home_;
+  std::string tenant_;
 };
 
 // Thread-safe.

@@ -120,7 +120,45 @@ bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
   return true;
 }
 
+// Of a group whose image comes (1) or goes (-1).
+void Scheduler::CountTenant(Group* group, int sign) {
+  Tenant* tenant = group->tenant;
+  if (tenant == nullptr) return;
+  tenant->pages += sign * group->image_pages;
+  if (group->shared == nullptr) return;
+  int32_t& images = group->shared->tenants[tenant];
+  if (images == 0 || images + sign == 0) tenant->pages += sign * group->shared->image_pages;
+  images += sign;
+}
+
+// Whether its image keeps to its tenant's bound, after that tenant's idle ones made room. `wanted` as above.
+bool Scheduler::MakeTenantRoom(const Group& group, bool wanted) {
+  const Tenant* tenant = group.tenant;
+  while (true) {
+    const bool has_shared = group.shared == nullptr || group.shared->tenants[tenant] > 0;
+    const int32_t pages = has_shared ? group.image_pages : group.all_pages();
+    if (tenant->pages <= options_.tenant_image_pages - pages) return true;
+    const auto coldest = std::ranges::find(idle_, tenant, &Group::tenant);
+    if (coldest == idle_.end() || (!wanted && (*coldest)->open > 0)) return false;
+    DropImage(*coldest);
+  }
+}
+
+// Whether the group or one before it in line waits until an image of their tenant's goes.
+bool Scheduler::MustWaitForTenant(Group* group) {
+  Tenant* tenant = group->tenant;
+  if (tenant == nullptr) return false;
+  if (tenant->no_room != nullptr) return true;
+  const bool first = std::exchange(tenant->looked_at, cache_.now()) != cache_.now() && preempted_.empty();
+  if (group->image != ImageState::kAbsent || loading_ >= kMaxLoading) return false;
+  if (MakeTenantRoom(*group, first)) return false;
+  tenant->no_room = group;
+  full_.push_back(tenant);
+  return true;
+}
+
 void Scheduler::FreeImage(Group* group) {
+  CountTenant(group, -1);
   pool_.Free(group->pages);
   pages_images_ -= group->image_pages;
   Change(group, [group] {
@@ -153,6 +191,7 @@ void Scheduler::StartLoad(Group* group, AdapterLease adapter) {
   LK_CHECK(pool_.Alloc(group->image_pages, &group->pages));
   if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { ++shared->users; });
   Change(group, [group] { group->image = ImageState::kLoading; });
+  CountTenant(group, 1);
   ++loading_;
   pages_images_ += group->image_pages;
   moves_.loads.push_back({std::move(adapter), group->pages});
@@ -163,6 +202,8 @@ void Scheduler::StartLoad(Group* group, AdapterLease adapter) {
 void Scheduler::StartLoads() {
   int64_t tokens_room = RunningBlocks();
   no_room_ = nullptr;
+  for (Tenant* tenant : full_) tenant->no_room = nullptr;
+  full_.clear();
   const auto fetch = [&](const Sequence* sequence, bool first) {
     Group* group = sequence->group;
     tokens_room += sequence->pages.PagesFor(sequence->length());
@@ -180,8 +221,11 @@ void Scheduler::StartLoads() {
     return true;
   };
   if (!preempted_.empty() && !fetch(preempted_.front(), true)) return;
-  for (size_t i = 0; i < std::min(turns_.size(), kLookAhead); ++i) {
-    if (!fetch(turns_[i]->waiting.front(), i == 0 && preempted_.empty())) return;
+  size_t ahead = 0;
+  for (auto turn = turns_.begin(); turn != turns_.end() && ahead < kLookAhead; ++turn) {
+    if (MustWaitForTenant(*turn)) continue;
+    if (!fetch((*turn)->waiting.front(), ahead == 0 && preempted_.empty())) return;
+    ++ahead;
   }
 }
 

@@ -146,13 +146,19 @@ void Scheduler::AdoptPrefix(Sequence* sequence) {
 }
 
 // The first in line whose image is there. Who stands behind one that found no room must not take
-// what becomes free.
+// what becomes free; behind one that its tenant's bound holds up, who is of that tenant.
 Scheduler::Sequence* Scheduler::NextWaiting() {
   if (!preempted_.empty()) {
     Sequence* first = preempted_.front();
     return first->group->there() ? first : nullptr;
   }
+  for (Tenant* tenant : full_) tenant->passed = false;
   for (Group* group : turns_) {
+    Tenant* tenant = group->tenant;
+    if (tenant != nullptr && tenant->no_room != nullptr) {
+      tenant->passed = tenant->passed || tenant->no_room == group;
+      if (tenant->passed) continue;
+    }
     if (group->there()) return group->waiting.front();
     if (group == no_room_) return nullptr;
   }

@@ -98,6 +98,7 @@ Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease, int32_t image_pa
     group->home = lease.home();
     group->image_pages = image_pages;
     if (image_pages > 0) group->image = ImageState::kAbsent;
+    if (image_pages > 0 && !lease.tenant().empty()) group->tenant = &tenants_[lease.tenant()];
   }
   return group.get();
 }

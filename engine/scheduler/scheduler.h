@@ -19,6 +19,10 @@
 // image stays when its requests end, until its pages are needed. What several adapters have in common
 // (Adapter::shared) is an image of its own: fetched with the first of theirs, kept while any of theirs is there.
 //
+// A tenant's images have a bound of their own. Beyond it the tenant's idle ones make room, and where all are in
+// use its requests wait, in their turn, while others pass them. Only a request that was preempted finds its
+// image again whatever its tenant has.
+//
 // Preemption. When a running sequence needs a page and none is free, the one admitted last gives
 // its pages back and waits, ahead of all new requests; its tokens are kept and recomputed as
 // if they were prompt. So the running sequences are always older than the preempted ones, and the
@@ -37,8 +41,10 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -61,6 +67,8 @@ struct SchedulerOptions {
   int32_t pages = 0;  // in the pool; at least two tokens' worth
   bool prefix_cache = true;
   std::vector<int32_t> eos_ids;
+  // Of each tenant's images (AdapterLease::tenant), with what they have in common. No adapter's are more.
+  int32_t tenant_image_pages = std::numeric_limits<int32_t>::max();
 };
 
 // Prompt and output together: the smaller of max_context_tokens and what the pool holds in `kv_sets`
@@ -122,6 +130,14 @@ class Scheduler {
   struct Sequence;
   struct Group;  // of one adapter, while it has requests or an image
 
+  // Whose images have a bound.
+  struct Tenant {
+    int64_t pages = 0;  // of its images, there or on their way, and once of what they have in common
+    int64_t looked_at = 0;           // in PrefixCache::now(), whether any of its groups in line needs an image
+    const Group* no_room = nullptr;  // its first in line whose image must wait for another's to go
+    bool passed = false;             // that one, while the line is gone through
+  };
+
   // Unwanted images before those that requests wait for, of either the one used longest ago first. What others
   // have in common is wanted and used when they are, and comes behind them.
   struct ColderFirst {
@@ -152,6 +168,9 @@ class Scheduler {
   void NoteUse(Group* shared, int32_t busy, int64_t last_use);
   Group* Coldest(const Group* keep, bool wanted) const;
   bool MakeRoom(int64_t count, const Group* keep, bool wanted);
+  bool MakeTenantRoom(const Group& group, bool wanted);
+  bool MustWaitForTenant(Group* group);
+  void CountTenant(Group* group, int sign);
   void FreeImage(Group* group);
   void DropImage(Group* group);
   void DropUnloaded();
@@ -206,6 +225,8 @@ class Scheduler {
   std::set<Group*, ColderFirst> idle_;
   int64_t idle_pages_[2] = {};  // of images that no request waits for, and of others
   const Group* no_room_ = nullptr;  // whose image finds none now
+  std::unordered_map<std::string, Tenant> tenants_;  // by name
+  std::vector<Tenant*> full_;  // of them, with `no_room`
 
   int32_t budget_ = 0;  // rows left while planning
   Step step_;

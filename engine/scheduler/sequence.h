@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -89,6 +90,8 @@ struct Scheduler::Group {
   std::weak_ptr<const Adapter> home;  // AdapterLease::home
   ImageState image = ImageState::kReady;  // stays so where none is needed
   int32_t image_pages = 0;
+  Tenant* tenant = nullptr;    // whose bound its image counts towards; nullptr: nobody's
+  std::map<const Tenant*, int32_t> tenants;  // whose images, there or on their way, need this one's
   Group* shared = nullptr;     // whose image this one's needs as well; nullptr: it needs no other
   bool counted = false;        // by CountStep, while it is at work
   int32_t users = 0;           // groups whose images, there or on their way, need this one's

@@ -58,7 +58,7 @@ grpc::ServerUnaryReactor* AdapterServiceImpl::LoadAdapter(Call* call, const Byte
 grpc::ServerReadReactor<grpc::ByteBuffer>* AdapterServiceImpl::UploadAdapter(Call* call,
                                                                              Bytes* response) {
   return AdapterUpload::Start(
-      admin_, AdmitCall(*access_, *call, Role::kAdaptersWrite, "UploadAdapter"), response);
+      admin_, &uploads_, AdmitCall(*access_, *call, Role::kAdaptersWrite, "UploadAdapter"), response);
 }
 
 grpc::ServerUnaryReactor* AdapterServiceImpl::ReloadAdapter(Call* call, const Bytes* bytes,

@@ -1,6 +1,8 @@
 // lorikeet.v1.AdapterService on the callback API; the work is AdapterAdmin's.
 #pragma once
 
+#include <boost/asio/thread_pool.hpp>
+
 #include "lorikeet/v1/adapters.grpc.pb.h"
 #include "server/adapter_admin.h"
 #include "server/auth/access.h"
@@ -43,9 +45,12 @@ class AdapterServiceImpl final
   Unary* PlanCapacity(Call* call, const Bytes* request, Bytes* response) override;
 
  private:
+  static constexpr int kUploadThreads = 4;
+
   AdapterAdmin* const admin_;
   Access* const access_;
   FrontThread* const front_;
+  boost::asio::thread_pool uploads_{kUploadThreads};  // wait for the disk in gRPC's threads' place
 };
 
 }  // namespace lorikeet

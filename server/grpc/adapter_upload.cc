@@ -1,6 +1,7 @@
 #include "server/grpc/adapter_upload.h"
 
 #include <algorithm>
+#include <boost/asio/post.hpp>
 #include <system_error>
 #include <utility>
 
@@ -39,26 +40,31 @@ absl::Status CheckTextName(const std::string& name) {
 
 }  // namespace
 
-AdapterUpload* AdapterUpload::Start(AdapterAdmin* admin, absl::StatusOr<Client> client,
-                                    grpc::ByteBuffer* response) {
+AdapterUpload* AdapterUpload::Start(AdapterAdmin* admin, boost::asio::thread_pool* disk,
+                                    absl::StatusOr<Client> client, grpc::ByteBuffer* response) {
   if (!client.ok()) {
-    auto* upload = new AdapterUpload(admin, {}, response);
+    auto* upload = new AdapterUpload(admin, disk, {}, response);
     upload->Finish(ToGrpcStatus(client.status()));
     return upload;
   }
-  auto* upload = new AdapterUpload(admin, *std::move(client), response);
+  auto* upload = new AdapterUpload(admin, disk, *std::move(client), response);
   upload->StartRead(&upload->bytes_);
   return upload;
 }
 
 void AdapterUpload::OnReadDone(bool ok) {
-  if (ok) {
-    v1::UploadAdapterRequest part;
-    absl::Status status = DecodeRequest(bytes_, &part);
-    if (status.ok()) status = Take(std::move(part));
-    if (!status.ok()) return Fail(status);
-    return StartRead(&bytes_);
-  }
+  boost::asio::post(*disk_, [this, ok] { ok ? TakePart() : TakeEnd(); });
+}
+
+void AdapterUpload::TakePart() {
+  v1::UploadAdapterRequest part;
+  absl::Status status = DecodeRequest(bytes_, &part);
+  if (status.ok()) status = Take(std::move(part));
+  if (!status.ok()) return Fail(status);
+  StartRead(&bytes_);
+}
+
+void AdapterUpload::TakeEnd() {
   const absl::StatusOr<fs::path> path = Complete();
   if (!path.ok()) return Fail(path.status());
   admin_->LoadUploaded(client_, header_, *path, room_.get(),

@@ -1,6 +1,7 @@
 // UploadAdapter: an adapter's files as they come, then a load of them.
 #pragma once
 
+#include <boost/asio/thread_pool.hpp>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -19,9 +20,10 @@ namespace lorikeet {
 // are complete; an upload that fails leaves nothing.
 class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
  public:
-  // Lives until gRPC is done with it. Ends at once if there is no client who may.
-  static AdapterUpload* Start(AdapterAdmin* admin, absl::StatusOr<Client> client,
-                              grpc::ByteBuffer* response);
+  // Lives until gRPC is done with it, which `disk`, whose threads take the files, outlives. Ends at once if
+  // there is no client who may.
+  static AdapterUpload* Start(AdapterAdmin* admin, boost::asio::thread_pool* disk,
+                              absl::StatusOr<Client> client, grpc::ByteBuffer* response);
 
   void OnReadDone(bool ok) override;
   void OnDone() override { delete this; }
@@ -35,9 +37,12 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
     int64_t most = 0;
   };
 
-  AdapterUpload(AdapterAdmin* admin, Client client, grpc::ByteBuffer* response)
-      : admin_(admin), client_(std::move(client)), response_(response) {}
+  AdapterUpload(AdapterAdmin* admin, boost::asio::thread_pool* disk, Client client,
+                grpc::ByteBuffer* response)
+      : admin_(admin), disk_(disk), client_(std::move(client)), response_(response) {}
 
+  void TakePart();
+  void TakeEnd();
   absl::Status Take(v1::UploadAdapterRequest part);
   absl::Status Begin(const v1::UploadHeader& header);
   absl::Status Expect(const std::string& name, int64_t most, const std::string& sha256);
@@ -47,6 +52,7 @@ class AdapterUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   void End(const absl::Status& status);
 
   AdapterAdmin* const admin_;
+  boost::asio::thread_pool* const disk_;
   const Client client_;
   grpc::ByteBuffer* const response_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

@@ -1,5 +1,6 @@
 // AdapterService over gRPC: every call, what it answers and what it refuses.
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -161,6 +162,49 @@ TEST_F(AdaptersTest, ABadUploadLeavesNothing) {
   EXPECT_EQ(service_->adapters(), 0);
   for (const auto& left : fs::directory_iterator(directory_ / "kept" / "uploads")) {
     ADD_FAILURE() << left.path();
+  }
+}
+
+// A pipe that nobody writes to stands for a disk that stalls: to sync it waits for it to open.
+TEST_F(AdaptersTest, ADiskThatStallsHoldsUpNoOtherCall) {
+  constexpr int kUploads = 64;  // far more than there are threads
+  Start();
+  struct Sent {
+    grpc::ClientContext context;
+    v1::LoadAdapterResponse reply;
+    std::unique_ptr<grpc::ClientWriterInterface<v1::UploadAdapterRequest>> writer;
+  };
+  std::vector<Sent> sent(kUploads);
+  const Upload upload;
+  for (Sent& one : sent) {
+    one.writer = adapters().UploadAdapter(&one.context, &one.reply);
+    v1::UploadAdapterRequest header;
+    *header.mutable_header() = upload.header;
+    ASSERT_TRUE(one.writer->Write(header));
+  }
+  const fs::path folder = directory_ / "kept/uploads";
+  std::vector<fs::path> begun;
+  while (begun.size() < kUploads) {
+    begun.clear();
+    std::error_code none_yet;
+    for (const auto& entry : fs::directory_iterator(folder, none_yet)) begun.push_back(entry.path());
+  }
+  for (const fs::path& scratch : begun) ASSERT_EQ(mkfifo((scratch / "stalled").c_str(), 0600), 0);
+  for (Sent& one : sent) {
+    v1::UploadAdapterRequest part;
+    part.set_config(upload.config);
+    ASSERT_TRUE(one.writer->Write(part));
+    part.set_weights(upload.weights);
+    ASSERT_TRUE(one.writer->Write(part) && one.writer->WritesDone());
+  }
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(Load(absl::StrCat("loaded", i), "lora").ok());
+    EXPECT_EQ(Get(absl::StrCat("loaded", i)).name(), absl::StrCat("loaded", i));
+  }
+  std::vector<std::fstream> opened;  // for reading and writing: waits for nobody
+  for (const fs::path& scratch : begun) opened.emplace_back(scratch / "stalled");
+  for (Sent& one : sent) {
+    EXPECT_EQ(one.writer->Finish().error_code(), grpc::StatusCode::UNAVAILABLE) << "a pipe has no sync";
   }
 }
 

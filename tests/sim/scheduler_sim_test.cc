@@ -48,6 +48,8 @@ class Simulation {
       images_ = std::make_unique<FakeImages>(options_.pages);
       images_->steps_to_load = [this] { return Pick(0, 3); };
     }
+    with_tenants_ = with_images && Pick(0, 1) == 1;
+    int64_t largest = 0;
     std::shared_ptr<Adapter> shared;
     for (int i = Pick(0, 5); i >= 0; --i) {
       auto adapter = std::make_shared<Adapter>();
@@ -68,8 +70,11 @@ class Simulation {
         }
         adapter->shared = shared;
       }
-      adapters_.push_back(i == 0 ? AdapterLease() : AdapterLease(adapter));
+      const std::string tenant = with_tenants_ && Pick(0, 3) > 0 ? "tenant " + std::to_string(Pick(0, 1)) : "";
+      adapters_.push_back(i == 0 ? AdapterLease() : AdapterLease(adapter, adapter, tenant));
+      largest = std::max<int64_t>(largest, adapter->bytes + (adapter->shared ? adapter->shared->bytes : 0));
     }
+    if (with_tenants_) options_.tenant_image_pages = static_cast<int32_t>(largest) + Pick(0, 4);
     scheduler_ = std::make_unique<Scheduler>(options_);
     runner_ = std::make_unique<FakeRunner>(model_, options_.kv, options_.pages, images_.get());
   }
@@ -353,6 +358,7 @@ class Simulation {
   std::vector<std::vector<int32_t>> families_;  // beginnings that prompts share
   Batch batch_;
   std::map<RequestId, Client> clients_;
+  bool with_tenants_ = false;
   int64_t admissions_ = 0;
   int64_t preemptions_ = 0;
   int64_t cached_tokens_ = 0;

@@ -102,6 +102,39 @@ class Registry : public ::testing::Test {
   std::unique_ptr<AdapterRegistry> registry_;
 };
 
+// A page a rank.
+class RankImages final : public AdapterImages {
+ public:
+  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override { return adapter.max_rank; }
+  void SetWake(std::function<void()>) override {}
+  void Move(AdapterMoves) override {}
+  std::vector<AdapterLoaded> TakeLoaded() override { return {}; }
+};
+
+TEST_F(Registry, AnImageBeyondItsTenantsPagesIsRefusedAndOthersAreItsOwn) {
+  const RankImages images;
+  const fs::path path = Write("a", 1), other = Write("b", 2);
+  const auto load = [&](const std::string& name, const fs::path& from, const std::string& tenant) {
+    return registry_->Load(name, from, {.tenant = tenant}).status();
+  };
+  for (const int32_t pages : {3, 4}) {
+    auto registry = AdapterRegistry::Create(
+        base_, {.allowed_roots = {Root()}, .tenant_image_pages = pages, .images = &images});
+    ASSERT_TRUE(registry.ok()) << registry.status();
+    registry_ = *std::move(registry);
+    if (pages == 4) break;
+    const absl::Status refused = load("x", path, "x");
+    EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("4 pages of the device; its tenant 'x' has 3"));
+    EXPECT_TRUE(load("n", path, "").ok()) << "nobody has a bound";
+    EXPECT_EQ(registry_->Acquire("n")->tenant(), "");
+  }
+  EXPECT_TRUE(load("x", path, "x").ok() && load("y", path, "y").ok() && load("z", other, "z").ok());
+  EXPECT_EQ(registry_->Acquire("x")->tenant(), "x");
+  EXPECT_EQ(registry_->Acquire("y")->tenant(), "x") << "who loaded it first";
+  EXPECT_EQ(registry_->Acquire("z")->tenant(), "z");
+}
+
 TEST_F(Registry, LoadsServesListsAndUnloads) {
   const auto loaded = Load("one", Write("a", 1));
   ASSERT_TRUE(loaded.ok()) << loaded.status();

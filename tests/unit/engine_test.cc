@@ -408,6 +408,30 @@ TEST_F(EngineTest, ShutdownEndsWhatOutlivesTheGrace) {
   shutdown.join();
 }
 
+// As may be where the bound has become smaller since the adapter was loaded.
+TEST_F(EngineTest, AnImageBeyondItsTenantsBoundIsRefusedAndNotWaitedFor) {
+  images_ = std::make_unique<FakeImages>(options_.pages);
+  options_.tenant_image_pages = 4;
+  Start();
+  for (const auto& [tenant, pages] : {std::pair("x", 5), std::pair("x", 4), std::pair("", 5)}) {
+    auto adapter = std::make_shared<Adapter>();
+    adapter->bytes = pages;
+    Request request = MakeRequest({1, 2, 3}, 4);
+    request.adapter = AdapterLease(adapter, adapter, tenant);
+    request.adapter_name = "the-one";
+    Reader reader(6);
+    const absl::Status status = Submit(request, &reader).status();
+    if (pages == 4 || request.adapter.tenant().empty()) {
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_EQ(reader.Finish().finish, FinishReason::kLength);
+      continue;
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr("'the-one' takes 5 pages"), HasSubstr("'x' has 4")));
+  }
+}
+
 TEST_F(EngineTest, AnImageIsReportedAndFreedThoughNothingElseIsToDo) {
   images_ = std::make_unique<FakeImages>(options_.pages);
   images_->steps_to_load = [this] {

@@ -1,7 +1,5 @@
 // Single properties of the scheduler, each on the smallest history that shows it. Random histories
 // are in tests/sim.
-#include "engine/scheduler/scheduler.h"
-
 #include <map>
 #include <memory>
 #include <numeric>
@@ -9,7 +7,7 @@
 #include <vector>
 
 #include "gmock/gmock.h"
-#include "gtest/gtest.h"
+#include "tests/unit/scheduling.h"
 
 namespace lorikeet {
 namespace {
@@ -17,78 +15,10 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr int32_t kEos = 2;
-
-AdapterLease MakeAdapter(const std::string& version) {
-  auto adapter = std::make_shared<Adapter>();
-  adapter->version = version;
-  return AdapterLease(adapter);
-}
-
-Request MakeRequest(int32_t prompt, int32_t max_new, AdapterLease adapter = {}) {
-  Request request;
-  for (int32_t i = 0; i < prompt; ++i) request.prompt.push_back(100 + i);
-  request.max_new_tokens = max_new;
-  request.adapter = std::move(adapter);
-  return request;
-}
-
-// One scheduler, its batch and its events by request. Every sampled token is `answer`.
-class Scheduling : public ::testing::Test {
- protected:
-  void Start(Limits limits, int32_t pages) {
-    if (limits.max_context_tokens == 0) limits.max_context_tokens = 1000;
-    SchedulerOptions options;
-    options.limits = limits;
-    options.kv = KvLayout::Make(2, 1, 64, DType::kF32);
-    ASSERT_EQ(options.kv.pages_per_block, 1);
-    options.pages = pages;
-    options.eos_ids = {kEos};
-    scheduler_ = std::make_unique<Scheduler>(options);
-  }
-
-  bool Plan() { return scheduler_->Plan(now_, &batch_); }
-
-  void Commit(int32_t answer = 7) {
-    StepResult result;
-    for (const LogitRow& row : batch_.logit_rows) {
-      SampledToken sampled;
-      sampled.token = row.target >= 0 ? row.target : answer;
-      sampled.logprobs.logprob = -static_cast<float>(sampled.token);
-      result.sampled.push_back(sampled);
-    }
-    RequestEvents events;
-    scheduler_->Commit(std::move(result), now_, &events);
-    Take(std::move(events));
-  }
-
-  void Step(int32_t answer = 7) {
-    ASSERT_TRUE(Plan());
-    Commit(answer);
-  }
-
-  void Take(RequestEvents events) {
-    for (RequestEvent& e : events) events_[e.id].push_back(std::move(e.event));
-  }
-
-  std::vector<int32_t> Tokens(RequestId id) {
-    std::vector<int32_t> tokens;
-    for (const TokenEvent& event : events_[id]) {
-      if (event.kind == TokenEvent::Kind::kToken) tokens.push_back(event.token);
-    }
-    return tokens;
-  }
-
-  FinishReason Finish(RequestId id) {
-    return events_[id].empty() ? FinishReason::kNone : events_[id].back().finish;
-  }
-
-  std::unique_ptr<Scheduler> scheduler_;
-  Batch batch_;
-  std::map<RequestId, std::vector<TokenEvent>> events_;
-  int64_t now_ = 0;
-};
+using testing::kEos;
+using testing::MakeAdapter;
+using testing::MakeRequest;
+using testing::Scheduling;
 
 TEST_F(Scheduling, DecodeRowsComeBeforePromptsAndPromptsFillTheRest) {
   Start({.max_batch_tokens = 8}, 100);
@@ -142,113 +72,6 @@ TEST_F(Scheduling, AnEmbeddingTakesEachRowOnceAndEndsWithoutAToken) {
   std::vector<int32_t> every(40);
   std::iota(every.begin(), every.end(), 0);
   EXPECT_EQ(pooled[3], every);
-}
-
-TEST_F(Scheduling, ImagesAreFetchedInTurnAndThoseInUseStay) {
-  Start({.max_batch_tokens = 64}, 14);
-  const AdapterLease a = MakeAdapter("a"), b = MakeAdapter("b"), c = MakeAdapter("c");
-  const auto loaded = [&](const AdapterLease& lease) {
-    RequestEvents events;
-    scheduler_->Loaded({lease.get()->serial, absl::OkStatus()}, now_, &events);
-  };
-  scheduler_->Enqueue(1, MakeRequest(3, 2, a), 5);
-  scheduler_->Enqueue(2, MakeRequest(3, 4, b), 4);
-  scheduler_->Enqueue(3, MakeRequest(3, 1, c), 3);  // fits only without one of the others
-  scheduler_->Enqueue(4, MakeRequest(3, 1, a), 5);  // a is there, but it is c's turn
-  EXPECT_FALSE(Plan()) << "no image is there";
-  AdapterMoves moves = scheduler_->TakeMoves();
-  ASSERT_EQ(moves.loads.size(), 2u);
-  EXPECT_EQ(moves.loads[0].adapter.get(), a.get());
-  EXPECT_EQ(moves.loads[0].pages.size(), 5u);
-  EXPECT_EQ(moves.loads[1].adapter.get(), b.get());
-  EXPECT_FALSE(Plan());
-  EXPECT_TRUE(scheduler_->TakeMoves().empty()) << "they are on their way";
-  loaded(b);
-  Step();
-  EXPECT_EQ(batch_.segments.size(), 1u) << "b runs though a's turn comes first";
-  loaded(a);
-  Step();
-  EXPECT_EQ(batch_.segments.size(), 2u);
-  EXPECT_EQ(scheduler_->waiting(), 2);
-  Step();
-  EXPECT_EQ(Finish(1), FinishReason::kLength);
-  EXPECT_TRUE(scheduler_->TakeMoves().empty()) << "nothing in use was pushed out";
-  Step();
-  moves = scheduler_->TakeMoves();
-  EXPECT_THAT(moves.drops, ElementsAre(a.get()->serial));
-  ASSERT_EQ(moves.loads.size(), 1u);
-  EXPECT_EQ(moves.loads[0].adapter.get(), c.get());
-  EXPECT_EQ(Finish(2), FinishReason::kLength);
-  loaded(c);
-  Step();
-  EXPECT_EQ(Finish(3), FinishReason::kLength);
-}
-
-TEST_F(Scheduling, AFailedLoadEndsItsOwnRequestsAndGivesThePagesBack) {
-  Start({.max_batch_tokens = 64}, 14);
-  const AdapterLease a = MakeAdapter("a");
-  scheduler_->Enqueue(1, MakeRequest(3, 2, a), 5);
-  scheduler_->Enqueue(2, MakeRequest(3, 1));
-  Step();
-  EXPECT_EQ(Finish(2), FinishReason::kLength);
-  EXPECT_EQ(scheduler_->pages_images(), 5);
-  RequestEvents events;
-  scheduler_->Loaded({a.get()->serial, absl::ResourceExhaustedError("no memory")}, now_, &events);
-  Take(std::move(events));
-  EXPECT_EQ(Finish(1), FinishReason::kError);
-  EXPECT_EQ(scheduler_->pages_images(), 0);
-  EXPECT_TRUE(scheduler_->empty());
-}
-
-// Two adapters of three pages each with four in common.
-TEST_F(Scheduling, WhatAStepReadsHasWhatItsAdaptersShareOnce) {
-  Start({.max_batch_tokens = 64}, 20);
-  const auto shared = std::make_shared<const Adapter>();
-  std::vector<AdapterLease> leases;
-  for (RequestId id = 1; id <= 2; ++id) {
-    auto adapter = std::make_shared<Adapter>();
-    adapter->shared = shared;
-    leases.emplace_back(std::move(adapter));
-    scheduler_->Enqueue(id, MakeRequest(3, 2, leases.back()), 3, 4);
-  }
-  EXPECT_FALSE(Plan());
-  for (const auto& load : scheduler_->TakeMoves().loads) {
-    RequestEvents events;
-    scheduler_->Loaded({load.adapter.get()->serial, absl::OkStatus()}, now_, &events);
-  }
-  for (int step = 0; step < 2; ++step) {
-    Step();
-    EXPECT_EQ(scheduler_->stats().pages_images_used, 3 + 3 + 4);
-    const int64_t pages = 3 + 3 + 4 + 1 + 1;  // and one of each sequence
-    EXPECT_EQ(scheduler_->stats().context_bytes, pages * KvLayout::Make(2, 1, 64, DType::kF32).page_bytes());
-  }
-}
-
-TEST_F(Scheduling, AnImageStaysForLaterRequestsAndGoesWithItsAdapter) {
-  Start({.max_batch_tokens = 64}, 14);
-  auto home = std::make_shared<const Adapter>();
-  const uint64_t serial = home->serial;
-  for (RequestId id = 1; id <= 2; ++id) {
-    // Every request has a lease of its own, as the registry gives them.
-    const AdapterLease lease(std::shared_ptr<const Adapter>(home.get(), [](const Adapter*) {}),
-                             home);
-    scheduler_->Enqueue(id, MakeRequest(3, 1, lease), 5);
-    if (id == 1) {
-      EXPECT_FALSE(Plan());
-      EXPECT_EQ(scheduler_->TakeMoves().loads.size(), 1u);
-      RequestEvents events;
-      scheduler_->Loaded({serial, absl::OkStatus()}, now_, &events);
-    }
-    Step();
-    EXPECT_EQ(Finish(id), FinishReason::kLength);
-    EXPECT_TRUE(scheduler_->TakeMoves().empty());
-  }
-  EXPECT_FALSE(Plan());
-  EXPECT_TRUE(scheduler_->TakeMoves().empty()) << "it stays for later requests";
-  home.reset();
-  EXPECT_FALSE(Plan()) << "it goes though there is no request";
-  EXPECT_THAT(scheduler_->TakeMoves().drops, ElementsAre(serial));
-  EXPECT_EQ(scheduler_->pages_images(), 0);
 }
 
 TEST_F(Scheduling, RowsCarryTokensPositionsPagesAndHistory) {
