@@ -262,15 +262,31 @@ class Normaliser {
     adapter->storage = AlignedBuffer(bytes);
     adapter->bytes = bytes;
     std::vector<absl::Status> filled(matched_.size());
-    InParallel(static_cast<int64_t>(matched_.size()), [&](int64_t i) {
-      const Matched& module = matched_[i];
-      filled[i] = Fill(module, adapter->storage.data() + module.storage_begin,
-                       &adapter->modules[module.id]);
+    const std::vector<size_t> spans = StorageSpans();
+    InParallel(std::ssize(spans) - 1, [&](int64_t span) {
+      for (size_t i = spans[span]; i < spans[span + 1]; ++i) {
+        const Matched& module = matched_[i];
+        filled[i] = Fill(module, adapter->storage.data() + module.storage_begin,
+                         &adapter->modules[module.id]);
+      }
     });
     for (const absl::Status& status : filled) {
       if (!status.ok()) problems_.Add(status);
     }
     return problems_.ToStatus();
+  }
+
+  // Where spans of modules begin, and their end: one thread fills a span. Two at work in the same new huge page
+  // would both have the kernel clear one.
+  std::vector<size_t> StorageSpans() const {
+    constexpr int64_t kSpanBytes = int64_t{4} << 20;
+    std::vector<size_t> begins;
+    for (size_t i = 0; i < matched_.size(); ++i) {
+      const int64_t span = matched_[i].storage_begin / kSpanBytes;
+      if (i == 0 || span != matched_[i - 1].storage_begin / kSpanBytes) begins.push_back(i);
+    }
+    begins.push_back(matched_.size());
+    return begins;
   }
 
   // Any thread. `storage`: StorageBytes of the module.

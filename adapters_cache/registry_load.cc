@@ -139,10 +139,11 @@ absl::StatusOr<AdapterInfo> AdapterRegistry::Core::LoadNow(const Job& job,
 absl::Status AdapterRegistry::Core::CheckImage(const Job& job, const Adapter& adapter) const {
   const std::string& tenant = job.options.tenant;
   if (tenant.empty() || options_.images == nullptr) return absl::OkStatus();
-  LK_ASSIGN_OR_RETURN(int64_t pages, options_.images->Pages(adapter));
+  LK_ASSIGN_OR_RETURN(const ImageSize own, options_.images->Size(adapter));
+  int64_t pages = own.most_pages();
   if (adapter.shared != nullptr) {
-    LK_ASSIGN_OR_RETURN(const int32_t shared, options_.images->Pages(*adapter.shared));
-    pages += shared;
+    LK_ASSIGN_OR_RETURN(const ImageSize shared, options_.images->Size(*adapter.shared));
+    pages += shared.most_pages();
   }
   if (pages <= options_.tenant_image_pages) return absl::OkStatus();
   return absl::ResourceExhaustedError(

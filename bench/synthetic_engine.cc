@@ -13,9 +13,7 @@ class TimedImages final : public AdapterImages {
  public:
   TimedImages(AdapterImages* images, const Clock* clock) : images_(images), clock_(clock) {}
 
-  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override {
-    return images_->Pages(adapter);
-  }
+  absl::StatusOr<ImageSize> Size(const Adapter& adapter) const override { return images_->Size(adapter); }
   void SetWake(std::function<void()> wake) override {
     if (wake == nullptr) return images_->SetWake(nullptr);
     images_->SetWake([this, wake = std::move(wake)] {

@@ -51,21 +51,21 @@ absl::Status CheckToken(const char* field, size_t index, int32_t id, int32_t voc
 }
 
 // Of an adapter, in the pool.
-struct ImagePages {
-  int32_t own = 0;
-  int32_t shared = 0;  // of Adapter::shared
+struct ImageSizes {
+  ImageSize own;
+  ImageSize shared;  // of Adapter::shared
 
-  int32_t all() const { return own + shared; }
+  int32_t most_pages() const { return own.most_pages() + shared.most_pages(); }
 };
 
-absl::StatusOr<ImagePages> ImagePagesOf(const Request& request, const AdapterImages* images) {
-  ImagePages pages;
+absl::StatusOr<ImageSizes> ImageSizesOf(const Request& request, const AdapterImages* images) {
+  ImageSizes sizes;
   const Adapter* adapter = request.adapter.get();
-  if (adapter == nullptr || images == nullptr) return pages;
-  LK_ASSIGN_OR_RETURN(pages.own, images->Pages(*adapter));
-  if (adapter->shared == nullptr) return pages;
-  LK_ASSIGN_OR_RETURN(pages.shared, images->Pages(*adapter->shared));
-  return pages;
+  if (adapter == nullptr || images == nullptr) return sizes;
+  LK_ASSIGN_OR_RETURN(sizes.own, images->Size(*adapter));
+  if (adapter->shared == nullptr) return sizes;
+  LK_ASSIGN_OR_RETURN(sizes.shared, images->Size(*adapter->shared));
+  return sizes;
 }
 
 // Tokens that the pool holds beside the request's adapter.
@@ -141,7 +141,7 @@ struct Engine::Impl {
   struct Submission {
     RequestId id;
     Request request;
-    ImagePages image_pages;
+    ImageSizes image;
     std::shared_ptr<TokenSink> sink;
   };
   // A request whose kFinished is still to come.
@@ -246,10 +246,10 @@ bool Engine::Impl::TakeInbox() {
 void Engine::Impl::Enqueue(Submission submission) {
   const Adapter* adapter = submission.request.adapter.get();
   requests[submission.id] = {.sink = std::move(submission.sink),
-                             .image = submission.image_pages.own > 0 ? adapter->serial : 0,
+                             .image = submission.image.own.empty() ? 0 : adapter->serial,
                              .enqueued_us = clock->NowMicros()};
-  scheduler.Enqueue(submission.id, std::move(submission.request), submission.image_pages.own,
-                    submission.image_pages.shared);
+  scheduler.Enqueue(submission.id, std::move(submission.request), submission.image.own,
+                    submission.image.shared);
 }
 
 void Engine::Impl::Step() {
@@ -346,9 +346,9 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() { Shutdown(0); }
 
 absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenSink> sink) {
-  LK_ASSIGN_OR_RETURN(const ImagePages image_pages, ImagePagesOf(request, impl_->images));
+  LK_ASSIGN_OR_RETURN(const ImageSizes image, ImageSizesOf(request, impl_->images));
   LK_ASSIGN_OR_RETURN(const int32_t tokens,
-                      TokensBeside(request, impl_->scheduler_options, image_pages.all()));
+                      TokensBeside(request, impl_->scheduler_options, image.most_pages()));
   LK_RETURN_IF_ERROR(CheckRequest(request, impl_->options, tokens));
   const int64_t room = tokens - static_cast<int64_t>(request.prompt.size());
   LK_CHECK_MSG(sink->capacity() >= std::min<int64_t>(request.max_new_tokens, room) + 2,
@@ -367,7 +367,7 @@ absl::StatusOr<RequestId> Engine::Submit(Request request, std::shared_ptr<TokenS
     }
     id = impl_->next_id++;
     impl_->open.emplace(id, false);
-    impl_->submissions.push_back({id, std::move(request), image_pages, std::move(sink)});
+    impl_->submissions.push_back({id, std::move(request), image, std::move(sink)});
   }
   impl_->wake.notify_one();
   return id;

@@ -16,7 +16,7 @@ void ImageLedger::Begin(const AdapterMoves& moves, int64_t now_us) {
     ++counts_.drops;
   }
   for (const AdapterLoad& load : moves.loads) {
-    const int64_t bytes = static_cast<int64_t>(load.pages.size()) * page_bytes_;
+    const int64_t bytes = load.size.bytes(page_bytes_);
     images_[load.adapter.get()->serial] = {.bytes = bytes, .begun_us = now_us};
   }
 }

@@ -16,7 +16,7 @@ namespace lorikeet {
 
 struct ImageCounts {
   int32_t images = 0;       // there
-  int64_t image_bytes = 0;  // of their pages
+  int64_t image_bytes = 0;  // of their pages and slots
   int64_t used_bytes = 0;   // of them, those that hold something
   int64_t loads = 0;        // images that came, ever
   int64_t load_bytes = 0;   // that their pages hold

@@ -68,21 +68,21 @@ class OnModel {
     return text;
   }
 
-  // In whole pages, with activations of two bytes.
+  // In pages, with activations of two bytes.
   std::string OnGpu() {
     const auto made = Make(false);
     if (!made.ok()) return absl::StrCat("refused: ", made.status().message());
     const KvLayout kv = KvLayout::Make(config_.layers, config_.kv_heads, config_.head_dim, DType::kBF16);
     std::vector<cuda::ModuleWidths> widths(ModuleCount(config_.layers, config_.experts));
     for (const ModuleId id : base_.modules()) widths[id] = {base_.shape(id).in, base_.shape(id).out};
-    const auto pages = [&](const Adapter& adapter) {
+    const auto plan = [&](const Adapter& adapter) {
       return cuda::PlanImage(adapter, widths, config_.expert_modules(), DType::kBF16, kv.page_bytes());
     };
-    const auto own = pages(*made->adapter);
+    const auto own = plan(*made->adapter);
     if (!own.ok()) return absl::StrCat("refused: ", own.status().message());
     int64_t shared = 0;
-    if (made->adapter->shared != nullptr) shared = pages(*made->adapter->shared)->pages;
-    return Taken(own->pages * kv.page_bytes(), shared * kv.page_bytes());
+    if (made->adapter->shared != nullptr) shared = plan(*made->adapter->shared)->size.bytes(kv.page_bytes());
+    return Taken(own->size.bytes(kv.page_bytes()), shared);
   }
 
   const RawAdapter& raw_;

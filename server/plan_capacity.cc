@@ -52,6 +52,19 @@ absl::StatusOr<Adapter> ShapedLike(const v1::PlanCapacityRequest& request, const
       absl::StrCat("linears: the model has no '", unknown.front(), "'"));
 }
 
+// Images of one size that lie with others in a page: so many of them.
+int64_t Together(ImageSize size) { return ImageSize::kSlots / size.slots; }
+
+int64_t ImagesIn(int64_t pages, ImageSize size) {
+  if (size.slots == 0) return pages / size.pages;
+  return pages * Together(size) / (Together(size) * size.pages + 1);
+}
+
+int64_t PagesOf(int64_t images, ImageSize size) {
+  if (size.slots == 0) return images * size.pages;
+  return images * size.pages + (images + Together(size) - 1) / Together(size);
+}
+
 }  // namespace
 
 absl::StatusOr<v1::PlanCapacityResponse> PlanCapacity(const v1::PlanCapacityRequest& request,
@@ -65,18 +78,18 @@ absl::StatusOr<v1::PlanCapacityResponse> PlanCapacity(const v1::PlanCapacityRequ
   reply.set_adapter_bytes(adapter.bytes);
   const bool bounded = capacity.host_bytes < std::numeric_limits<int64_t>::max();
   reply.set_host_adapters(bounded ? capacity.host_bytes / std::max<int64_t>(adapter.bytes, 1) : -1);
-  int64_t image_pages = 0;
+  ImageSize image;
   if (capacity.images != nullptr) {
-    LK_ASSIGN_OR_RETURN(image_pages, capacity.images->Pages(adapter));
+    LK_ASSIGN_OR_RETURN(image, capacity.images->Size(adapter));
     const int64_t blocks = (request.kv_tokens() + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;
     const int64_t left = capacity.pages - blocks * capacity.kv.pages_per_block;
-    reply.set_device_adapters(std::max<int64_t>(left, 0) / image_pages);
+    reply.set_device_adapters(ImagesIn(std::max<int64_t>(left, 0), image));
   } else {
     reply.set_device_adapters(-1);
   }
-  const int64_t left = std::max<int64_t>(capacity.pages - request.adapters() * image_pages, 0);
+  const int64_t left = std::max<int64_t>(capacity.pages - PagesOf(request.adapters(), image), 0);
   reply.set_kv_tokens(left / capacity.kv.pages_per_block * KvLayout::kPageTokens);
-  reply.set_image_bytes(image_pages * capacity.kv.page_bytes());
+  reply.set_image_bytes(image.bytes(capacity.kv.page_bytes()));
   return reply;
 }
 

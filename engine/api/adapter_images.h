@@ -12,9 +12,27 @@
 
 namespace lorikeet {
 
+// What an image takes of the pool: pages of its own and, where little would be in the last of them, so many slots of
+// one that it shares with others' images.
+struct ImageSize {
+  static constexpr int32_t kSlots = 16;  // of a page
+
+  int32_t pages = 0;
+  int32_t slots = 0;
+
+  bool operator==(const ImageSize&) const = default;
+  bool empty() const { return pages == 0 && slots == 0; }
+  // That are enough, whoever shares the last.
+  int32_t most_pages() const { return pages + (slots > 0 ? 1 : 0); }
+  int64_t all_slots() const { return int64_t{pages} * kSlots + slots; }
+  int64_t bytes(int64_t page_bytes) const { return pages * page_bytes + slots * (page_bytes / kSlots); }
+};
+
 struct AdapterLoad {
   AdapterLease adapter;        // not the base
-  std::vector<int32_t> pages;  // [AdapterImages::Pages(adapter)]
+  ImageSize size;              // AdapterImages::Size(adapter)
+  std::vector<int32_t> pages;  // [size.most_pages()]
+  int32_t first_slot = 0;      // of the last page, where its part is the image's
 };
 
 // Drops come first: their pages may be among the loads'.
@@ -35,9 +53,9 @@ class AdapterImages {
  public:
   virtual ~AdapterImages() = default;
 
-  // Pages that the adapter's image takes, without those of Adapter::shared. Any thread. INVALID_ARGUMENT: a
-  // page is too small for one of its rank rows or vectors.
-  virtual absl::StatusOr<int32_t> Pages(const Adapter& adapter) const = 0;
+  // What the adapter's image takes, without that of Adapter::shared; never nothing. Any thread.
+  // INVALID_ARGUMENT: a page is too small for one of its rank rows or vectors.
+  virtual absl::StatusOr<ImageSize> Size(const Adapter& adapter) const = 0;
 
   // `wake` is called, on a thread of the images' own, whenever TakeLoaded has something new.
   virtual void SetWake(std::function<void()> wake) = 0;

@@ -32,16 +32,18 @@ bool Scheduler::ColderFirst::operator()(const Group* a, const Group* b) const {
 template <typename Fn>
 void Scheduler::Change(Group* group, const Fn& change) {
   const bool was_busy = group->busy();
-  if (group->idle()) {
-    idle_.erase(group);
-    idle_pages_[group->open > 0] -= group->image_pages;
-  }
+  if (group->idle()) NoteIdle(group, false);
   change();
-  if (group->idle()) {
-    idle_.insert(group);
-    idle_pages_[group->open > 0] += group->image_pages;
-  }
+  if (group->idle()) NoteIdle(group, true);
   if (group->shared != nullptr) NoteUse(group->shared, group->busy() - was_busy, group->last_use);
+}
+
+void Scheduler::NoteIdle(Group* group, bool idle) {
+  const bool wanted = group->open > 0;
+  if (idle) idle_.insert(group);
+  else idle_.erase(group);
+  idle_pages_[wanted] += idle ? group->size.pages : -group->size.pages;
+  if (group->size.slots > 0) shares_.SetIdle(group->rest, wanted, idle);
 }
 
 // `busy`: so many more of the images that need this one's may not go.
@@ -80,36 +82,39 @@ void Scheduler::Close(Group* group) {
 
 // Groups live while they have requests, an image, or others' images that need theirs.
 void Scheduler::ForgetIdle(Group* group) {
-  if (group == nullptr || group->open > 0 || !group->pages.empty() || group->users > 0) return;
+  if (group == nullptr || group->open > 0 || group->has_image() || group->users > 0) return;
   Group* shared = group->shared;
   groups_.erase(group->serial);
   ForgetIdle(shared);
 }
 
-// Pages that are free or can be: prefixes nobody uses and idle images but those `keep` needs. `wanted`: those
-// that requests wait for as well.
-int64_t Scheduler::Available(const Group* keep, bool wanted) const {
-  int64_t pages = cache_.available() + idle_pages_[0] + (wanted ? idle_pages_[1] : 0);
-  for (const Group* group = keep; group != nullptr; group = group->shared) {
-    if (group->idle() && (wanted || group->open == 0)) pages -= group->image_pages;
-  }
-  return pages;
+// While room is made, what an image needs counts as in use: by = 1, and -1 thereafter.
+void Scheduler::Keep(Group* group, int32_t by) {
+  for (; group != nullptr; group = group->shared) Change(group, [=] { group->running += by; });
 }
 
-// Of these images the one to go first.
-Scheduler::Group* Scheduler::Coldest(const Group* keep, bool wanted) const {
-  auto coldest = idle_.begin();
-  while (coldest != idle_.end() && keep != nullptr && (*coldest == keep || *coldest == keep->shared)) ++coldest;
-  return coldest != idle_.end() && (wanted || (*coldest)->open == 0) ? *coldest : nullptr;
+// Pages that are free or can be: prefixes nobody uses and idle images. `wanted`: those that requests wait for as well.
+int64_t Scheduler::Available(bool wanted) const {
+  return cache_.available() + idle_pages_[0] + (wanted ? idle_pages_[1] : 0) + shares_.CanGo(wanted);
+}
+
+// Of these images the one to go first. Not one that would leave its page to others that stay.
+Scheduler::Group* Scheduler::Coldest(bool wanted) const {
+  for (Group* group : idle_) {
+    if (group->open > 0 && !wanted) return nullptr;
+    const bool gives = group->size.pages > 0 || group->shared != nullptr;  // which can go only then
+    if (gives || shares_.CanGo(group->rest.page, wanted)) return group;
+  }
+  return nullptr;
 }
 
 // Frees `count` pages, of images and of prefixes, what is cheapest to bring back for its age first.
 // False, and nothing changed, if there are not so many.
-bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
+bool Scheduler::MakeRoom(int64_t count, bool wanted) {
   if (count <= pool_.free()) return true;
-  if (count > Available(keep, wanted)) return false;
+  if (count > Available(wanted)) return false;
   while (pool_.free() < count) {
-    Group* group = Coldest(keep, wanted);
+    Group* group = Coldest(wanted);
     const PrefixCache::Block* block = cache_.coldest();
     const bool image = group != nullptr &&
                        (block == nullptr || group->unloaded() ||
@@ -124,20 +129,21 @@ bool Scheduler::MakeRoom(int64_t count, const Group* keep, bool wanted) {
 void Scheduler::CountTenant(Group* group, int sign) {
   Tenant* tenant = group->tenant;
   if (tenant == nullptr) return;
-  tenant->pages += sign * group->image_pages;
+  tenant->slots += sign * group->size.all_slots();
   if (group->shared == nullptr) return;
   int32_t& images = group->shared->tenants[tenant];
-  if (images == 0 || images + sign == 0) tenant->pages += sign * group->shared->image_pages;
+  if (images == 0 || images + sign == 0) tenant->slots += sign * group->shared->size.all_slots();
   images += sign;
 }
 
 // Whether its image keeps to its tenant's bound, after that tenant's idle ones made room. `wanted` as above.
 bool Scheduler::MakeTenantRoom(const Group& group, bool wanted) {
   const Tenant* tenant = group.tenant;
+  const int64_t bound = int64_t{options_.tenant_image_pages} * ImageSize::kSlots;
   while (true) {
     const bool has_shared = group.shared == nullptr || group.shared->tenants[tenant] > 0;
-    const int32_t pages = has_shared ? group.image_pages : group.all_pages();
-    if (tenant->pages <= options_.tenant_image_pages - pages) return true;
+    const int64_t slots = group.size.all_slots() + (has_shared ? 0 : group.shared->size.all_slots());
+    if (tenant->slots + slots <= bound) return true;
     const auto coldest = std::ranges::find(idle_, tenant, &Group::tenant);
     if (coldest == idle_.end() || (!wanted && (*coldest)->open > 0)) return false;
     DropImage(*coldest);
@@ -159,12 +165,11 @@ bool Scheduler::MustWaitForTenant(Group* group) {
 
 void Scheduler::FreeImage(Group* group) {
   CountTenant(group, -1);
+  Change(group, [group] { group->image = ImageState::kAbsent; });
   pool_.Free(group->pages);
-  pages_images_ -= group->image_pages;
-  Change(group, [group] {
-    group->pages.clear();
-    group->image = ImageState::kAbsent;
-  });
+  group->pages.clear();
+  if (group->size.slots > 0) shares_.Free(group->rest);
+  pages_images_ -= group->size.pages;
   if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { --shared->users; });
 }
 
@@ -188,13 +193,19 @@ void Scheduler::DropUnloaded() {
 }
 
 void Scheduler::StartLoad(Group* group, AdapterLease adapter) {
-  LK_CHECK(pool_.Alloc(group->image_pages, &group->pages));
+  LK_CHECK(pool_.Alloc(group->size.pages, &group->pages));
+  AdapterLoad load{std::move(adapter), group->size, group->pages};
+  if (group->size.slots > 0) {
+    group->rest = shares_.Take(group->size.slots);
+    load.pages.push_back(group->rest.page);
+    load.first_slot = group->rest.first;
+  }
   if (group->shared != nullptr) Change(group->shared, [shared = group->shared] { ++shared->users; });
   Change(group, [group] { group->image = ImageState::kLoading; });
   CountTenant(group, 1);
   ++loading_;
-  pages_images_ += group->image_pages;
-  moves_.loads.push_back({std::move(adapter), group->pages});
+  pages_images_ += group->size.pages;
+  moves_.loads.push_back(std::move(load));
 }
 
 // Fetches images in the order of admission, where they leave room for the requests that wait for
@@ -211,7 +222,11 @@ void Scheduler::StartLoads() {
     if (loading_ >= kMaxLoading) return false;
     Group* shared = group->shared;
     const bool with_shared = shared != nullptr && shared->image == ImageState::kAbsent;
-    if (!MakeRoom(group->image_pages + (with_shared ? shared->image_pages : 0) + tokens_room, group, first)) {
+    const int32_t pages = group->size.most_pages() + (with_shared ? shared->size.most_pages() : 0);
+    Keep(shared, 1);
+    const bool has_room = MakeRoom(pages + tokens_room, first);
+    Keep(shared, -1);
+    if (!has_room) {
       no_room_ = group;
       return false;
     }

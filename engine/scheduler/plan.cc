@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "engine/base/check.h"
 #include "engine/scheduler/scheduler.h"
 #include "engine/scheduler/sequence.h"
@@ -47,7 +48,7 @@ bool Scheduler::PlanDecodes() {
 // be. False if it was preempted itself, or is alone and must wait.
 bool Scheduler::ReserveOrPreempt(Sequence* sequence) {
   const int64_t missing = sequence->pages.PagesFor(sequence->length()) - sequence->pages.count();
-  while (!MakeRoom(missing, nullptr, true)) {
+  while (!MakeRoom(missing, true)) {
     if (running_.size() == 1 && loading_ > 0) return false;
     PreemptYoungest();
     if (sequence->state != SequenceState::kRunning) return false;
@@ -90,7 +91,7 @@ bool Scheduler::Admit(int64_t now_us) {
     sequence->admission = next_admission_++;
     sequence->admitted_us = now_us;
     sequence->cached_tokens = sequence->computed;
-    if (sequence->group->image_pages > 0) {
+    if (!sequence->group->size.empty()) {
       ++(sequence->image_was_there ? stats_.image_hits : stats_.image_misses);
     }
     stats_.cached_tokens += sequence->computed;
@@ -119,12 +120,13 @@ int64_t Scheduler::RunningBlocks() const {
 bool Scheduler::TakePages(Sequence* sequence) {
   const int64_t block = sequence->pages.PagesFor(1);
   const int64_t headroom = running_.empty() ? 0 : RunningBlocks() + block;
-  const Group* group = sequence->group;
-  if (headroom + block > Available(group, true)) return false;  // one block at least is its own
+  Keep(sequence->group, 1);
+  const absl::Cleanup unkeep = [&] { Keep(sequence->group, -1); };
+  if (headroom + block > Available(true)) return false;  // one block at least is its own
   AdoptPrefix(sequence);
   const int64_t missing = sequence->pages.PagesFor(sequence->length()) - sequence->pages.count();
-  if (missing + headroom <= Available(group, true)) {
-    LK_CHECK(MakeRoom(missing, group, true));
+  if (missing + headroom <= Available(true)) {
+    LK_CHECK(MakeRoom(missing, true));
     LK_CHECK(sequence->pages.Reserve(sequence->length()));
     return true;
   }
@@ -291,6 +293,12 @@ void Scheduler::AppendRows(Sequence* sequence, Batch* batch) {
 void Scheduler::CountStep(const Batch& batch) {
   stats_.rows = batch.rows();
   stats_.base_rows = batch.rows();
+  int32_t slots = 0;
+  const auto count = [&](const Group& group) {
+    stats_.pages_images_used += group.size.pages;
+    slots += group.size.slots;
+    stats_.context_bytes += group.size.empty() ? group.adapter->bytes : group.size.bytes(options_.kv.page_bytes());
+  };
   const Adapter* last = nullptr;
   for (const AdapterSegment& segment : batch.segments) {
     stats_.base_rows -= segment.row_end - segment.row_begin;
@@ -298,11 +306,10 @@ void Scheduler::CountStep(const Batch& batch) {
     last = segment.adapter;
     ++stats_.distinct_adapters;
     const Group& group = *groups_.at(last->serial);
-    const bool first_of_shared = group.shared != nullptr && !std::exchange(group.shared->counted, true);
-    const int32_t pages = first_of_shared ? group.all_pages() : group.image_pages;
-    stats_.pages_images_used += pages;
-    stats_.context_bytes += pages > 0 ? pages * options_.kv.page_bytes() : last->bytes;
+    count(group);
+    if (group.shared != nullptr && !std::exchange(group.shared->counted, true)) count(*group.shared);
   }
+  stats_.pages_images_used += (slots + ImageSize::kSlots - 1) / ImageSize::kSlots;
   for (const AdapterSegment& segment : batch.segments) {
     Group* shared = groups_.at(segment.adapter->serial)->shared;
     if (shared != nullptr) shared->counted = false;
@@ -318,7 +325,7 @@ void Scheduler::CountStep(const Batch& batch) {
   stats_.running = running();
   stats_.pages_used = pages_used();
   stats_.pages_cached = cache_.cold_pages();
-  stats_.pages_images = pages_images_;
+  stats_.pages_images = pages_images();
   stats_.pages_total = pool_.total();
 }
 

@@ -36,6 +36,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
       // A row for each running sequence must fit in a step.
       max_running_(std::min(options.limits.max_running_requests, options.limits.max_batch_tokens)),
       pool_(options.pages),
+      shares_(&pool_),
       cache_(&pool_),
       earliest_deadline_us_(std::numeric_limits<int64_t>::max()) {
   LK_CHECK(context_tokens_ >= 2);
@@ -66,13 +67,13 @@ std::vector<int32_t> Scheduler::Sequence::TokensOf(std::vector<int32_t> prompt,
   return tokens;
 }
 
-void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages, int32_t shared_pages) {
+void Scheduler::Enqueue(RequestId id, Request request, ImageSize image, ImageSize shared) {
   LK_CHECK(!step_.planned);
   const int32_t prompt =
       static_cast<int32_t>(request.prompt.size()) + Sequence::VirtualTokensOf(request);
   LK_CHECK(prompt >= 1 && prompt < context_tokens_ && request.max_new_tokens >= 1);
-  Group* group = GroupOf(request.adapter, image_pages);
-  if (shared_pages > 0) group->shared = GroupOf(AdapterLease(request.adapter.get()->shared), shared_pages);
+  Group* group = GroupOf(request.adapter, image);
+  if (!shared.empty()) group->shared = GroupOf(AdapterLease(request.adapter.get()->shared), shared);
   earliest_deadline_us_ = std::min(earliest_deadline_us_, request.deadline_us);
   auto [slot, inserted] = sequences_.emplace(
       id, std::make_unique<Sequence>(id, std::move(request), group, &cache_, &options_.kv));
@@ -86,7 +87,7 @@ void Scheduler::Enqueue(RequestId id, Request request, int32_t image_pages, int3
   group->waiting.push_back(sequence);
 }
 
-Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease, int32_t image_pages) {
+Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease, ImageSize size) {
   const Adapter* adapter = lease.get();
   const uint64_t serial = adapter ? adapter->serial : 0;
   std::unique_ptr<Group>& group = groups_[serial];
@@ -96,9 +97,9 @@ Scheduler::Group* Scheduler::GroupOf(const AdapterLease& lease, int32_t image_pa
     group->order = adapter ? next_group_order_++ : 0;
     group->adapter = adapter;
     group->home = lease.home();
-    group->image_pages = image_pages;
-    if (image_pages > 0) group->image = ImageState::kAbsent;
-    if (image_pages > 0 && !lease.tenant().empty()) group->tenant = &tenants_[lease.tenant()];
+    group->size = size;
+    if (!size.empty()) group->image = ImageState::kAbsent;
+    if (!size.empty() && !lease.tenant().empty()) group->tenant = &tenants_[lease.tenant()];
   }
   return group.get();
 }

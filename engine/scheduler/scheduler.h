@@ -56,6 +56,7 @@
 #include "engine/api/token_event.h"
 #include "engine/memory/kv_layout.h"
 #include "engine/memory/page_pool.h"
+#include "engine/memory/page_shares.h"
 #include "engine/memory/prefix_cache.h"
 #include "engine/scheduler/batch.h"
 
@@ -88,11 +89,11 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);
   ~Scheduler();
 
-  // `image_pages`: of the pool, for the request's adapter; 0: it needs none. `shared_pages`: for what that
-  // has in common with others.
+  // `image`: what the request's adapter takes of the pool; empty: it needs none. `shared`: what that has in common with
+  // others.
   // REQUIRES: a new id; a prompt of 1 to ContextTokens() - 1 tokens beside its adapter's image;
   // max_new_tokens >= 1.
-  void Enqueue(RequestId id, Request request, int32_t image_pages = 0, int32_t shared_pages = 0);
+  void Enqueue(RequestId id, Request request, ImageSize image = {}, ImageSize shared = {});
   // Ends the request with kCanceled. Unknown ids are ignored.
   void Cancel(RequestId id, int64_t now_us, RequestEvents* events);
   // Ends every request whose deadline has passed with DEADLINE_EXCEEDED.
@@ -115,9 +116,9 @@ class Scheduler {
   int32_t waiting() const { return waiting_ + static_cast<int32_t>(preempted_.size()); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
   int32_t pages_used() const {  // by requests
-    return pool_.used() - cache_.cold_pages() - pages_images_;
+    return pool_.used() - cache_.cold_pages() - pages_images();
   }
-  int32_t pages_images() const { return pages_images_; }
+  int32_t pages_images() const { return pages_images_ + shares_.pages(); }
   const StepStats& stats() const { return stats_; }  // of the last Plan and Commit; no step_us
 
  private:
@@ -132,7 +133,7 @@ class Scheduler {
 
   // Whose images have a bound.
   struct Tenant {
-    int64_t pages = 0;  // of its images, there or on their way, and once of what they have in common
+    int64_t slots = 0;  // of its images, there or on their way, and once of what they have in common
     int64_t looked_at = 0;           // in PrefixCache::now(), whether any of its groups in line needs an image
     const Group* no_room = nullptr;  // its first in line whose image must wait for another's to go
     bool passed = false;             // that one, while the line is gone through
@@ -162,12 +163,14 @@ class Scheduler {
   bool Admit(int64_t now_us);
   int64_t RunningBlocks() const;
   bool TakePages(Sequence* sequence);
-  int64_t Available(const Group* keep, bool wanted) const;
+  int64_t Available(bool wanted) const;
   template <typename Fn>
   void Change(Group* group, const Fn& change);
+  void NoteIdle(Group* group, bool idle);
+  void Keep(Group* group, int32_t by);
   void NoteUse(Group* shared, int32_t busy, int64_t last_use);
-  Group* Coldest(const Group* keep, bool wanted) const;
-  bool MakeRoom(int64_t count, const Group* keep, bool wanted);
+  Group* Coldest(bool wanted) const;
+  bool MakeRoom(int64_t count, bool wanted);
   bool MakeTenantRoom(const Group& group, bool wanted);
   bool MustWaitForTenant(Group* group);
   void CountTenant(Group* group, int sign);
@@ -200,13 +203,14 @@ class Scheduler {
   void Finish(Sequence* sequence, FinishReason reason, absl::Status status, int64_t now_us,
               RequestEvents* events);
   void Remove(Sequence* sequence);
-  Group* GroupOf(const AdapterLease& lease, int32_t image_pages);
+  Group* GroupOf(const AdapterLease& lease, ImageSize size);
   void ForgetIdle(Group* group);
 
   const SchedulerOptions options_;
   const int32_t context_tokens_;
   const int32_t max_running_;
   PagePool pool_;
+  PageShares shares_;  // what small images leave over
   PrefixCache cache_;
 
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
@@ -221,9 +225,9 @@ class Scheduler {
 
   AdapterMoves moves_;
   int32_t loading_ = 0;       // images on their way
-  int32_t pages_images_ = 0;  // of images, there or on their way
+  int32_t pages_images_ = 0;  // of images, there or on their way; those of their own
   std::set<Group*, ColderFirst> idle_;
-  int64_t idle_pages_[2] = {};  // of images that no request waits for, and of others
+  int64_t idle_pages_[2] = {};  // of their own, of images that no request waits for, and of others
   const Group* no_room_ = nullptr;  // whose image finds none now
   std::unordered_map<std::string, Tenant> tenants_;  // by name
   std::vector<Tenant*> full_;  // of them, with `no_room`

@@ -78,24 +78,26 @@ struct Scheduler::Group {
   bool there() const {
     return image == ImageState::kReady && (shared == nullptr || shared->image == ImageState::kReady);
   }
-  int32_t all_pages() const { return image_pages + (shared != nullptr ? shared->image_pages : 0); }
+  int32_t all_pages() const { return size.most_pages() + (shared != nullptr ? shared->size.most_pages() : 0); }
   bool unloaded() const { return adapter != nullptr && home.expired(); }
   // Its image could go: it is there, and neither a sequence that runs uses it nor an image that could not go.
-  bool idle() const { return image == ImageState::kReady && !pages.empty() && running == 0; }
+  bool idle() const { return image == ImageState::kReady && has_image() && running == 0; }
   // Its image is there or on its way, and could not go.
-  bool busy() const { return image != ImageState::kAbsent && !pages.empty() && !idle(); }
+  bool busy() const { return has_image() && !idle(); }
+  bool has_image() const { return image != ImageState::kAbsent && !size.empty(); }  // there or on its way
 
   const Adapter* adapter = nullptr;   // valid while `open`
   uint64_t serial = 0;                // 0: the base
   std::weak_ptr<const Adapter> home;  // AdapterLease::home
   ImageState image = ImageState::kReady;  // stays so where none is needed
-  int32_t image_pages = 0;
+  ImageSize size;              // of the image; empty where none is needed
   Tenant* tenant = nullptr;    // whose bound its image counts towards; nullptr: nobody's
   std::map<const Tenant*, int32_t> tenants;  // whose images, there or on their way, need this one's
   Group* shared = nullptr;     // whose image this one's needs as well; nullptr: it needs no other
   bool counted = false;        // by CountStep, while it is at work
   int32_t users = 0;           // groups whose images, there or on their way, need this one's
-  std::vector<int32_t> pages;         // of the image, while it is there or on its way
+  std::vector<int32_t> pages;         // of the image's own, while it is there or on its way
+  PageShares::Run rest;               // of the image in a page that others share; as long
   int64_t last_use = 0;               // of the image, in PrefixCache::now()
   int64_t order = 0;              // of rows in a batch: the base first, then by first use
   int32_t open = 0;               // sequences in any state, those of groups that share this one's

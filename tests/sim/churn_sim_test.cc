@@ -24,7 +24,7 @@ constexpr int64_t kSecond = 1'000'000;
 constexpr int64_t kHour = 3600 * kSecond;
 constexpr int64_t kStep = kSecond / 20;  // of a batch on a slow device
 constexpr int kNames = 2000;
-constexpr int32_t kPages = 160;
+constexpr int32_t kPages = 160, kPageBytes = ImageSize::kSlots;
 // A burst is worked off in less; a request that waits longer is forgotten.
 constexpr int64_t kLongestWait = 60 * kSecond;
 
@@ -67,7 +67,7 @@ class Day {
       for (int i = 0; i < 8; ++i) Step();
       ASSERT_TRUE(open_.empty());
       ASSERT_EQ(scheduler_.pages_used(), 0);
-      ASSERT_EQ(scheduler_.pages_images(), PagesHeld());
+      ASSERT_EQ(scheduler_.pages_images(), images_.pages_held());
     }
   }
 
@@ -77,7 +77,7 @@ class Day {
     for (auto& shared : shared_) shared.reset();
     Step();
     EXPECT_EQ(scheduler_.pages_images(), 0);
-    EXPECT_EQ(PagesHeld(), 0);
+    EXPECT_EQ(images_.pages_held(), 0);
     Request request;
     request.prompt.assign(ContextTokens(Options()) - 1, 7);
     request.max_new_tokens = 1;
@@ -102,16 +102,16 @@ class Day {
     return {weights.begin(), weights.end()};
   }
 
-  // Of ranks 8 to 64, say.
+  // Of ranks 8 to 64, say, or vectors that take some of a page.
   AdapterLease NewVersion() {
     auto adapter = std::make_shared<Adapter>();
     adapter->version = "version " + std::to_string(++versions_);
-    adapter->bytes = 2 << Pick(0, 3);
+    adapter->bytes = Pick(0, 3) == 0 ? Pick(1, 2 * kPageBytes) : kPageBytes * 2 << Pick(0, 3);
     if (Pick(0, 2) == 0) {
       std::shared_ptr<Adapter>& shared = shared_[Pick(0, 3)];
       if (shared == nullptr || Pick(0, 19) == 0) {
         shared = std::make_shared<Adapter>();
-        shared->bytes = Pick(1, 12);
+        shared->bytes = Pick(1, 12 * kPageBytes);
       }
       adapter->shared = shared;
     }
@@ -132,8 +132,8 @@ class Day {
     const RequestId id = ++requests;
     open_[id] = {.submitted_us = clock_.NowMicros()};
     const Adapter* adapter = request.adapter.get();
-    scheduler_.Enqueue(id, std::move(request), adapter ? images_.PagesOf(*adapter) : 0,
-                       adapter ? images_.SharedPagesOf(*adapter) : 0);
+    scheduler_.Enqueue(id, std::move(request), adapter ? images_.SizeOf(*adapter) : ImageSize(),
+                       adapter ? images_.SharedSizeOf(*adapter) : ImageSize());
   }
 
   void Step() {
@@ -141,7 +141,6 @@ class Day {
     images_.fail = Pick(0, 999) == 0;
     RequestEvents events;
     for (const AdapterLoaded& loaded : images_.TakeLoaded()) {
-      if (!loaded.status.ok()) held_.erase(loaded.serial);
       scheduler_.Loaded(loaded, clock_.NowMicros(), &events);
     }
     scheduler_.Expire(clock_.NowMicros(), &events);
@@ -149,7 +148,7 @@ class Day {
       scheduler_.Cancel(open_.begin()->first, clock_.NowMicros(), &events);
     }
     const bool planned = scheduler_.Plan(clock_.NowMicros(), &batch_);
-    Move(scheduler_.TakeMoves());
+    images_.Move(scheduler_.TakeMoves());
     if (planned) {
       preemptions += scheduler_.stats().preempted;
       drops += scheduler_.stats().images_dropped;
@@ -158,21 +157,6 @@ class Day {
       scheduler_.Commit(*std::move(result), clock_.NowMicros(), &events);
     }
     for (const RequestEvent& event : events) Take(event);
-  }
-
-  void Move(AdapterMoves moves) {
-    for (const uint64_t serial : moves.drops) held_.erase(serial);
-    for (const AdapterLoad& load : moves.loads) {
-      held_[load.adapter.get()->serial] = static_cast<int32_t>(load.pages.size());
-    }
-    images_.Move(std::move(moves));
-  }
-
-  // By images, as the device was told.
-  int32_t PagesHeld() const {
-    int32_t pages = 0;
-    for (const auto& [serial, held] : held_) pages += held;
-    return pages;
   }
 
   void Take(const RequestEvent& event) {
@@ -196,12 +180,11 @@ class Day {
   std::vector<AdapterLease> adapters_;
   std::shared_ptr<Adapter> shared_[4];  // what new versions may have in common
   std::discrete_distribution<int> popularity_;
-  FakeImages images_{kPages};
+  FakeImages images_{kPages, kPageBytes};
   Scheduler scheduler_{Options()};
   FakeRunner runner_{model_, Options().kv, kPages, &images_};
   Batch batch_;
   std::unordered_map<RequestId, Open> open_;
-  std::unordered_map<uint64_t, int32_t> held_;  // pages by image
   int64_t versions_ = 0;
 };
 

@@ -44,23 +44,24 @@ struct FakeModel {
   }
 };
 
-// Images that are there `steps_to_load` calls of TakeLoaded after they were asked for. Every page
-// knows the image that lies in it, so that two users of a page are seen.
+// Images that are there `steps_to_load` calls of TakeLoaded after they were asked for. Every slot of a page
+// knows the image that lies in it, so that two users of it are seen.
 class FakeImages final : public AdapterImages {
  public:
   explicit FakeImages(int32_t pages, int64_t page_bytes = 1)
-      : page_bytes_(page_bytes), owner_(pages, 0) {}
+      : page_bytes_(page_bytes), owner_(pages * ImageSize::kSlots, 0) {}
 
-  int32_t PagesOf(const Adapter& adapter) const {
-    return static_cast<int32_t>((adapter.bytes + page_bytes_ - 1) / page_bytes_);
+  ImageSize SizeOf(const Adapter& adapter) const {
+    const int64_t slots = (adapter.bytes * ImageSize::kSlots + page_bytes_ - 1) / page_bytes_;
+    return {static_cast<int32_t>(slots / ImageSize::kSlots), static_cast<int32_t>(slots % ImageSize::kSlots)};
   }
 
   // Of what it has in common with others.
-  int32_t SharedPagesOf(const Adapter& adapter) const {
-    return adapter.shared != nullptr ? PagesOf(*adapter.shared) : 0;
+  ImageSize SharedSizeOf(const Adapter& adapter) const {
+    return adapter.shared != nullptr ? SizeOf(*adapter.shared) : ImageSize();
   }
 
-  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override { return PagesOf(adapter); }
+  absl::StatusOr<ImageSize> Size(const Adapter& adapter) const override { return SizeOf(adapter); }
   void SetWake(std::function<void()> wake) override {
     std::lock_guard lock(mutex_);
     wake_ = std::move(wake);
@@ -72,12 +73,8 @@ class FakeImages final : public AdapterImages {
     }
     for (AdapterLoad& load : moves.loads) {
       const Adapter& adapter = *load.adapter.get();
-      EXPECT_EQ(int32_t(load.pages.size()), PagesOf(adapter));
-      for (const int32_t page : load.pages) {
-        EXPECT_EQ(owner_[page], 0u) << "page " << page << " has two images";
-        owner_[page] = adapter.serial;
-        written_.push_back(page);
-      }
+      EXPECT_EQ(load.size, SizeOf(adapter));
+      Place(load);
       ++loads;
       loads_shared += adapter.shared != nullptr && there_.contains(adapter.shared->serial);
       coming_.push_back({adapter.serial, adapter.shared != nullptr ? adapter.shared->serial : 0, steps_to_load()});
@@ -101,16 +98,23 @@ class FakeImages final : public AdapterImages {
 
   void Check(const Batch& batch) const {
     for (const AdapterSegment& segment : batch.segments) {
-      if (PagesOf(*segment.adapter) == 0) continue;
+      if (SizeOf(*segment.adapter).empty()) continue;
       EXPECT_TRUE(there_.contains(segment.adapter->serial)) << "a step before its adapter";
       const Adapter* shared = segment.adapter->shared.get();
       EXPECT_TRUE(shared == nullptr || there_.contains(shared->serial)) << "a step before what it shares";
     }
     for (const auto* pages : {&batch.pages, &batch.base_pages}) {
       for (const int32_t page : *pages) {
-        EXPECT_EQ(owner_[page], 0u) << "page " << page << " has an image and keys and values";
+        EXPECT_TRUE(IsEmpty(page)) << "page " << page << " has an image and keys and values";
       }
     }
+  }
+
+  // Pages where images lie.
+  int32_t pages_held() const {
+    int32_t pages = 0;
+    for (int32_t page = 0; page < std::ssize(owner_) / ImageSize::kSlots; ++page) pages += !IsEmpty(page);
+    return pages;
   }
 
   // Pages that images were written to since the last call.
@@ -127,6 +131,25 @@ class FakeImages final : public AdapterImages {
     uint64_t shared;  // Adapter::shared's; 0: none
     int32_t steps;
   };
+  void Place(const AdapterLoad& load) {
+    const uint64_t serial = load.adapter.get()->serial;
+    EXPECT_EQ(std::ssize(load.pages), load.size.most_pages());
+    for (int32_t p = 0; p < std::ssize(load.pages); ++p) {
+      const bool whole = p < load.size.pages;
+      const int32_t begin = whole ? 0 : load.first_slot, end = whole ? ImageSize::kSlots : begin + load.size.slots;
+      EXPECT_LE(end, ImageSize::kSlots);
+      for (int32_t slot = begin; slot < end; ++slot) {
+        uint64_t& owner = owner_[load.pages[p] * ImageSize::kSlots + slot];
+        EXPECT_EQ(owner, 0u) << "slot " << slot << " of page " << load.pages[p] << " has two images";
+        owner = serial;
+      }
+      written_.push_back(load.pages[p]);
+    }
+  }
+  bool IsEmpty(int32_t page) const {
+    const auto begin = owner_.begin() + page * ImageSize::kSlots;
+    return std::all_of(begin, begin + ImageSize::kSlots, [](uint64_t owner) { return owner == 0; });
+  }
   // There or on its way.
   bool Known(uint64_t serial) const {
     return serial == 0 || there_.contains(serial) || std::ranges::any_of(coming_, [serial](const Coming& c) {
@@ -144,7 +167,7 @@ class FakeImages final : public AdapterImages {
   const int64_t page_bytes_;
   std::mutex mutex_;
   std::function<void()> wake_;
-  std::vector<uint64_t> owner_;  // [pages] serial of the image that lies there; 0: none
+  std::vector<uint64_t> owner_;  // [pages, slots] serial of the image that lies there; 0: none
   std::vector<int32_t> written_;
   std::vector<Coming> coming_;
   std::set<uint64_t> there_;

@@ -63,7 +63,7 @@ class FullPool {
     request.ignore_eos = true;
     request.adapter = AdapterLease(adapters_[adapter]);
     is_stream_.push_back(tokens > 1);
-    scheduler_.Enqueue(static_cast<RequestId>(is_stream_.size()), std::move(request), kImagePages);
+    scheduler_.Enqueue(static_cast<RequestId>(is_stream_.size()), std::move(request), {kImagePages, 0});
   }
 
   void Step() {

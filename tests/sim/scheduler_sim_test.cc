@@ -29,6 +29,8 @@ struct Client {
   int32_t most_adapters = 0;  // A: adapters with waiting requests, at most, while it waited
 };
 
+constexpr int32_t kPageBytes = ImageSize::kSlots;
+
 class Simulation {
  public:
   explicit Simulation(uint64_t seed) : random_(seed) {
@@ -45,11 +47,11 @@ class Simulation {
     }
     const bool with_images = Pick(0, 1) == 1;
     if (with_images) {
-      images_ = std::make_unique<FakeImages>(options_.pages);
+      images_ = std::make_unique<FakeImages>(options_.pages, kPageBytes);
       images_->steps_to_load = [this] { return Pick(0, 3); };
     }
     with_tenants_ = with_images && Pick(0, 1) == 1;
-    int64_t largest = 0;
+    int32_t largest = 0;
     std::shared_ptr<Adapter> shared;
     for (int i = Pick(0, 5); i >= 0; --i) {
       auto adapter = std::make_shared<Adapter>();
@@ -58,23 +60,23 @@ class Simulation {
       const bool gates = options_.pages >= 2 * options_.kv.pages_per_block && Pick(0, 2) == 0;
       if (gates) adapter->gating.experts = 1;
       adapter->cacheable = !gates;
-      adapter->bytes = Pick(
-          0, std::min(5, options_.pages - adapter->kv_sets() * options_.kv.pages_per_block));
-      if (!with_images) adapter->bytes = 0;
+      const int32_t beside = options_.pages - adapter->kv_sets() * options_.kv.pages_per_block;
+      const int32_t pages = with_images ? Pick(0, std::min(5, beside)) : 0;
+      adapter->bytes = BytesOfPages(pages);
       // What it has in common with the one before, or nobody yet, takes of what its image leaves.
-      const int32_t left = options_.pages - adapter->kv_sets() * options_.kv.pages_per_block - adapter->bytes;
-      if (adapter->bytes > 0 && left > 0 && Pick(0, 1) == 0) {
-        if (!shared || shared->bytes > left || Pick(0, 2) == 0) {
+      const int32_t left = beside - pages;
+      if (pages > 0 && left > 0 && Pick(0, 1) == 0) {
+        if (!shared || shared->bytes > left * kPageBytes || Pick(0, 2) == 0) {
           shared = std::make_shared<Adapter>();
-          shared->bytes = Pick(1, std::min(4, left));
+          shared->bytes = BytesOfPages(Pick(1, std::min(4, left)));
         }
         adapter->shared = shared;
       }
       const std::string tenant = with_tenants_ && Pick(0, 3) > 0 ? "tenant " + std::to_string(Pick(0, 1)) : "";
       adapters_.push_back(i == 0 ? AdapterLease() : AdapterLease(adapter, adapter, tenant));
-      largest = std::max<int64_t>(largest, adapter->bytes + (adapter->shared ? adapter->shared->bytes : 0));
+      if (with_images) largest = std::max(largest, MostPages(*adapter));
     }
-    if (with_tenants_) options_.tenant_image_pages = static_cast<int32_t>(largest) + Pick(0, 4);
+    if (with_tenants_) options_.tenant_image_pages = largest + Pick(0, 4);
     scheduler_ = std::make_unique<Scheduler>(options_);
     runner_ = std::make_unique<FakeRunner>(model_, options_.kv, options_.pages, images_.get());
   }
@@ -111,6 +113,12 @@ class Simulation {
     return std::uniform_int_distribution<int32_t>(low, high)(random_);
   }
 
+  // Of an image of so many pages, of which half leave some of the last one to others.
+  int64_t BytesOfPages(int32_t pages) {
+    if (pages == 0 || Pick(0, 1) == 0) return pages * kPageBytes;
+    return pages * kPageBytes - Pick(1, kPageBytes - 1);
+  }
+
   void Submit() {
     const RequestId id = clients_.size() + 1;
     Client& client = clients_[id];
@@ -144,8 +152,8 @@ class Simulation {
     }
     client.admissions_at_submit = admissions_;
     const Adapter* adapter = request.adapter.get();
-    scheduler_->Enqueue(id, request, adapter && images_ ? images_->PagesOf(*adapter) : 0,
-                        adapter && images_ ? images_->SharedPagesOf(*adapter) : 0);
+    scheduler_->Enqueue(id, request, adapter && images_ ? images_->SizeOf(*adapter) : ImageSize(),
+                        adapter && images_ ? images_->SharedSizeOf(*adapter) : ImageSize());
   }
 
   static bool Waiting(const Client& client) { return !client.admitted && !client.finished; }
@@ -198,11 +206,15 @@ class Simulation {
     ASSERT_TRUE(events.empty());
   }
 
+  int32_t MostPages(const Adapter& adapter) const {
+    return images_->SizeOf(adapter).most_pages() + images_->SharedSizeOf(adapter).most_pages();
+  }
+
   // Tokens that a request can come to.
   int32_t Context(const Request& request) const {
     const Adapter* adapter = request.adapter.get();
     const bool image = adapter && images_;
-    return ContextTokens(options_, image ? images_->PagesOf(*adapter) + images_->SharedPagesOf(*adapter) : 0,
+    return ContextTokens(options_, image ? MostPages(*adapter) : 0,
                          adapter ? adapter->kv_sets() : 1);
   }
 
@@ -213,6 +225,9 @@ class Simulation {
     ASSERT_LE(scheduler_->running(), options_.limits.max_running_requests);
     ASSERT_LE(batch_.sequences(), scheduler_->running());
     ASSERT_LE(scheduler_->pages_used() + scheduler_->pages_images(), options_.pages);
+    if (images_ != nullptr) {
+      ASSERT_EQ(scheduler_->pages_images(), images_->pages_held());
+    }
     ASSERT_EQ(batch_.positions.size(), rows);
     ASSERT_EQ(batch_.sequence_begin.back(), rows);
     ASSERT_EQ(batch_.page_begin.back(), batch_.pages.size());

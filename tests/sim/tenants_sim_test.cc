@@ -99,7 +99,7 @@ class Crowd {
     request.ignore_eos = true;
     const Adapter& adapter = *request.adapter.get();
     open_[++requests_] = {steps_, tenant != "greedy"};
-    scheduler_.Enqueue(requests_, std::move(request), images_.PagesOf(adapter), images_.SharedPagesOf(adapter));
+    scheduler_.Enqueue(requests_, std::move(request), images_.SizeOf(adapter), images_.SharedSizeOf(adapter));
   }
 
   void Cancel() {
@@ -140,9 +140,9 @@ class Crowd {
       if (lease == leases_.end()) continue;  // what others have in common
       const Adapter& adapter = *lease->second.get();
       int32_t& of_tenant = pages[lease->second.tenant()];
-      of_tenant += images_.PagesOf(adapter);
+      of_tenant += images_.SizeOf(adapter).pages;
       const bool first = shared.emplace(lease->second.tenant(), adapter.shared.get()).second;
-      if (first) of_tenant += images_.SharedPagesOf(adapter);
+      if (first) of_tenant += images_.SharedSizeOf(adapter).pages;
     }
     for (const auto& [tenant, held] : pages) {
       ASSERT_LE(held, tenant.empty() ? kPages : kBound) << tenant;

@@ -21,7 +21,7 @@ constexpr DType kType = DType::kBF16;
 
 // Writes the pieces as a copy to the device would; a byte written twice fails.
 std::vector<std::byte> Image(const ImagePlan& plan, int64_t page_bytes) {
-  std::vector<std::byte> image(plan.pages * page_bytes);
+  std::vector<std::byte> image(plan.size.most_pages() * page_bytes);
   std::vector<bool> written(image.size());
   for (const ImagePlan::Piece& piece : plan.pieces) {
     const int64_t bytes = piece.rows * piece.to_pitch;
@@ -154,7 +154,7 @@ TEST(AdapterImage, EveryPartIsReadBackThroughItsPages) {
   const std::vector<std::byte> image = Image(*plan, kPageBytes);
   std::vector<std::vector<std::byte>> pages;
   std::vector<const void*> addresses;
-  for (int64_t p = 0; p < plan->pages; ++p) {
+  for (int64_t p = 0; p < plan->size.most_pages(); ++p) {
     pages.emplace_back(&image[p * kPageBytes], &image[p * kPageBytes] + kPageBytes);
   }
   for (const auto& page : pages) addresses.push_back(page.data());
@@ -369,10 +369,30 @@ TEST(AdapterImage, LessThanATwentiethOfItsPagesIsEmpty) {
       }
       const absl::StatusOr<ImagePlan> plan = PlanImage(adapter, widths, {}, kType, page_bytes);
       ASSERT_TRUE(plan.ok()) << plan.status();
-      EXPECT_LT(static_cast<double>(plan->pages * page_bytes), 1.05 * static_cast<double>(bytes))
+      EXPECT_LT(static_cast<double>(plan->size.bytes(page_bytes)), 1.05 * static_cast<double>(bytes))
           << "rank " << rank << " of " << llama.ffn;
     }
   }
+}
+
+// Vectors of 4096 floats in a page of 64 KiB, four to each.
+TEST(AdapterImage, WhatASmallImageLeavesOverTakesSlots) {
+  constexpr int32_t kWidth = 4096, kPageBytes = 1 << 16;
+  const std::vector<float> vector(kWidth);
+  const auto size_of = [&](int32_t vectors, int64_t page_bytes) {
+    Adapter adapter;
+    adapter.modules.resize(vectors);
+    for (ModuleDelta& delta : adapter.modules) delta.bias = vector.data();
+    const std::vector<ModuleWidths> widths(ModuleCount(10), {kWidth, kWidth});
+    return PlanImage(adapter, widths, {}, kType, page_bytes)->size;
+  };
+  EXPECT_EQ(size_of(1, kPageBytes), (ImageSize{0, 4}));
+  EXPECT_EQ(size_of(6, kPageBytes), (ImageSize{1, 8}));
+  EXPECT_EQ(size_of(8, kPageBytes), (ImageSize{2, 0}));
+  EXPECT_EQ(size_of(65, kPageBytes), (ImageSize{17, 0})) << "a whole page is no more than a sixteenth";
+  EXPECT_EQ(size_of(1, 17 * 1024), (ImageSize{1, 0})) << "nearly a page";
+  EXPECT_EQ(size_of(1, kPageBytes + 16), (ImageSize{1, 0})) << "slots would not be aligned";
+  EXPECT_EQ(size_of(0, kPageBytes), (ImageSize{0, 1}));
 }
 
 TEST(AdapterImage, ARankRowWiderThanAPageIsRefusedByName) {

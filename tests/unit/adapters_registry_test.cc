@@ -105,7 +105,7 @@ class Registry : public ::testing::Test {
 // A page a rank.
 class RankImages final : public AdapterImages {
  public:
-  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override { return adapter.max_rank; }
+  absl::StatusOr<ImageSize> Size(const Adapter& adapter) const override { return ImageSize{adapter.max_rank, 0}; }
   void SetWake(std::function<void()>) override {}
   void Move(AdapterMoves) override {}
   std::vector<AdapterLoaded> TakeLoaded() override { return {}; }

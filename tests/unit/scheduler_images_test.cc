@@ -21,10 +21,10 @@ TEST_F(Scheduling, ImagesAreFetchedInTurnAndThoseInUseStay) {
     RequestEvents events;
     scheduler_->Loaded({lease.get()->serial, absl::OkStatus()}, now_, &events);
   };
-  scheduler_->Enqueue(1, MakeRequest(3, 2, a), 5);
-  scheduler_->Enqueue(2, MakeRequest(3, 4, b), 4);
-  scheduler_->Enqueue(3, MakeRequest(3, 1, c), 3);  // fits only without one of the others
-  scheduler_->Enqueue(4, MakeRequest(3, 1, a), 5);  // a is there, but it is c's turn
+  scheduler_->Enqueue(1, MakeRequest(3, 2, a), {5, 0});
+  scheduler_->Enqueue(2, MakeRequest(3, 4, b), {4, 0});
+  scheduler_->Enqueue(3, MakeRequest(3, 1, c), {3, 0});  // fits only without one of the others
+  scheduler_->Enqueue(4, MakeRequest(3, 1, a), {5, 0});  // a is there, but it is c's turn
   EXPECT_FALSE(Plan()) << "no image is there";
   AdapterMoves moves = scheduler_->TakeMoves();
   ASSERT_EQ(moves.loads.size(), 2u);
@@ -72,12 +72,12 @@ TEST_F(Scheduling, BeyondItsTenantsBoundARequestWaitsAndOthersPass) {
     }
     return fetched;
   };
-  scheduler_->Enqueue(1, MakeRequest(3, 6, x1), 5);
-  scheduler_->Enqueue(2, MakeRequest(3, 4, x2), 4);
-  scheduler_->Enqueue(3, MakeRequest(3, 1, x3), 3);  // would fit beside x1, but comes after x2
-  scheduler_->Enqueue(4, MakeRequest(3, 1, x1), 5);  // is there, but comes after x2 as well
-  scheduler_->Enqueue(5, MakeRequest(3, 20, y1), 8);
-  scheduler_->Enqueue(6, MakeRequest(3, 20, nobodys), 9);
+  scheduler_->Enqueue(1, MakeRequest(3, 6, x1), {5, 0});
+  scheduler_->Enqueue(2, MakeRequest(3, 4, x2), {4, 0});
+  scheduler_->Enqueue(3, MakeRequest(3, 1, x3), {3, 0});  // would fit beside x1, but comes after x2
+  scheduler_->Enqueue(4, MakeRequest(3, 1, x1), {5, 0});  // is there, but comes after x2 as well
+  scheduler_->Enqueue(5, MakeRequest(3, 20, y1), {8, 0});
+  scheduler_->Enqueue(6, MakeRequest(3, 20, nobodys), {9, 0});
   EXPECT_THAT(plan(), ElementsAre(x1.get()->serial, y1.get()->serial, nobodys.get()->serial));
   for (int step = 0; step < 6; ++step) {
     EXPECT_THAT(plan(), IsEmpty());
@@ -101,7 +101,7 @@ TEST_F(Scheduling, WhatATenantsImagesHaveInCommonCountsOnceForIt) {
     auto adapter = std::make_shared<Adapter>();
     adapter->shared = shared;
     leases.emplace_back(adapter, adapter, tenant);
-    scheduler_->Enqueue(leases.size(), MakeRequest(3, 2, leases.back()), 3, 4);
+    scheduler_->Enqueue(leases.size(), MakeRequest(3, 2, leases.back()), {3, 0}, {4, 0});
   }
   EXPECT_FALSE(Plan());
   std::vector<const Adapter*> loads;
@@ -110,10 +110,46 @@ TEST_F(Scheduling, WhatATenantsImagesHaveInCommonCountsOnceForIt) {
       << "3 + 3 + 4 are its bound";
 }
 
+// b is colder than c, but while a runs beside it nothing would be free without it.
+TEST_F(Scheduling, ImagesShareAPageThatGoesWhenAllOfThemCan) {
+  Start({.max_batch_tokens = 100}, 6);
+  const AdapterLease a = MakeAdapter("a"), b = MakeAdapter("b"), c = MakeAdapter("c"), d = MakeAdapter("d");
+  const auto loaded = [&](const AdapterLease& lease) {
+    RequestEvents events;
+    scheduler_->Loaded({lease.get()->serial, absl::OkStatus()}, now_, &events);
+  };
+  scheduler_->Enqueue(1, MakeRequest(3, 6, a), {0, 8});
+  scheduler_->Enqueue(2, MakeRequest(3, 1, b), {0, 8});
+  EXPECT_FALSE(Plan());
+  AdapterMoves moves = scheduler_->TakeMoves();
+  ASSERT_EQ(moves.loads.size(), 2u);
+  EXPECT_EQ(moves.loads[0].pages, moves.loads[1].pages);
+  EXPECT_EQ(moves.loads[0].first_slot + moves.loads[1].first_slot, 8);
+  loaded(a), loaded(b);
+  Step();
+  EXPECT_EQ(scheduler_->stats().pages_images_used, 1);
+  scheduler_->Enqueue(3, MakeRequest(3, 1, c), {1, 0});
+  Step();
+  loaded(c);
+  Step();
+  EXPECT_EQ(Finish(3), FinishReason::kLength);
+  EXPECT_EQ(scheduler_->pages_images(), 2);
+  scheduler_->TakeMoves();
+  scheduler_->Enqueue(4, MakeRequest(3, 1, d), {2, 0});
+  Step();
+  EXPECT_THAT(scheduler_->TakeMoves().drops, ElementsAre(c.get()->serial));
+  loaded(d);
+  while (!scheduler_->empty()) Step();
+  scheduler_->Enqueue(5, MakeRequest(90, 1));  // the whole pool
+  Step();
+  EXPECT_EQ(scheduler_->TakeMoves().drops.size(), 3u);
+  EXPECT_EQ(scheduler_->pages_images(), 0);
+}
+
 TEST_F(Scheduling, AFailedLoadEndsItsOwnRequestsAndGivesThePagesBack) {
   Start({.max_batch_tokens = 64}, 14);
   const AdapterLease a = MakeAdapter("a");
-  scheduler_->Enqueue(1, MakeRequest(3, 2, a), 5);
+  scheduler_->Enqueue(1, MakeRequest(3, 2, a), {5, 0});
   scheduler_->Enqueue(2, MakeRequest(3, 1));
   Step();
   EXPECT_EQ(Finish(2), FinishReason::kLength);
@@ -135,7 +171,7 @@ TEST_F(Scheduling, WhatAStepReadsHasWhatItsAdaptersShareOnce) {
     auto adapter = std::make_shared<Adapter>();
     adapter->shared = shared;
     leases.emplace_back(std::move(adapter));
-    scheduler_->Enqueue(id, MakeRequest(3, 2, leases.back()), 3, 4);
+    scheduler_->Enqueue(id, MakeRequest(3, 2, leases.back()), {3, 0}, {4, 0});
   }
   EXPECT_FALSE(Plan());
   for (const auto& load : scheduler_->TakeMoves().loads) {
@@ -158,7 +194,7 @@ TEST_F(Scheduling, AnImageStaysForLaterRequestsAndGoesWithItsAdapter) {
     // Every request has a lease of its own, as the registry gives them.
     const AdapterLease lease(std::shared_ptr<const Adapter>(home.get(), [](const Adapter*) {}),
                              home);
-    scheduler_->Enqueue(id, MakeRequest(3, 1, lease), 5);
+    scheduler_->Enqueue(id, MakeRequest(3, 1, lease), {5, 0});
     if (id == 1) {
       EXPECT_FALSE(Plan());
       EXPECT_EQ(scheduler_->TakeMoves().loads.size(), 1u);

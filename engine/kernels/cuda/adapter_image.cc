@@ -17,6 +17,8 @@ namespace lorikeet::cuda {
 namespace {
 
 constexpr int64_t kAlign = 16;
+constexpr int64_t kSlotAlign = 256;
+constexpr int32_t kMostSlots = ImageSize::kSlots * 7 / 8;  // of a page that is shared
 
 int32_t DivideUp(int32_t a, int32_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -66,17 +68,28 @@ class Planner {
     return {Matrix({dense.data, dense.dtype, dense.rows, width}), List(rows.index, dense.rows)};
   }
 
-  int64_t DivideUpPages() const { return (at_ + page_bytes_ - 1) / page_bytes_; }
+  // What is at most a sixteenth of the whole, or is nearly a page, has the last page alone, and so do pages that slots
+  // would not be aligned in. An image of nothing has a place as well.
+  ImageSize Size() const {
+    const int64_t slot_bytes = page_bytes_ / ImageSize::kSlots;
+    const auto pages = static_cast<int32_t>(at_ / page_bytes_);
+    const auto slots = static_cast<int32_t>((at_ % page_bytes_ + slot_bytes - 1) / slot_bytes);
+    if (slots == 0 && pages > 0) return {pages, 0};
+    const bool shares = page_bytes_ % (ImageSize::kSlots * kSlotAlign) == 0 && pages < ImageSize::kSlots &&
+                        slots <= kMostSlots;
+    return shares ? ImageSize{pages, std::max(1, slots)} : ImageSize{pages + 1, 0};
+  }
   // The first row that was larger than a page.
   const absl::Status& status() const { return status_; }
 
  private:
   static const void* Offset(int64_t at) { return reinterpret_cast<const void*>(at + 1); }
+  void ToNextPage() { at_ = (at_ + page_bytes_ - 1) / page_bytes_ * page_bytes_; }
 
   // `count` rows from row `first` at the next place that takes a row.
   const void* PlaceTogether(const HostRows& from, int64_t first, int64_t count, DType to_dtype,
                             int64_t pitch) {
-    if (at_ % page_bytes_ + pitch > page_bytes_) at_ = DivideUpPages() * page_bytes_;
+    if (at_ % page_bytes_ + pitch > page_bytes_) ToNextPage();
     const int64_t stride = from.stride > 0 ? from.stride : from.width;
     const auto* data = static_cast<const std::byte*>(from.data);
     plan_->pieces.push_back({data + ByteSize(from.dtype, first * stride), from.dtype, stride,
@@ -107,7 +120,7 @@ class Planner {
     out.first_rows = static_cast<uint32_t>(std::min(room, from.rows));
     out.first = PlaceTogether(from, 0, out.first_rows, to_dtype, pitch);
     for (int64_t row = out.first_rows; row < from.rows; row += page_rows) {
-      at_ = DivideUpPages() * page_bytes_;
+      ToNextPage();
       if (out.pages == nullptr) {
         out.pages = static_cast<const void* const*>(Offset(at_ / page_bytes_));
       }
@@ -556,7 +569,7 @@ absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<Mo
   if (!adapter.shared_rows.empty()) {
     PlanShared(adapter.shared_rows, dtype, page_bytes, &planner);
     plan.tiles.resize(1);  // a table, as every image has one
-    plan.pages = planner.DivideUpPages();
+    plan.size = planner.Size();
     return plan;
   }
   LK_RETURN_IF_ERROR(CheckParts(adapter, widths));
@@ -566,7 +579,7 @@ absl::StatusOr<ImagePlan> PlanImage(const Adapter& adapter, const std::vector<Mo
   LK_RETURN_IF_ERROR(TilePlanner(adapter, modules, dtype, page_bytes, &planner).Plan(&plan));
   PlanParts(adapter, widths, layers, &planner, &plan.parts);
   LK_RETURN_IF_ERROR(planner.status());
-  plan.pages = planner.DivideUpPages();
+  plan.size = planner.Size();
   return plan;
 }
 

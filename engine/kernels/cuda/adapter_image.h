@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/api/adapter.h"
+#include "engine/api/adapter_images.h"
 #include "engine/api/module.h"
 #include "engine/base/dtype.h"
 #include "engine/kernels/cuda/adapter_parts.h"
@@ -87,7 +88,7 @@ struct ImagePlan {
   std::vector<RankTile> tiles;
   int32_t tiles_per_module = 0;
   PartTables parts;
-  int64_t pages = 0;
+  ImageSize size;
   int64_t bytes = 0;  // of the pieces, all rows at their pitch
 };
 

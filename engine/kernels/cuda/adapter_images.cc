@@ -104,9 +104,9 @@ absl::Status DeviceImages::Start(std::byte* pages, int64_t page_bytes, int64_t p
   return absl::OkStatus();
 }
 
-absl::StatusOr<int32_t> DeviceImages::Pages(const Adapter& adapter) const {
+absl::StatusOr<ImageSize> DeviceImages::Size(const Adapter& adapter) const {
   LK_ASSIGN_OR_RETURN(const ImagePlan plan, PlanImage(adapter, widths_, experts_, dtype_, page_bytes_));
-  return static_cast<int32_t>(std::max<int64_t>(1, plan.pages));
+  return plan.size;
 }
 
 void DeviceImages::SetWake(std::function<void()> wake) {
@@ -130,7 +130,7 @@ void DeviceImages::Move(AdapterMoves moves) {
     }
     for (AdapterLoad& load : moves.loads) {
       const Adapter& adapter = *load.adapter.get();
-      if (!adapter.shared_rows.empty()) shared_pages_[adapter.serial] = load.pages;
+      if (!adapter.shared_rows.empty()) shared_pages_[adapter.serial] = PagesOf(load);
       queue_.push_back(std::move(load));
     }
   }
@@ -181,11 +181,12 @@ DeviceImages::Copy DeviceImages::Begin(AdapterLoad load) {
   std::swap(tables_[0], tables_[1]);
   copy.resident = [&]() -> absl::StatusOr<Resident> {
     const Adapter& adapter = *copy.load.adapter.get();
-    LK_ASSIGN_OR_RETURN(const std::vector<int32_t> shared_pages, SharedPages(adapter));
+    LK_ASSIGN_OR_RETURN(const Pages shared_pages, SharedPages(adapter));
     LK_ASSIGN_OR_RETURN(const Packed* packed, Pack(adapter));
     Resident resident{.bytes = packed->plan.bytes};
-    cudaError_t error = CopyPages(*packed, copy.load.pages);
-    if (error == cudaSuccess) error = CopyTables(*packed, copy.load.pages, shared_pages, &resident);
+    const Pages pages = PagesOf(copy.load);
+    cudaError_t error = CopyPages(*packed, pages);
+    if (error == cudaSuccess) error = CopyTables(*packed, pages, shared_pages, &resident);
     if (error == cudaSuccess) error = cudaEventRecord(copy.done, stream_);
     if (error == cudaSuccess) return resident;
     cudaStreamSynchronize(stream_);  // the pages become others'
@@ -199,8 +200,15 @@ DeviceImages::Copy DeviceImages::Begin(AdapterLoad load) {
   return copy;
 }
 
-absl::StatusOr<std::vector<int32_t>> DeviceImages::SharedPages(const Adapter& adapter) const {
-  if (adapter.shared == nullptr) return std::vector<int32_t>();
+DeviceImages::Pages DeviceImages::PagesOf(const AdapterLoad& load) const {
+  Pages pages;
+  for (const int32_t page : load.pages) pages.push_back(pages_ + page * page_bytes_);
+  pages.back() += load.first_slot * (page_bytes_ / ImageSize::kSlots);
+  return pages;
+}
+
+absl::StatusOr<DeviceImages::Pages> DeviceImages::SharedPages(const Adapter& adapter) const {
+  if (adapter.shared == nullptr) return Pages();
   std::lock_guard lock(mutex_);
   const auto found = shared_pages_.find(adapter.shared->serial);
   if (found != shared_pages_.end()) return found->second;
@@ -237,7 +245,7 @@ absl::StatusOr<const DeviceImages::Packed*> DeviceImages::Pack(const Adapter& ad
   packed.part_set = PartsOf(adapter, experts_);
   LK_ASSIGN_OR_RETURN(packed.plan, PlanImage(adapter, widths_, experts_, dtype_, page_bytes_));
   if (packed.plan.tiles_per_module > kFewTiles) packed.part_set |= Bit(Part::kLongRanks);
-  LK_RETURN_IF_ERROR(TakeChunks(packed.plan.pages, &packed.chunks));
+  LK_RETURN_IF_ERROR(TakeChunks(packed.plan.size.most_pages(), &packed.chunks));
   const std::vector<ImagePlan::Piece>& pieces = packed.plan.pieces;
   InParallel(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
     std::byte* page = packed.chunks[pieces[i].to / page_bytes_];
@@ -293,25 +301,25 @@ cudaError_t DeviceImages::Grow() {
   return cudaSuccess;
 }
 
-// Pages that follow one another on both sides go in one copy.
-cudaError_t DeviceImages::CopyPages(const Packed& packed, const std::vector<int32_t>& pages) {
-  const int64_t count = packed.plan.pages;
+// Pages that follow one another on both sides go in one copy. Of one that others share only what is the image's.
+cudaError_t DeviceImages::CopyPages(const Packed& packed, const Pages& pages) {
+  const int64_t count = std::ssize(pages), bytes = packed.plan.size.bytes(page_bytes_);
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {
     const auto follows = [&](int64_t i) {
-      return pages[i] == pages[i - 1] + 1 && packed.chunks[i] == packed.chunks[i - 1] + page_bytes_;
+      return pages[i] == pages[i - 1] + page_bytes_ && packed.chunks[i] == packed.chunks[i - 1] + page_bytes_;
     };
     for (end = begin + 1; end < count && follows(end);) ++end;
-    const cudaError_t error =
-        cudaMemcpyAsync(pages_ + pages[begin] * page_bytes_, packed.chunks[begin],
-                        (end - begin) * page_bytes_, cudaMemcpyHostToDevice, stream_);
+    const int64_t until = std::min(end * page_bytes_, bytes);
+    const cudaError_t error = cudaMemcpyAsync(pages[begin], packed.chunks[begin], until - begin * page_bytes_,
+                                              cudaMemcpyHostToDevice, stream_);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
 // The plan's tables with image offsets and pages turned into addresses.
-cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int32_t>& pages,
-                                     const std::vector<int32_t>& shared_pages, Resident* resident) {
+cudaError_t DeviceImages::CopyTables(const Packed& packed, const Pages& pages, const Pages& shared_pages,
+                                     Resident* resident) {
   const auto offset_of = [](const void* pointer) {
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer) & ~kInShared) - 1;
   };
@@ -319,9 +327,8 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
     if (pointer == nullptr) return pointer;
     const int64_t offset = offset_of(pointer);
     const bool shared = (reinterpret_cast<uintptr_t>(pointer) & kInShared) != 0;
-    const int64_t page = (shared ? shared_pages : pages)[offset / page_bytes_];
-    std::byte* address = pages_ + page * page_bytes_ + offset % page_bytes_;
-    return reinterpret_cast<decltype(pointer)>(address);
+    std::byte* page = (shared ? shared_pages : pages)[offset / page_bytes_];
+    return reinterpret_cast<decltype(pointer)>(page + offset % page_bytes_);
   };
   std::vector<RankTile> tiles = packed.plan.tiles;
   for (RankTile& tile : tiles) {
@@ -334,7 +341,7 @@ cudaError_t DeviceImages::CopyTables(const Packed& packed, const std::vector<int
   std::vector<const void*> addresses;   // of the pages, and
   std::vector<AdapterParts> adapter;    // one, if the adapter has any parts
   if (BeyondLowRank(packed.part_set)) {
-    for (const int32_t page : pages) addresses.push_back(pages_ + page * page_bytes_);
+    addresses.assign(pages.begin(), pages.end());
     adapter.resize(1);
   }
   const auto size = [](const auto&... tables) { return (TableWriter::Size(tables) + ...); };

@@ -48,7 +48,7 @@ class DeviceImages final : public AdapterImages {
   // packed images; an adapter larger than that fails to load.
   absl::Status Start(std::byte* pages, int64_t page_bytes, int64_t pinned_bytes);
 
-  absl::StatusOr<int32_t> Pages(const Adapter& adapter) const override;
+  absl::StatusOr<ImageSize> Size(const Adapter& adapter) const override;
   void SetWake(std::function<void()> wake) override;
   void Move(AdapterMoves moves) override;
   std::vector<AdapterLoaded> TakeLoaded() override;
@@ -61,7 +61,7 @@ class DeviceImages final : public AdapterImages {
   struct Packed {
     uint64_t serial = 0;
     ImagePlan plan;                  // pieces are dropped once they are written
-    std::vector<std::byte*> chunks;  // [plan.pages] of page_bytes_
+    std::vector<std::byte*> chunks;  // [plan.size.most_pages()] of page_bytes_
     LinearSet linears = 0;
     PartSet part_set = 0;
   };
@@ -85,10 +85,11 @@ class DeviceImages final : public AdapterImages {
   absl::StatusOr<const Packed*> Pack(const Adapter& adapter);
   absl::Status TakeChunks(int64_t count, std::vector<std::byte*>* chunks);
   cudaError_t Grow();
-  cudaError_t CopyPages(const Packed& packed, const std::vector<int32_t>& pages);
-  cudaError_t CopyTables(const Packed& packed, const std::vector<int32_t>& pages,
-                         const std::vector<int32_t>& shared_pages, Resident* resident);
-  absl::StatusOr<std::vector<int32_t>> SharedPages(const Adapter& adapter) const;
+  using Pages = std::vector<std::byte*>;  // of an image on the device; its part of the last one begins there
+  Pages PagesOf(const AdapterLoad& load) const;
+  absl::StatusOr<Pages> SharedPages(const Adapter& adapter) const;
+  cudaError_t CopyPages(const Packed& packed, const Pages& pages);
+  cudaError_t CopyTables(const Packed& packed, const Pages& pages, const Pages& shared_pages, Resident* resident);
 
   const DType dtype_;
   const ExpertModules experts_;
@@ -113,7 +114,7 @@ class DeviceImages final : public AdapterImages {
   std::vector<AdapterLoaded> loaded_;
   std::unordered_map<uint64_t, Resident> resident_;  // by Adapter::serial
   // Where what adapters have in common is, or will be when the copies given so far are done. By serial.
-  std::unordered_map<uint64_t, std::vector<int32_t>> shared_pages_;
+  std::unordered_map<uint64_t, Pages> shared_pages_;
   std::function<void()> wake_;
   bool stop_ = false;
   std::thread thread_;
