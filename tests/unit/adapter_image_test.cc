@@ -106,6 +106,48 @@ TEST(AdapterImage, EveryRankRowIsWhereItsTileSaysWithinAPage) {
   }
 }
 
+// By expert, layer and linear; layers that a LoRA is not on have tiles without ranks.
+TEST(AdapterImage, LorasOfAMixtureLieBehindTheModelsModules) {
+  constexpr int32_t kLayers = 2, kHidden = 24, kInner = 40, kLoras = 3;
+  std::mt19937 rng(1);
+  std::vector<ModuleWidths> widths(ModuleCount(kLayers), {kHidden, kHidden});
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    widths[LayerModule(layer, Linear::kGate)] = widths[LayerModule(layer, Linear::kUp)] = {kHidden, kInner};
+    widths[LayerModule(layer, Linear::kDown)] = {kInner, kHidden};
+  }
+  Adapter adapter;
+  adapter.modules.resize(ModuleCount(kLayers));
+  adapter.mlp_mixture.chosen = 2;
+  adapter.mlp_mixture.routers.assign(kLayers, RandomFloats(kLoras * kHidden, rng));
+  std::vector<std::unique_ptr<RandomAdapter>> inner, outer;
+  for (int32_t e = 0; e < kLoras; ++e) {
+    inner.push_back(std::make_unique<RandomAdapter>(kHidden, std::vector{kInner, kInner}, kType, 40, rng));
+    outer.push_back(std::make_unique<RandomAdapter>(kInner, std::vector{kHidden}, kType, 40, rng));
+    auto lora = std::make_shared<Adapter>();
+    lora->modules.resize(ModuleCount(kLayers));
+    lora->modules[LayerModule(1, Linear::kGate)] = inner[e]->adapter.modules[0];
+    lora->modules[LayerModule(1, Linear::kUp)] = inner[e]->adapter.modules[1];
+    lora->modules[LayerModule(1, Linear::kDown)] = outer[e]->adapter.modules[0];
+    adapter.mlp_mixture.experts.push_back(lora);
+  }
+  const absl::StatusOr<ImagePlan> plan = PlanImage(adapter, widths, {}, kType, 8192);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const std::vector<std::byte> image = Image(*plan, 8192);
+  const auto tiles = [&](int32_t e, int32_t layer, Linear linear) {
+    const ModuleId module = FirstMixtureModule(kLayers, layer, linear) + e * kLayers * kLinearsPerExpert;
+    return &plan->tiles[int64_t{module} * plan->tiles_per_module];
+  };
+  for (int32_t e = 0; e < kLoras; ++e) {
+    ExpectRanks(image, tiles(e, 1, Linear::kGate), *inner[e], 0, kHidden, kInner);
+    ExpectRanks(image, tiles(e, 1, Linear::kUp), *inner[e], 1, kHidden, kInner);
+    ExpectRanks(image, tiles(e, 1, Linear::kDown), *outer[e], 0, kInner, kHidden);
+    EXPECT_EQ(tiles(e, 0, Linear::kDown)->module_tiles, 0);
+  }
+  ASSERT_EQ(plan->parts.routers.size(), kLayers);
+  EXPECT_EQ(plan->parts.routers[1].rows, kLoras);
+  EXPECT_EQ(plan->parts.adapter.mixture.chosen, 2);
+}
+
 // Every kind of part, with matrices of several pages, pages lying in reverse order.
 struct PartsCase {
   static constexpr int32_t kVocab = 50, kWidth = 24, kKv = 8, kTokens = 9, kRank = 3;
