@@ -457,7 +457,6 @@ RegistryStats AdapterRegistry::Core::stats() const {
   stats.names = static_cast<int64_t>(names_.size());
   stats.versions = static_cast<int64_t>(versions_.size());
   stats.host_bytes = HostBytes();
-  for (const auto& [directory, folder] : folders_) stats.disk_bytes += folder.bytes;
   return stats;
 }
 

@@ -174,6 +174,7 @@ class AdapterRegistry::Core : public std::enable_shared_from_this<AdapterRegistr
   bool IsOwned(const std::string& directory) const;
   void Measure(const std::string& directory);
   // With mutex_ held:
+  void Forget(const std::string& directory);
   static std::set<std::string> DirectoriesOf(const std::vector<Target>& targets,
                                              const std::string& location);
   std::vector<FolderAt> FoldersOf(const std::set<std::string>& directories);

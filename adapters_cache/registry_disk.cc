@@ -19,7 +19,15 @@ void AdapterRegistry::Core::Measure(const std::string& directory) {
   if (!IsOwned(directory)) return;
   const int64_t bytes = DirectoryBytes(directory);
   std::lock_guard lock(mutex_);
-  folders_.try_emplace(directory, Folder{.bytes = bytes});
+  if (folders_.try_emplace(directory, Folder{.bytes = bytes}).second) stats_.disk_bytes += bytes;
+}
+
+// Nothing uses it any more.
+void AdapterRegistry::Core::Forget(const std::string& directory) {
+  const auto folder = folders_.find(directory);
+  if (folder == folders_.end()) return;
+  stats_.disk_bytes -= folder->second.bytes;
+  folders_.erase(folder);
 }
 
 // Where a reload of a name reads from, and where what it leads to is read again.

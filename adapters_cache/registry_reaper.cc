@@ -94,7 +94,7 @@ void AdapterRegistry::Core::ClearLeft(std::unique_lock<std::mutex>& lock) {
     const std::string directory = it->first;
     left_.erase(it);
     if (Uses(directory)) continue;
-    folders_.erase(directory);
+    Forget(directory);
     clearing_ = directory;
     lock.unlock();
     options_.on_unused(directory);
