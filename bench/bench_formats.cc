@@ -97,12 +97,6 @@ class Loads {
     const int64_t host_bytes = adapter->bytes;
     const int again = format.copied ? 29 : 9;
     if (normalise_ms < 500) normalise_ms = std::min(normalise_ms, Best(again, [&] { normalise(true); }));
-    if (format.experts > 0) {  // which a GPU refuses
-      std::printf("%-26s %8.1f %9.1f %8s %9.2f %9.2f\n", format.name.c_str(), read_ms, normalise_ms, "-",
-                  file_bytes * 1e-6, host_bytes * 1e-6);
-      fs::remove_all(directory);
-      return;
-    }
     adapter = normalise(false);
     auto plan = cuda::PlanImage(*adapter, widths_, {}, DType::kBF16, page_bytes_);
     LK_CHECK_MSG(plan.ok(), plan.status().ToString());

@@ -106,6 +106,7 @@ void AddLora(Maker* maker) {
     return Pair("lora_A.weight", "lora_B.weight", 16, in, out, DType::kBF16);
   });
   router.experts = kExperts;
+  router.own_bytes *= kExperts;
   Json olora = config;
   olora["init_lora_weights"] = "olora";
   maker->Linears("OLoRA, r16", olora, "", [](int64_t in, int64_t out) {
