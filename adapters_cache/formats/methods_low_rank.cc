@@ -312,13 +312,14 @@ absl::Status LowerRandLora(const ModuleTensors& m, Lowered* out) {
 
 // TinyLoRA (Morris et al. 2026): B·(Σ v_k P_k)·A, v shared by groups of linears.
 absl::Status LowerTinyLora(const ModuleTensors& m, Lowered* out) {
+  for (const char* projection : {"tinylora_A", "tinylora_B", "tinylora_P"}) {
+    if (m.Has(projection)) continue;
+    return m.Invalid(absl::StrCat("the file has no ", projection, " (save_projection: false), and it cannot be made "
+                                  "again; save the adapter with save_projection=True"));
+  }
   LK_ASSIGN_OR_RETURN(Matrix2 a, m.GetMatrix("tinylora_A", -1, m.in()));
   const int64_t r = a.rows;
   LK_ASSIGN_OR_RETURN(Matrix2 b, m.GetMatrix("tinylora_B", m.out(), r));
-  if (!m.Has("tinylora_P")) {
-    return m.Invalid("the file has no tinylora_P (save_projection: false), and it cannot be made "
-                     "again; save the adapter with save_projection=True");
-  }
   LK_ASSIGN_OR_RETURN(const auto shape, m.ShapeOf("tinylora_P", 3));
   LK_ASSIGN_OR_RETURN(const auto p, m.Get("tinylora_P", {shape[0], r, r}));
   const double tying = m.Number("weight_tying", 0);

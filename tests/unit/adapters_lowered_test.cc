@@ -94,6 +94,20 @@ TEST_F(LoweredAdapter, PartsThatSettingsAskForMustBeThere) {
 }
 
 // Poly, of three tasks, two skills and one slice.
+TEST_F(LoweredAdapter, ProjectionsThatAreNotSavedAreAskedFor) {
+  const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
+  adapter_.config = {{"peft_type", "TINYLORA"}, {"r", 2}, {"u", 4}, {"weight_tying", 1.0},
+                     {"target_modules", {"layers.0.self_attn.q_proj"}}};
+  const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.tinylora_";
+  Put("base_model.tinylora_v.0", {4});
+  Put(q + "P", {4, 2, 2});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"no tinylora_A", "save_projection=True"});
+  Put(q + "A", {2, in});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"no tinylora_B", "save_projection=True"});
+  Put(q + "B", {out, 2});
+  EXPECT_TRUE(Load().ok()) << Load().status();
+}
+
 TEST_F(LoweredAdapter, ATaskMustBeNamedAndThere) {
   const auto [in, out] = base_.shape(LayerModule(0, Linear::kQ));
   adapter_.config = {{"peft_type", "POLY"}, {"task_type", "CAUSAL_LM"}, {"r", 2}, {"target_modules", {"layers.0.self_attn.q_proj"}}};
