@@ -23,14 +23,7 @@ __global__ void __launch_bounds__(kThreads) Share(const __grid_constant__ ShareA
   const PrototypeGates gates = adapter->prototype_gates;
   const T* const x = args.x.row<T>(row);
   for (int32_t e = threadIdx.x / 32; e < gates.experts; e += kThreads / 32) {
-    const T* const prototype = prototypes.row<T>(e);
-    float sum = 0;
-    for (int32_t c = threadIdx.x % 32 * 8; c < args.x.width; c += 32 * 8) {
-      const Vec8<T> left = LoadVec(prototype + c), right = LoadVec(x + c);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum += ToFloat(left.v[j]) * ToFloat(right.v[j]);
-    }
-    sum = WarpSum(sum);
+    const float sum = WarpDot(prototypes.row<T>(e), x, args.x.width);
     if (threadIdx.x % 32 == 0) scores[e] = gates.magnitudes ? fabsf(sum) : sum;
   }
   __syncthreads();

@@ -23,14 +23,7 @@ __global__ void __launch_bounds__(kThreads)
   const PagedRows& router = mixture.routers[layer];
   const T* const from = x.row<T>(row);
   for (int32_t e = threadIdx.x / 32; e < mixture.experts; e += kThreads / 32) {
-    const T* const w = router.row<T>(e);
-    float sum = 0;
-    for (int32_t c = threadIdx.x % 32 * 8; c < x.width; c += 32 * 8) {
-      const Vec8<T> left = LoadVec(w + c), right = LoadVec(from + c);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum += ToFloat(left.v[j]) * ToFloat(right.v[j]);
-    }
-    sum = WarpSum(sum);
+    const float sum = WarpDot(router.row<T>(e), from, x.width);
     if (threadIdx.x % 32 == 0) scores[e] = sum;
   }
   __syncthreads();

@@ -132,6 +132,18 @@ __device__ inline float WarpSum(float v) {
   return WarpReduce(v, [](float a, float b) { return a + b; });
 }
 
+// a · b, a warp's; width: a multiple of 8.
+template <typename T>
+__device__ float WarpDot(const T* a, const T* b, int32_t width) {
+  float sum = 0;
+  for (int32_t c = threadIdx.x % 32 * 8; c < width; c += 32 * 8) {
+    const Vec8<T> left = LoadVec(a + c), right = LoadVec(b + c);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += ToFloat(left.v[j]) * ToFloat(right.v[j]);
+  }
+  return WarpSum(sum);
+}
+
 // Programmatic dependent launch: what stands before the wait may run while the kernel before is
 // still at work, so it reads nothing that another kernel of the step writes.
 __device__ inline void WaitForKernelBefore() {
