@@ -40,7 +40,8 @@ class AdapterSources {
 
   using Done = std::function<void(absl::StatusOr<FetchedAdapter>)>;
   // Brings the files of `location` here, unless `kept`, where a fetch before brought them, is still
-  // there. They take of the disk of `tenant`, empty: nobody's, who is the first to fetch them. Calls `done` once, on a thread of the sources' own, never on this one.
+  // there. They take of the disk of `tenant`, empty: nobody's, who is the first to fetch them. Calls
+  // `done` once, on a thread of the sources' own, never on this one.
   //
   // INVALID_ARGUMENT: no location that is understood; PERMISSION_DENIED: not allowed here, or refused
   // there; NOT_FOUND: not there; DATA_LOSS: other bytes than the source says; RESOURCE_EXHAUSTED: too

@@ -277,13 +277,14 @@ class Normaliser {
   }
 
   // Where spans of modules begin, and their end: one thread fills a span. Two at work in the same new huge page
-  // would both have the kernel clear one.
+  // would both have the kernel clear one. DoRA's norms take far longer than that, however little is kept of them.
   std::vector<size_t> StorageSpans() const {
     constexpr int64_t kSpanBytes = int64_t{4} << 20;
     std::vector<size_t> begins;
     for (size_t i = 0; i < matched_.size(); ++i) {
       const int64_t span = matched_[i].storage_begin / kSpanBytes;
-      if (i == 0 || span != matched_[i - 1].storage_begin / kSpanBytes) begins.push_back(i);
+      const bool near = i > 0 && span == matched_[i - 1].storage_begin / kSpanBytes;
+      if (!near || matched_[i].raw->magnitude) begins.push_back(i);
     }
     begins.push_back(matched_.size());
     return begins;

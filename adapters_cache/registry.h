@@ -222,7 +222,8 @@ class AdapterRegistry final : public AdapterStore {
   // malformed weights; UNIMPLEMENTED: a variant this server does not serve, with the reason;
   // RESOURCE_EXHAUSTED: kMaxPendingLoads loads are waiting, max_adapters or tenant_max_adapters names
   // are taken, it alone, or if it is to be pinned with all that is, has more than host_bytes or
-  // tenant_host_bytes, its image has more than tenant_image_pages, or its files would take its tenant beyond tenant_disk_bytes; and what AdapterSources::FetchAsync says of URLs.
+  // tenant_host_bytes, its image has more than tenant_image_pages, or its files would take its tenant
+  // beyond tenant_disk_bytes; and what AdapterSources::FetchAsync says of URLs.
   void LoadAsync(std::string name, std::filesystem::path path, LoadOptions options, LoadDone done);
 
   // Loads from where the name was loaded from, replacing it. FAILED_PRECONDITION: the name has
